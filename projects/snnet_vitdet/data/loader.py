@@ -1,0 +1,248 @@
+"""The training loader: a pure function of (seed, position), so that it resumes exactly."""
+
+import contextlib
+import hashlib
+import logging
+import pickle
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from detectron2.data.common import DatasetFromList
+from detectron2.utils import comm
+from detectron2.utils.serialize import PicklableWrapper
+from torch.utils.data import DataLoader, Dataset
+
+from snnet_vitdet.errors import InputError
+
+__all__ = ["TrainLoader", "build_train_loader"]
+
+logger = logging.getLogger(__name__)
+
+_MAX_TRIES = 10
+
+Mapper = Callable[[dict], dict | None]
+
+
+def build_train_loader(
+    dataset: list[dict], mapper: Mapper, *, total_batch_size: int, num_workers: int, seed: int = 0
+) -> "TrainLoader":
+    """Builds the training loader of this process.
+
+    Args:
+        dataset: detectron2 dataset dicts, the same list in every process.
+        mapper: turns a dataset dict into a model input, such as detectron2's ``DatasetMapper``, or
+            returns None to have another sample drawn in its place.
+        total_batch_size: images an iteration over all processes; a multiple of their number.
+        num_workers: worker processes of this process; 0 maps in the process itself.
+        seed: fixes the order of the images and all random choices of the mapper.
+
+    Raises:
+        InputError: the data set is empty, the batch cannot be divided, or the mapper cannot take
+            the masks of the data.
+    """
+    if not dataset:
+        raise InputError("The training set is empty: give it at least one annotated image.")
+    world = comm.get_world_size()
+    if total_batch_size < 1 or total_batch_size % world:
+        raise InputError(
+            f"The total batch size is {total_batch_size}, but must be a multiple of the number of "
+            f"processes, {world}: change dataloader.train.total_batch_size or the number of GPUs."
+        )
+    _check_mask_format(dataset, mapper)
+    return TrainLoader(dataset, mapper, seed, total_batch_size, num_workers, comm.get_rank(), world)
+
+
+class TrainLoader:
+    """Endless batches, each a list of mapped dicts.
+
+    The samples of all processes are one sequence of positions 0, 1, 2, …; every ``len(dataset)``
+    positions are a permutation of the data set. Iteration i covers positions i·B … (i+1)·B-1, of
+    which each process takes its contiguous share. What a sample looks like depends on the seed and
+    its position alone: not on the number of workers or processes, nor on where a run was resumed.
+
+    Attributes:
+        start_iteration: the iteration whose batch comes first (batches consumed before, by each
+            process); set it before iterating to resume.
+    """
+
+    def __init__(
+        self,
+        dataset: list[dict],
+        mapper: Mapper,
+        seed: int,
+        total_batch_size: int,
+        num_workers: int,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.start_iteration = 0
+        self._samples = _Samples(dataset, mapper, seed)
+        self._total_batch_size = total_batch_size
+        self._num_workers = num_workers
+        self._rank = rank
+        self._world = world
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        loader = DataLoader(
+            self._samples,
+            batch_sampler=self._keys(self.start_iteration),
+            num_workers=self._num_workers,
+            collate_fn=_as_list,
+            # Its own generator: by default DataLoader draws from the global one, which is the
+            # trainer's.
+            generator=torch.Generator().manual_seed(self._samples.seed),
+        )
+        for batch in loader:
+            for sample in batch:
+                if isinstance(sample, _Failure):
+                    raise InputError(sample.message) from sample.cause
+            yield batch
+
+    def _keys(self, iteration: int) -> Iterator[list[tuple[int, int]]]:
+        """(position, index into the data set) of each sample of a batch of this process."""
+        share = self._total_batch_size // self._world
+        order, epoch = None, -1
+        while True:
+            start = iteration * self._total_batch_size + self._rank * share
+            keys = []
+            for position in range(start, start + share):
+                position_epoch, place = divmod(position, len(self._samples))
+                if position_epoch != epoch:
+                    epoch = position_epoch
+                    order = _permutation(len(self._samples), self._samples.seed, "epoch", epoch)
+                keys.append((position, int(order[place])))
+            yield keys
+            iteration += 1
+
+    def fit_samples(self, num_samples: int) -> Iterator[dict]:
+        """Maps a random choice of the data once, for the least-squares initialisation.
+
+        Args:
+            num_samples: images over all processes; no more than the data set has are used.
+
+        Yields:
+            The mapped dicts of this process: every ``world``-th of the choice, from ``rank`` on.
+
+        Raises:
+            InputError: an image cannot be used.
+        """
+        if num_samples > len(self._samples):
+            logger.info("Using all %d images, fewer than %d.", len(self._samples), num_samples)
+        order = _permutation(len(self._samples), self._samples.seed, "fit", 0)[:num_samples]
+        for position in range(self._rank, len(order), self._world):
+            sample = self._samples.map(position, int(order[position]), purpose="fit")
+            if isinstance(sample, _Failure):
+                raise InputError(sample.message) from sample.cause
+            yield sample
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a worker hands over in place of a sample that cannot be made.
+
+    An exception raised in a worker would arrive as its traceback in text, without its cause.
+    """
+
+    message: str
+    cause: Exception | None = None
+
+
+class _Samples(Dataset):
+    """Maps (position, index) keys to samples, each under a random state of its own."""
+
+    def __init__(self, dataset: list[dict], mapper: Mapper, seed: int):
+        # Serialised into one buffer, which workers share: reading Python objects would copy them
+        # into every worker by their reference counts.
+        self._dicts = DatasetFromList(dataset, copy=False, serialize=True)
+        self._mapper = PicklableWrapper(mapper)
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self._dicts)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict | _Failure:
+        return self.map(*key, purpose="train")
+
+    def map(self, position: int, index: int, purpose: str) -> dict | _Failure:
+        """The sample at a position of the named sequence of random states."""
+        for attempt in range(_MAX_TRIES):
+            random_seed = _hash64(self.seed, purpose, position, attempt)
+            if attempt > 0:
+                index = random_seed % len(self._dicts)
+            record = self._dicts[index]
+            try:
+                with _random_state(random_seed):
+                    sample = self._mapper(record)
+            except (OSError, ValueError, SyntaxError) as error:
+                # Pillow reports some damaged files as SyntaxError.
+                return _failure(record, error)
+            if sample is not None:
+                return sample
+        return _Failure(
+            f"The mapper of the training data rejected {_MAX_TRIES} samples in a row, the last one "
+            f"{record.get('file_name')}: check what it returns None for."
+        )
+
+
+def _failure(record: dict, error: Exception) -> _Failure:
+    if isinstance(error, InputError):
+        return _Failure(str(error), error.__cause__)
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - any failure means that it cannot leave the worker
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    return _Failure(
+        f"The training image {record.get('file_name')} cannot be used ({error}): replace the file, "
+        "or take it out of the annotations.",
+        error,
+    )
+
+
+@contextlib.contextmanager
+def _random_state(seed: int) -> Iterator[None]:
+    """Seeds the global generators that augmentations draw from, and restores them."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    # Not torch.manual_seed, which would seed the GPUs as well.
+    torch_state = torch.default_generator.get_state()
+    try:
+        np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002 - detectron2 draws from it
+        random.seed(seed)
+        torch.default_generator.manual_seed(seed >> 1)
+        yield
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
+        torch.default_generator.set_state(torch_state)
+
+
+def _permutation(size: int, seed: int, purpose: str, number: int) -> np.ndarray:
+    return np.random.default_rng(_hash64(seed, purpose, number)).permutation(size)
+
+
+def _hash64(*parts: int | str) -> int:
+    """A 64-bit hash that is the same in every process and version of Python."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _as_list(batch: list) -> list:
+    return batch
+
+
+def _check_mask_format(dataset: list[dict], mapper: Mapper) -> None:
+    """Refuses RLE masks with a mapper that takes polygons, which would fail at a random sample."""
+    if not getattr(mapper, "use_instance_mask", False):
+        return
+    if getattr(mapper, "instance_mask_format", None) != "polygon":
+        return
+    for record in dataset:
+        for annotation in record.get("annotations", ()):
+            if isinstance(annotation.get("segmentation"), dict) and not annotation.get("iscrowd"):
+                raise InputError(
+                    f"The training data have RLE masks (first in {record.get('file_name')}), but "
+                    'the mapper takes polygons: set instance_mask_format="bitmask" in '
+                    "dataloader.train.mapper."
+                )

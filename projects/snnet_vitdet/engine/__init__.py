@@ -1,0 +1,21 @@
+"""Training: what is checked before it, how it starts, one stitch an iteration, its checkpoints."""
+
+from .checkpoint import ClassNames, StrictCheckpointer, checkpoint_to_evaluate
+from .config import load_config
+from .initialise import fit_stitching_layers, load_anchors
+from .lr_decay import LayerwiseDecay
+from .preflight import preflight
+from .trainer import StitchedAMPTrainer, StitchedTrainer
+
+__all__ = [
+    "ClassNames",
+    "LayerwiseDecay",
+    "StitchedAMPTrainer",
+    "StitchedTrainer",
+    "StrictCheckpointer",
+    "checkpoint_to_evaluate",
+    "fit_stitching_layers",
+    "load_anchors",
+    "load_config",
+    "preflight",
+]

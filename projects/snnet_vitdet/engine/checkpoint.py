@@ -1,0 +1,152 @@
+"""Checkpoints that fit the model exactly, and know their classes."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+
+from snnet_vitdet.errors import InputError
+
+__all__ = ["ClassNames", "StrictCheckpointer", "checkpoint_to_evaluate", "last_checkpoint"]
+
+logger = logging.getLogger(__name__)
+
+
+class ClassNames:
+    """The class names a model was trained for, kept in its checkpoints."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """
+        Args:
+            names: Names in the order of the model's outputs.
+        """
+        self.names = list(names)
+
+    def state_dict(self) -> dict[str, list[str]]:
+        """What the checkpoint keeps."""
+        return {"thing_classes": self.names}
+
+    def load_state_dict(self, state: Mapping[str, list[str]]) -> None:
+        """Compares with the names of a checkpoint.
+
+        Raises:
+            InputError: If the checkpoint was trained for other classes.
+        """
+        saved = list(state["thing_classes"])
+        if saved != self.names:
+            raise InputError(
+                f"the checkpoint was trained for the classes {saved}, but the data has "
+                f"{self.names}: give the data it was trained for, or start a new training from it "
+                "with train.init_checkpoint and another train.output_dir"
+            )
+
+
+def last_checkpoint(output_dir: str) -> str:
+    """File name of the last checkpoint that a training noted in its folder, empty without one."""
+    tag = os.path.join(output_dir, "last_checkpoint")
+    if not os.path.isfile(tag):
+        return ""
+    with open(tag, encoding="utf-8") as file:
+        return file.read().strip()
+
+
+def checkpoint_to_evaluate(init_checkpoint: str, output_dir: str) -> str:
+    """The checkpoint of an evaluation: the one that is named, else the last of the output folder.
+
+    Raises:
+        InputError: If it is not there.
+    """
+    path = init_checkpoint
+    if not path:
+        last = last_checkpoint(output_dir)
+        if not last:
+            raise InputError(
+                f"there is nothing to evaluate: {output_dir} has no checkpoint; give one with "
+                "train.init_checkpoint=…"
+            )
+        path = os.path.join(output_dir, last)
+    if not os.path.isfile(path):
+        raise InputError(f"checkpoint {path} does not exist: check train.init_checkpoint")
+    return path
+
+
+class StrictCheckpointer(DetectionCheckpointer):
+    """detectron2's checkpointer, which only warns of missing keys and other shapes, as an error."""
+
+    def __init__(self, *args: object, new_classes: bool = False, **kwargs: object) -> None:
+        """
+        Args:
+            *args: As for detectron2's.
+            new_classes: Whether the checkpoint may be of other classes, by number or name: the last
+                layers of the heads then stay as initialised. For starting a training on other data.
+            **kwargs: As for detectron2's.
+        """
+        super().__init__(*args, **kwargs)
+        self.new_classes = new_classes
+
+    def _load_file(self, filename: str) -> dict:
+        try:
+            return super()._load_file(filename)
+        except Exception as error:  # torch raises many types for damaged files
+            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"checkpoint {filename} cannot be read ({line}): it is truncated or no checkpoint; "
+                "use an earlier one"
+            ) from error
+
+    def _torch_load(self, filename: str) -> dict:
+        # Stated, because the default depends on the version of torch: code in a file is never run.
+        return torch.load(filename, map_location="cpu", weights_only=True)
+
+    def _load_model(self, checkpoint: dict):
+        if self.new_classes:
+            self._forget_other_classes(checkpoint)
+        incompatible = super()._load_model(checkpoint)
+        shapes = [
+            f"{key} {saved} instead of {own}"
+            for key, saved, own in incompatible.incorrect_shapes
+            if not (self.new_classes and _is_class_layer(key))
+        ]
+        skipped = {key for key, _, _ in incompatible.incorrect_shapes}
+        if self.new_classes:
+            skipped |= {key for key in incompatible.missing_keys if _is_class_layer(key)}
+        missing = sorted(set(incompatible.missing_keys) - skipped)
+        unexpected = sorted(incompatible.unexpected_keys)
+        problems = [
+            f"{len(keys)} {what} ({', '.join(keys[:5])}{', …' if len(keys) > 5 else ''})"
+            for what, keys in (
+                ("missing", missing),
+                ("unexpected", unexpected),
+                ("misshapen", shapes),
+            )
+            if keys
+        ]
+        if problems:
+            if (
+                not self.new_classes
+                and "classes" in checkpoint
+                and "classes" in self.checkpointables
+            ):
+                # Other classes explain other shapes, and say more.
+                self.checkpointables["classes"].load_state_dict(checkpoint["classes"])
+            raise InputError(
+                f"the checkpoint is not one of this model: {'; '.join(problems)}. Give the config "
+                "and overrides it was trained with"
+            )
+        if skipped:
+            logger.warning("Other classes than in the checkpoint: %s start anew.", sorted(skipped))
+        return incompatible
+
+    def _forget_other_classes(self, checkpoint: dict) -> None:
+        """Takes the layers of other classes out; a different number shows in their shapes."""
+        own, saved = self.checkpointables.get("classes"), checkpoint.get("classes")
+        if own is None or saved is None or list(saved["thing_classes"]) == own.names:
+            return
+        state = checkpoint["model"]
+        checkpoint["model"] = {key: state[key] for key in state if not _is_class_layer(key)}
+
+
+def _is_class_layer(key: str) -> bool:
+    return key.startswith("roi_heads.") and ("predictor" in key)

@@ -1,0 +1,116 @@
+"""LazyConfig files and overrides, with mistakes found before anything is built.
+
+``LazyConfig.apply_overrides`` creates a key that does not exist, so a misspelt override would
+change nothing and be noticed after the training, if ever.
+"""
+
+import difflib
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from glob import glob
+
+from detectron2.config import LazyConfig
+from detectron2.utils.registry import locate
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from snnet_vitdet.errors import InputError
+
+__all__ = ["load_config"]
+
+
+def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Loads a config file and applies ``key=value`` overrides.
+
+    Args:
+        config_file: A LazyConfig ``.py`` file, or a ``.yaml`` that a run saved.
+        overrides: In detectron2's (hydra's) syntax. A key must exist in the config, or be a
+            parameter of the callable its node describes; ``+key=value`` adds any other.
+
+    Raises:
+        InputError: If the file or a key does not exist, or an override cannot be parsed; for a key,
+            says which there are.
+    """
+    if not config_file:
+        raise InputError("no config file is given: add --config-file configs/…")
+    if not os.path.isfile(config_file):
+        near = difflib.get_close_matches(
+            config_file, glob("configs/*/*.py"), n=3, cutoff=0.5
+        ) or sorted(glob("configs/*/*.py"))
+        hint = f"; there are {', '.join(near)}" if near else ""
+        raise InputError(f"config file {config_file} does not exist{hint}")
+    config = LazyConfig.load(config_file)
+    for override in overrides:
+        _check_override(config, override)
+    try:
+        return LazyConfig.apply_overrides(config, [o.removeprefix("+") for o in overrides])
+    except (OmegaConfBaseException, KeyError, NotImplementedError) as error:
+        line = str(error).splitlines()[0]
+        raise InputError(f"overrides {list(overrides)} cannot be applied: {line}") from error
+
+
+def _check_override(config: DictConfig, override: str) -> None:
+    if override.startswith("-"):
+        raise InputError(f"option {override!r} comes after an override: options go before them")
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise InputError(
+            f"override {override!r} cannot be read: write key=value, with quotes around values "
+            "that hold spaces, commas or brackets"
+        ) from error
+    if parsed.is_sweep_override():  # hydra's own use of commas, to start many runs
+        key, _, value = override.partition("=")
+        raise InputError(
+            f"override {override!r} has commas outside quotes: write \"{key}='{value}'\" for one "
+            f'text, or "{key}=[{value}]" for a list (with the double quotes, in a shell)'
+        )
+    if parsed.is_add():
+        return
+    node: object = OmegaConf.to_container(config, resolve=False)
+    *parents, last = parsed.key_or_group.split(".")
+    path = ""
+    for part in parents:
+        if part not in _keys(node):
+            raise _unknown(override, part, path, node)
+        node = node[int(part)] if isinstance(node, list) else node[part]
+        path = f"{path}.{part}" if path else part
+    if last == "_target_" and isinstance(node, Mapping) and last in node:
+        return
+    if last not in _keys(node) and last not in _parameters(node):
+        raise _unknown(override, last, path, node)
+
+
+def _keys(node: object) -> list[str]:
+    if isinstance(node, Mapping):
+        return [str(key) for key in node if key != "_target_"]
+    if isinstance(node, list):
+        return [str(index) for index in range(len(node))]
+    return []
+
+
+def _parameters(node: object) -> list[str]:
+    """Names that the callable of an ``L(...)`` node takes."""
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        return []
+    target = node["_target_"]
+    if isinstance(target, str):
+        target = locate(target)
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def _unknown(override: str, key: str, path: str, node: object) -> InputError:
+    known = sorted({*_keys(node), *_parameters(node)})
+    where = path or "the config"
+    if not known:
+        return InputError(f"override {override!r}: {where} is a value, it has no key {key!r}")
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return InputError(f"override {override!r}: {where} has no key {key!r}{hint}; it has {known}")

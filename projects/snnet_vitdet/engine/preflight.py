@@ -1,0 +1,191 @@
+"""What can be known to be wrong before a training or a sweep starts, found in seconds.
+
+Runs once, in the process the user started, before any other process, GPU or data worker: a mistake
+ends in one sentence instead of a traceback from the middle of several processes.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+
+import torch
+from detectron2.config import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from snnet_vitdet.data import check_coco_json, check_same_categories, num_categories
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.modeling import find_stitched_vit, stitch_costs
+from snnet_vitdet.modeling.cost import build_on_meta
+from snnet_vitdet.modeling.timm_weights import check_weights
+from snnet_vitdet.stitching import select_stitches
+
+from .checkpoint import checkpoint_to_evaluate, last_checkpoint
+from .initialise import anchors_of
+from .trainer import SCOPES
+
+__all__ = ["preflight"]
+
+logger = logging.getLogger(__name__)
+
+_CHOICES = {
+    "train.amp.precision": ("float16", "bfloat16"),
+    "train.stitch_scope": SCOPES,
+    "init.stitching_layers": ("least_squares", "random"),
+}
+
+
+def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_processes: int) -> None:
+    """Prepares generated data, resolves ``train.device`` and checks everything a run depends on.
+
+    Args:
+        config: The whole config, overrides applied; ``train.device=auto`` is replaced.
+        evaluation: Whether the run only evaluates.
+        resume: Whether the run continues another one.
+        num_processes: Number of training processes in all.
+
+    Raises:
+        InputError: For the first thing that is wrong.
+    """
+    _resolve_device(config)
+    for key, lowest in (("seed", 0), ("max_iter", 1)):
+        value = config.train[key]
+        if not isinstance(value, int) or value < lowest:
+            raise InputError(f"train.{key}={value} must be a whole number of at least {lowest}")
+    for key, allowed in _CHOICES.items():
+        value = OmegaConf.select(config, key)
+        if value not in allowed:
+            raise InputError(f"{key}={value} must be one of {list(allowed)}")
+    if "prepare" in config.data:
+        instantiate(config.data.prepare)
+    missing = sorted(_missing_keys(OmegaConf.to_container(config, resolve=False)))
+    if missing:
+        example = " ".join(f"{key}=…" for key in missing)
+        raise InputError(f"the config leaves these keys to you: {missing}; add {example}")
+    # A sweep at initialisation starts as a training does.
+    starts = config.sweep.at_initialisation if evaluation else not resume
+    if evaluation and starts and config.train.init_checkpoint:
+        raise InputError(
+            "sweep.at_initialisation=True sweeps without a checkpoint: leave out "
+            "train.init_checkpoint, or at_initialisation"
+        )
+    num_classes = _check_data(config.data, training=starts or not evaluation)
+    model = _build(config.model)
+    if model.roi_heads.num_classes != num_classes:
+        raise InputError(
+            f"model.roi_heads.num_classes is {model.roi_heads.num_classes}, but the data has "
+            f"{num_classes} categories: set it to that"
+        )
+    _check_stitches(config, model, training=starts or not evaluation)
+    if evaluation and not starts:
+        checkpoint_to_evaluate(config.train.init_checkpoint, config.train.output_dir)
+    elif config.train.init_checkpoint and not os.path.isfile(config.train.init_checkpoint):
+        raise InputError(
+            f"train.init_checkpoint={config.train.init_checkpoint} does not exist: check the path"
+        )
+    _check_writable(config.train.output_dir)
+    if not evaluation:
+        _check_batch(config.dataloader.train.total_batch_size, num_processes)
+        _check_output_dir(config.train.output_dir, resume)
+    if starts and not config.train.init_checkpoint:
+        anchors = anchors_of(model)
+        for name, source in config.init.weights.items():
+            if source and name in anchors:
+                check_weights(anchors[name], source)
+
+
+def _missing_keys(node: object, path: str = "") -> Iterator[str]:
+    """Keys that are still ``???``; OmegaConf's own function fails at interpolations to them."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _missing_keys(value, f"{path}.{key}" if path else str(key))
+    elif node == "???":
+        yield path
+
+
+def _resolve_device(config: DictConfig) -> None:
+    available = torch.cuda.is_available()
+    if config.train.device == "auto":
+        config.train.device = "cuda" if available else "cpu"
+    try:
+        torch.device(config.train.device)
+    except RuntimeError as error:
+        raise InputError(
+            f"train.device={config.train.device} is no device: set auto, cuda or cpu"
+        ) from error
+    if config.train.device.startswith("cuda") and not available:
+        raise InputError(
+            f"train.device={config.train.device}, but torch {torch.__version__} sees no GPU: set "
+            "train.device=cpu, or install a driver and a torch that fit the GPU"
+        )
+
+
+def _check_data(data: DictConfig, training: bool) -> int:
+    """Checks the annotation files; returns the number of categories."""
+    if not data.check:
+        return num_categories(data.test_json)
+    test = check_coco_json(data.test_json, data.test_images, for_evaluation=True)
+    logger.info("Test data: %s", test)
+    if not training:
+        return len(test.categories)
+    train = check_coco_json(data.train_json, data.train_images, for_evaluation=False)
+    logger.info("Training data: %s", train)
+    check_same_categories(train, test)
+    return len(train.categories)
+
+
+def _build(model_config: DictConfig) -> nn.Module:
+    try:
+        return build_on_meta(model_config)
+    except InputError:
+        raise
+    except (AssertionError, TypeError, ValueError) as error:
+        raise InputError(f"the model of this config cannot be built: {error}") from error
+
+
+def _check_stitches(config: DictConfig, model: nn.Module, training: bool) -> None:
+    backbone = find_stitched_vit(model)
+    if backbone is None:
+        return
+    select_stitches(config.sweep.stitch_ids, backbone.space)
+    costs = stitch_costs(config.model)
+    if not training:
+        return
+    select_stitches(config.train.eval_stitches, backbone.space)
+    if not isinstance(config.init.num_images, int) or config.init.num_images < 1:
+        raise InputError(f"init.num_images={config.init.num_images} must be a whole number above 0")
+    sampler = config.sampler.copy()
+    sampler.gflops = list(costs.gflops)
+    try:
+        instantiate(sampler)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the sampler of this config cannot be built: {error}") from error
+
+
+def _check_batch(batch: int, num_processes: int) -> None:
+    if batch % num_processes:
+        raise InputError(
+            f"dataloader.train.total_batch_size={batch} cannot be shared by {num_processes} "
+            "processes: make it a multiple of them"
+        )
+
+
+def _check_writable(output_dir: str) -> None:
+    try:
+        os.makedirs(output_dir, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"train.output_dir={output_dir} cannot be created ({error.strerror}): choose another"
+        ) from error
+    if not os.access(output_dir, os.W_OK):
+        raise InputError(f"train.output_dir={output_dir} cannot be written: choose another")
+
+
+def _check_output_dir(output_dir: str, resume: bool) -> None:
+    """Refuses to overwrite a training that has got anywhere."""
+    last = last_checkpoint(output_dir)
+    if not resume and last not in ("", "model_init.pth"):
+        raise InputError(
+            f"{output_dir} already holds a training ({last}): add --resume to continue it, or "
+            "choose another train.output_dir"
+        )

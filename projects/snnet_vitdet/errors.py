@@ -1,0 +1,21 @@
+"""The one exception that means "what the user gave us is wrong", and how a program ends with it."""
+
+import sys
+from typing import NoReturn
+
+__all__ = ["InputError", "exit_with"]
+
+
+class InputError(ValueError):
+    """Wrong input from outside: a config, an override, a weight file or data.
+
+    The message is one sentence or two that name the thing and the remedy. The command-line programs
+    print it without a traceback and exit with status 2; code that calls the package can catch it as
+    a ``ValueError``.
+    """
+
+
+def exit_with(error: InputError | str) -> NoReturn:
+    """Ends a command-line program: the sentence on the standard error output, status 2."""
+    sys.stderr.write(f"error: {error}\n")
+    sys.exit(2)

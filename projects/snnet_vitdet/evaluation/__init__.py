@@ -1,0 +1,16 @@
+"""Evaluating the stitches of a trained model: the sweep, its results and their Pareto frontier."""
+
+from .pareto import pareto_front
+from .results import ResultsTable, StitchResult
+from .results_text import format_table
+from .sweep import BASELINE, evaluate_stitch, sweep
+
+__all__ = [
+    "BASELINE",
+    "ResultsTable",
+    "StitchResult",
+    "evaluate_stitch",
+    "format_table",
+    "pareto_front",
+    "sweep",
+]

@@ -1,0 +1,18 @@
+"""The method inside detectron2: anchors, their weights, the stitched backbone, what it costs."""
+
+from .anchor import AnchorViT
+from .attention import attention_implementation
+from .cost import anchor_alone, baseline_cost, stitch_costs
+from .stitched_vit import StitchedViT, find_stitched_vit
+from .timm_weights import load_anchor_weights
+
+__all__ = [
+    "AnchorViT",
+    "StitchedViT",
+    "anchor_alone",
+    "attention_implementation",
+    "baseline_cost",
+    "find_stitched_vit",
+    "load_anchor_weights",
+    "stitch_costs",
+]

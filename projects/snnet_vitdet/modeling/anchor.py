@@ -1,0 +1,236 @@
+"""An anchor: a pretrained plain ViT adapted to detection as ViTDet does.
+
+The blocks are DeiT3's (LayerScale, pre-norm, no final norm), their parameters named as timm names
+them. From ViTDet (https://arxiv.org/abs/2203.16527, section 3) come window attention in most
+blocks, interpolated absolute positions and decomposed relative positions. detectron2's own ``ViT``
+has no LayerScale and drops a class slot that DeiT3's positions do not have.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from detectron2.modeling import Backbone
+from detectron2.modeling.backbone.utils import (
+    PatchEmbed,
+    get_abs_pos,
+    window_partition,
+    window_unpartition,
+)
+from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates
+from torch import nn
+
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.stitching import LowRankLinear
+
+from .attention import Attention
+
+__all__ = ["AnchorViT", "Block", "last_of_each_quarter"]
+
+
+def last_of_each_quarter(depth: int) -> tuple[int, ...]:
+    """Indexes of the blocks that attend globally in ViTDet: 2, 5, 8, 11 of 12 blocks."""
+    return tuple(sorted({max(round(depth * quarter / 4), 1) - 1 for quarter in (1, 2, 3, 4)}))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block with LayerScale, over windows or over the whole grid."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        layer_scale_init: float | None = 1e-6,
+        window_size: int = 0,
+        rel_pos_size: tuple[int, int] | None = None,
+        attention: str = "fused",
+        linear: Callable[[int, int], nn.Module] = nn.Linear,
+    ) -> None:
+        """
+        Args:
+            dim: Token width.
+            num_heads: Number of attention heads.
+            mlp_ratio: Hidden width of the MLP over ``dim``.
+            drop_path: Probability of dropping each of the two branches, per image, in training.
+            layer_scale_init: Start value of LayerScale, None for no LayerScale.
+            window_size: Side of the attention windows in tokens, 0 for global attention.
+            rel_pos_size: Grid the relative positions are stored for, None for none.
+            attention: ``fused`` or ``reference``.
+            linear: Makes the linear layers of attention and MLP from their input and output widths.
+        """
+        super().__init__()
+        norm = partial(nn.LayerNorm, eps=1e-6)
+
+        def layer_scale() -> nn.Module:
+            return nn.Identity() if layer_scale_init is None else LayerScale(dim, layer_scale_init)
+
+        self.window_size = window_size
+        self.norm1 = norm(dim)
+        self.attn = Attention(dim, num_heads, rel_pos_size, attention, linear)
+        self.ls1 = layer_scale()
+        self.norm2 = norm(dim)
+        hidden = int(dim * mlp_ratio)
+        self.mlp = Mlp(dim, hidden_features=hidden)
+        if linear is not nn.Linear:
+            self.mlp.fc1, self.mlp.fc2 = linear(dim, hidden), linear(hidden, dim)
+        self.ls2 = layer_scale()
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            x: Tokens, (B, H, W, C).
+
+        Returns:
+            Tokens, (B, H, W, C).
+        """
+        y = self.norm1(x)
+        if self.window_size:
+            grid = y.shape[1:3]
+            y, padded = window_partition(y, self.window_size)
+            y = self.attn(y)
+            y = window_unpartition(y, self.window_size, padded, grid)
+        else:
+            y = self.attn(y)
+        x = x + self.drop_path(self.ls1(y))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
+
+class AnchorViT(Backbone):
+    """A plain ViT: alone a detectron2 backbone (the baseline), or one of two anchors to stitch."""
+
+    def __init__(
+        self,
+        img_size: int = 1024,
+        patch_size: int = 16,
+        embed_dim: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.0,
+        layer_scale_init: float | None = 1e-6,
+        window_size: int = 14,
+        global_block_indexes: Sequence[int] | None = None,
+        use_rel_pos: bool = True,
+        pretrain_img_size: int = 224,
+        attention: str = "fused",
+        lora_rank: int = 0,
+        lora_alpha: float | None = None,
+        out_feature: str = "last_feat",
+    ) -> None:
+        """
+        Args:
+            img_size: Side in pixels of the square images it is trained on; sets the size of the
+                relative positions of global blocks.
+            patch_size: Side of a patch in pixels.
+            embed_dim: Token width.
+            depth: Number of blocks.
+            num_heads: Number of attention heads.
+            mlp_ratio: Hidden width of the MLPs over ``embed_dim``.
+            drop_path_rate: Stochastic depth of the last block; rises linearly from 0.
+            layer_scale_init: Start value of LayerScale, None for no LayerScale.
+            window_size: Side in tokens of the windows of the blocks that do not attend globally; 0
+                lets all blocks attend globally.
+            global_block_indexes: Blocks that attend globally; None takes the last of each quarter.
+            use_rel_pos: Whether attention has decomposed relative positions.
+            pretrain_img_size: Side in pixels of the images of the pretraining; sets the stored grid
+                of absolute positions, which is interpolated to the grid at hand.
+            attention: ``fused`` or ``reference``.
+            lora_rank: Above 0, the anchor is frozen but for a LoRA update of this rank of every
+                linear layer of attention and MLP (parameter-efficient tuning; paper, Figure 12a).
+            lora_alpha: Scale of that update times its rank, None for the rank.
+            out_feature: Name of the output.
+
+        Raises:
+            InputError: For a block index outside the anchor, or a pretraining size that the patch
+                size does not divide.
+        """
+        super().__init__()
+        if pretrain_img_size % patch_size:
+            raise InputError(
+                f"pretrain_img_size={pretrain_img_size} is not a multiple of "
+                f"patch_size={patch_size}"
+            )
+        if global_block_indexes is None:
+            global_block_indexes = last_of_each_quarter(depth)
+        outside = [i for i in global_block_indexes if not 0 <= i < depth]
+        if outside:
+            raise InputError(
+                f"global_block_indexes holds {outside[0]}, but the anchor has blocks "
+                f"0 … {depth - 1}"
+            )
+        self.embed_dim = embed_dim
+        self.depth = depth
+        self.patch_size = patch_size
+        self.patch_embed = PatchEmbed(
+            kernel_size=(patch_size, patch_size),
+            stride=(patch_size, patch_size),
+            embed_dim=embed_dim,
+        )
+        num_positions = (pretrain_img_size // patch_size) ** 2
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_positions, embed_dim))
+
+        linear: Callable[[int, int], nn.Module] = nn.Linear
+        if lora_rank:
+            linear = partial(LowRankLinear, rank=lora_rank, alpha=lora_alpha, train_bias=False)
+        blocks = []
+        for index, drop_path in enumerate(calculate_drop_path_rates(drop_path_rate, depth)):
+            window = 0 if index in global_block_indexes else window_size
+            side = window or img_size // patch_size
+            blocks.append(
+                Block(
+                    dim=embed_dim,
+                    num_heads=num_heads,
+                    mlp_ratio=mlp_ratio,
+                    drop_path=drop_path,
+                    layer_scale_init=layer_scale_init,
+                    window_size=window,
+                    rel_pos_size=(side, side) if use_rel_pos else None,
+                    attention=attention,
+                    linear=linear,
+                )
+            )
+        self.blocks = nn.ModuleList(blocks)
+
+        self._out_features = [out_feature]
+        self._out_feature_channels = {out_feature: embed_dim}
+        self._out_feature_strides = {out_feature: patch_size}
+
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.apply(_init_linear)
+        if lora_rank:
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(name.endswith((".lora_a", ".lora_b")))
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Patches with their absolute positions.
+
+        Args:
+            images: (B, 3, H, W), normalised; H and W multiples of the patch size.
+
+        Returns:
+            Tokens, (B, H / patch, W / patch, C).
+        """
+        x = self.patch_embed(images)
+        return x + get_abs_pos(self.pos_embed, False, (x.shape[1], x.shape[2]))
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            images: (B, 3, H, W), normalised.
+
+        Returns:
+            The output of the last block by the name of the output, (B, C, H / patch, W / patch).
+        """
+        x = self.embed(images)
+        for block in self.blocks:
+            x = block(x)
+        return {self._out_features[0]: x.permute(0, 3, 1, 2)}
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | LowRankLinear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,208 @@
+"""Costs of a detector's parts, counted on the meta device: no weights, no arithmetic, no memory.
+
+Counted is the mathematics of the reference attention, at one square image. The numbers are those
+of ``detectron2.utils.analysis.FlopCountAnalysis`` (a test compares them); fvcore's tracer itself
+cannot run convolutions on the meta device. Parts whose work depends on what is in the image are
+counted at their nominal size: the box head at the RPN's ``post_nms_topk`` proposals. The mask head
+runs once per detection; it is counted for ``num_detections``, by default none, which is what a
+random image gives in an untrained detector of 80 classes.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from detectron2.config import instantiate
+from detectron2.modeling import Backbone, SimpleFeaturePyramid
+from omegaconf import DictConfig
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.stitching import Cost, CostParts, CostTable, StitchingLayer, merged
+
+from .anchor import AnchorViT
+from .attention import attention_implementation
+from .stitched_vit import StitchedViT
+
+__all__ = ["anchor_alone", "baseline_cost", "build_on_meta", "image_size_of", "stitch_costs"]
+
+
+def _layer_norm_flops(input_shape: Sequence[int], *args: object, **kwargs: object) -> int:
+    # fvcore's count of an affine normalisation, doubled because torch counts a multiply and an add
+    # as two.
+    return 2 * 5 * math.prod(input_shape)
+
+
+def build_on_meta(model_config: DictConfig) -> nn.Module:
+    """Builds a model from its config without memory for its weights, in evaluation mode."""
+    with torch.device("meta"):
+        return instantiate(model_config).eval()
+
+
+def image_size_of(model_config: DictConfig) -> int:
+    """Side in pixels of the square a model pads its images to: where its cost is counted.
+
+    Raises:
+        InputError: If the config pads to no square, so that a size has to be given.
+    """
+    side = model_config.backbone.get("square_pad", 0)
+    if not side:
+        raise InputError(
+            "model.backbone.square_pad is 0, so the model has no image size of its own: give one "
+            "to count costs at"
+        )
+    return side
+
+
+def stitch_costs(
+    model_config: DictConfig, image_size: int | None = None, num_detections: int = 0
+) -> CostTable:
+    """Cost of every stitch of a detector.
+
+    Args:
+        model_config: A detectron2 R-CNN on a SimpleFeaturePyramid on a StitchedViT.
+        image_size: Side of the square image in pixels; the config's own if None.
+        num_detections: Detections the mask head is counted for.
+
+    Returns:
+        The table over the model's stitching space; its stitching layers are merged ones.
+
+    Raises:
+        InputError: If the model has no stitched backbone.
+    """
+    model, image_size = build_on_meta(model_config), image_size or image_size_of(model_config)
+    backbone = model.backbone.net
+    if not isinstance(backbone, StitchedViT):
+        raise InputError("model.backbone.net is no StitchedViT, so the model has no stitches")
+    layers = backbone.stitching_layers
+    grid = image_size // backbone.small.patch_size
+    parts = CostParts(
+        embeddings=tuple(_embedding(anchor, image_size) for anchor in backbone.anchors),
+        blocks=tuple(_blocks(anchor, grid) for anchor in backbone.anchors),
+        stitching_layers={key: _stitching_layer(layer, grid) for key, layer in layers.items()},
+        shared=_shared(model, grid, num_detections),
+    )
+    return CostTable(backbone.space, parts)
+
+
+def baseline_cost(
+    model_config: DictConfig, image_size: int | None = None, num_detections: int = 0
+) -> Cost:
+    """Cost of a detector on a single anchor; arguments as for :func:`stitch_costs`.
+
+    Raises:
+        InputError: If the model's backbone is no single anchor.
+    """
+    model, image_size = build_on_meta(model_config), image_size or image_size_of(model_config)
+    anchor = model.backbone.net
+    if not isinstance(anchor, AnchorViT):
+        raise InputError("model.backbone.net is no AnchorViT, so the model is no baseline")
+    grid = image_size // anchor.patch_size
+    parts = [_embedding(anchor, image_size), *_blocks(anchor, grid)]
+    parts += _shared(model, grid, num_detections).values()
+    return sum(parts, Cost())
+
+
+def anchor_alone(model_config: DictConfig, anchor: str) -> DictConfig:
+    """The config of the baseline detector on one anchor of a stitched detector.
+
+    Args:
+        model_config: Config of a detector on a StitchedViT; not changed.
+        anchor: ``small`` or ``large``.
+    """
+    config = copy.deepcopy(model_config)
+    config.backbone.net = model_config.backbone.net[anchor]
+    # The pyramid finds its input by the name that its backbone's config gives.
+    config.backbone.net.out_feature = model_config.backbone.net.out_feature
+    return config
+
+
+def _count(function: Callable[..., object], *inputs: torch.Tensor | list[torch.Tensor]) -> float:
+    """Multiply-accumulates of one call on meta tensors."""
+    norm = {torch.ops.aten.native_layer_norm: _layer_norm_flops}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=norm) as counter:
+        function(*inputs)
+    return counter.get_total_flops() / 2
+
+
+def _params(module: nn.Module) -> int:
+    """Parameters of a module whose low-rank updates are merged."""
+    return sum(
+        parameter.numel()
+        for name, parameter in module.named_parameters()
+        if not name.endswith((".lora_a", ".lora_b"))
+    )
+
+
+def _tokens(grid: int, width: int) -> torch.Tensor:
+    return torch.empty(1, grid, grid, width, device="meta")
+
+
+def _embedding(anchor: AnchorViT, image_size: int) -> Cost:
+    image = torch.empty(1, 3, image_size, image_size, device="meta")
+    params = _params(anchor.patch_embed) + anchor.pos_embed.numel()
+    return Cost(_count(anchor.embed, image), params)
+
+
+def _blocks(anchor: AnchorViT, grid: int) -> Sequence[Cost]:
+    # Blocks of one anchor differ by their window alone.
+    counted: dict[int, Cost] = {}
+    with attention_implementation(anchor, "reference"), merged(anchor):
+        for block in anchor.blocks:
+            if block.window_size not in counted:
+                flops = _count(block, _tokens(grid, anchor.embed_dim))
+                counted[block.window_size] = Cost(flops, _params(block))
+    return [counted[block.window_size] for block in anchor.blocks]
+
+
+def _stitching_layer(layer: StitchingLayer, grid: int) -> Cost:
+    linear = layer.to_linear()
+    return Cost(_count(linear, _tokens(grid, layer.in_features)), _params(linear))
+
+
+def _shared(model: nn.Module, grid: int, num_detections: int) -> dict[str, Cost]:
+    """Pyramid, RPN and RoI heads of a GeneralizedRCNN; takes the backbone off its pyramid."""
+    pyramid, rpn, heads = model.backbone, model.proposal_generator, model.roi_heads
+    if not isinstance(pyramid, SimpleFeaturePyramid):
+        raise InputError(f"costs are counted for a SimpleFeaturePyramid, not {type(pyramid)}")
+    width = pyramid.net.output_shape()[pyramid.in_feature].channels
+    pyramid.net = _Given(pyramid.in_feature)
+    features = pyramid(torch.empty(1, width, grid, grid, device="meta"))
+    pooled_channels = features[heads.box_in_features[0]].shape[1]
+    costs = {
+        "pyramid": Cost(
+            _count(pyramid, torch.empty(1, width, grid, grid, device="meta")), _params(pyramid)
+        ),
+        "rpn": Cost(
+            _count(rpn.rpn_head, [features[name] for name in rpn.in_features]), _params(rpn)
+        ),
+    }
+    # Cascade R-CNN has one head and predictor a stage, Mask R-CNN one.
+    box_heads, predictors = (
+        list(m) if isinstance(m, nn.ModuleList) else [m]
+        for m in (heads.box_head, heads.box_predictor)
+    )
+    side = heads.box_pooler.output_size
+    proposals = torch.empty(rpn.post_nms_topk[False], pooled_channels, *side, device="meta")
+    flops = 0.0
+    for box_head, predictor in zip(box_heads, predictors, strict=True):
+        flops += _count(box_head, proposals) + _count(predictor, box_head(proposals))
+    if num_detections and heads.mask_on:
+        side = heads.mask_pooler.output_size
+        detections = torch.empty(num_detections, pooled_channels, *side, device="meta")
+        flops += _count(heads.mask_head.layers, detections)
+    costs["roi_heads"] = Cost(flops, _params(heads))
+    return costs
+
+
+class _Given(Backbone):
+    """Hands its input through, so that a pyramid can be counted without its backbone."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {self.name: features}

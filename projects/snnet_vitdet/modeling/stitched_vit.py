@@ -1,0 +1,154 @@
+"""The stitched backbone: two anchors, their stitching layers, and the walk that is in effect."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from detectron2.modeling import Backbone
+from torch import nn
+
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.stitching import LARGE, SMALL, Stitch, StitchingLayers, StitchSpace
+
+from .anchor import AnchorViT
+
+__all__ = ["StitchedViT", "find_stitched_vit"]
+
+
+class StitchedViT(Backbone):
+    """Two plain ViTs and every walk between them, as one detectron2 backbone.
+
+    One output of the large anchor's width for every stitch, so one feature pyramid and one set of
+    heads serve all of them. Which stitch runs is plain state, not a parameter and in no checkpoint:
+    ``set_stitch`` costs nothing and is in effect at the next forward. ``forward`` never samples.
+    """
+
+    def __init__(
+        self,
+        small: AnchorViT,
+        large: AnchorViT,
+        max_cuts: int = 2,
+        kinds: Iterable[str] | None = None,
+        lora_rank: int = 16,
+        lora_alpha: float | None = None,
+        out_feature: str = "last_feat",
+    ) -> None:
+        """
+        Args:
+            small: The fast anchor.
+            large: The slow anchor, at least as deep.
+            max_cuts: Largest number of changes of anchor in a stitch.
+            kinds: The kinds of stitches to build, all if None.
+            lora_rank: Rank of the update a stitching layer learns; 0 trains its full matrix.
+            lora_alpha: Scale of the update times the rank, None for the rank.
+            out_feature: Name of the output.
+
+        Raises:
+            InputError: If the patch sizes differ, or depths, cuts, kinds or rank give no space.
+        """
+        super().__init__()
+        if small.patch_size != large.patch_size:
+            raise InputError(
+                f"the anchors cannot be stitched: their patch sizes differ ({small.patch_size} and "
+                f"{large.patch_size}), so their tokens do not lie on the same grid; choose two "
+                "ViTs of one patch size"
+            )
+        try:
+            self.space = StitchSpace((small.depth, large.depth), max_cuts, kinds)
+            layers = StitchingLayers(
+                self.space, (small.embed_dim, large.embed_dim), lora_rank, lora_alpha
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        self.small = small
+        self.large = large
+        self.stitching_layers = layers
+        self._out_features = [out_feature]
+        self._out_feature_channels = {out_feature: large.embed_dim}
+        self._out_feature_strides = {out_feature: large.patch_size}
+        large_alone = [stitch for stitch in self.space if stitch.kind == "L"]
+        self._stitch = large_alone[0] if large_alone else self.space[0]
+
+    @property
+    def anchors(self) -> tuple[AnchorViT, AnchorViT]:
+        """The small and the large anchor, indexed as in the segments of a stitch."""
+        return (self.small, self.large)
+
+    @property
+    def stitch(self) -> Stitch:
+        """The stitch in effect: the large anchor until another one is set."""
+        return self._stitch
+
+    def set_stitch(self, stitch: int | str) -> Stitch:
+        """Puts a stitch into effect.
+
+        Args:
+            stitch: Id or name.
+
+        Returns:
+            The stitch.
+
+        Raises:
+            IndexError, KeyError: If the space has no such id or name; the stitch in effect stays.
+        """
+        self._stitch = self.space[stitch]
+        return self._stitch
+
+    @contextmanager
+    def using_stitch(self, stitch: int | str) -> Iterator[Stitch]:
+        """Puts a stitch into effect for a while, then the one before it again."""
+        before = self._stitch
+        try:
+            yield self.set_stitch(stitch)
+        finally:
+            self._stitch = before
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            images: (B, 3, H, W), normalised; H and W multiples of the patch size.
+
+        Returns:
+            The features of the stitch in effect by the name of the output, (B, D2, H / patch,
+            W / patch) with D2 the large anchor's width.
+        """
+        stitch = self._stitch
+        x = self.anchors[stitch.segments[0].anchor].embed(images)
+        transitions = iter(stitch.transitions)
+        for index, (anchor, start, stop) in enumerate(stitch.segments):
+            if index:
+                x = self.stitching_layers[next(transitions)](x)
+            for block in self.anchors[anchor].blocks[start:stop]:
+                x = block(x)
+        for transition in transitions:  # the exit projection, if the walk ends in the small anchor
+            x = self.stitching_layers[transition](x)
+        return {self._out_features[0]: x.permute(0, 3, 1, 2)}
+
+    @torch.no_grad()
+    def stage_tokens(
+        self, images: torch.Tensor
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Both anchors' tokens at every cut, for the least-squares fit.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+
+        Yields:
+            The cut 1 … number of stages (the last is the exit) and the tokens of the small and of
+            the large anchor right before it, (B, h, w, D1) and (B, h, w, D2).
+        """
+        tokens = [anchor.embed(images) for anchor in self.anchors]
+        for stage in range(self.space.num_stages):
+            for index, anchor in enumerate(self.anchors):
+                start, stop = self.space.boundaries[index][stage : stage + 2]
+                for block in anchor.blocks[start:stop]:
+                    tokens[index] = block(tokens[index])
+            yield stage + 1, tokens[SMALL], tokens[LARGE]
+
+
+def find_stitched_vit(model: nn.Module) -> StitchedViT | None:
+    """The stitched backbone inside a detector, wrapped or not, if it has one."""
+    for module in model.modules():
+        if isinstance(module, StitchedViT):
+            return module
+    return None

@@ -1,0 +1,5 @@
+"""Pictures made from results."""
+
+from .pareto_plot import plot_pareto
+
+__all__ = ["plot_pareto"]

@@ -1,0 +1,33 @@
+"""The method: stitching space, sampling, stitching layers, their fit, and what a stitch costs.
+
+Needs torch at most; knows nothing of detectron2 or of any particular ViT.
+"""
+
+from .cost import Cost, CostParts, CostTable
+from .layers import StitchingLayer, StitchingLayers
+from .least_squares import AffineMap, TokenMoments
+from .low_rank import LowRankLinear, merged
+from .sampling import ResourceConstrainedSampler, UniformSampler
+from .selection import select_stitches
+from .space import LARGE, SMALL, Segment, Stitch, StitchSpace, Transition
+
+__all__ = [
+    "LARGE",
+    "SMALL",
+    "AffineMap",
+    "Cost",
+    "CostParts",
+    "CostTable",
+    "LowRankLinear",
+    "ResourceConstrainedSampler",
+    "Segment",
+    "Stitch",
+    "StitchSpace",
+    "StitchingLayer",
+    "StitchingLayers",
+    "TokenMoments",
+    "Transition",
+    "UniformSampler",
+    "merged",
+    "select_stitches",
+]

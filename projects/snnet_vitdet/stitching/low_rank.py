@@ -1,0 +1,116 @@
+"""Linear layers that learn only a low-rank update: LoRA (https://arxiv.org/abs/2106.09685)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = ["LowRankLinear", "merged"]
+
+
+class LowRankLinear(nn.Module):
+    """``x @ M + b + (x @ B @ A) * alpha / rank`` with ``M`` frozen.
+
+    ``B`` starts Gaussian and ``A`` zero, so training starts exactly at ``M``. With ``rank=0`` there
+    is no update and ``M`` itself is trained. ``weight`` and ``bias`` are named and laid out as in
+    ``nn.Linear``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        alpha: float | None = None,
+        train_bias: bool = True,
+    ) -> None:
+        """
+        Args:
+            in_features: Width of the input.
+            out_features: Width of the output.
+            rank: Rank of the update; 0 trains the full matrix.
+            alpha: Scale of the update times the rank. None means ``rank``, a factor of 1.
+            train_bias: Whether the bias is trained beside an update.
+
+        Raises:
+            ValueError: For a rank that is negative or above both widths.
+        """
+        super().__init__()
+        if not 0 <= rank <= min(in_features, out_features):
+            raise ValueError(
+                f"rank must be 0 … {min(in_features, out_features)} for a {self._what} "
+                f"{in_features} -> {out_features}, got {rank}"
+            )
+        self.in_features = in_features
+        self.out_features = out_features
+        self.rank = rank
+        # nn.Linear's layout (out, in), so that exporting needs no transpose.
+        self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=rank == 0)
+        self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=rank == 0 or train_bias)
+        nn.init.trunc_normal_(self.weight, std=in_features**-0.5)
+        if rank:
+            self.scale = (rank if alpha is None else alpha) / rank
+            self.lora_b = nn.Parameter(torch.empty(rank, in_features))
+            self.lora_a = nn.Parameter(torch.zeros(out_features, rank))
+            # Keeps x @ B at the scale of one feature of x, whatever the width.
+            nn.init.normal_(self.lora_b, std=in_features**-0.5)
+        # Not a buffer: a merged matrix is derived, belongs in no checkpoint, and M stays untouched.
+        self._merged: torch.Tensor | None = None
+
+    # How an error calls the layer.
+    _what = "linear layer"
+
+    def merged_weight(self) -> torch.Tensor:
+        """The matrix with the update added, (out_features, in_features)."""
+        if not self.rank:
+            return self.weight
+        return self.weight + self.scale * (self.lora_a @ self.lora_b)
+
+    def to_linear(self) -> nn.Linear:
+        """An ``nn.Linear`` with the update merged, equal to this layer up to rounding."""
+        linear = nn.Linear(
+            self.in_features, self.out_features, device=self.weight.device, dtype=self.weight.dtype
+        )
+        with torch.no_grad():
+            linear.weight.copy_(self.merged_weight())
+            linear.bias.copy_(self.bias)
+        return linear
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            x: (..., in_features).
+
+        Returns:
+            (..., out_features).
+        """
+        if self._merged is not None:
+            return F.linear(x, self._merged, self.bias)
+        out = F.linear(x, self.weight, self.bias)
+        if self.rank:
+            out = out + F.linear(F.linear(x, self.lora_b), self.lora_a) * self.scale
+        return out
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, rank={self.rank}"
+
+
+@contextmanager
+def merged(module: nn.Module) -> Iterator[None]:
+    """Runs every layer inside ``module`` as one matrix product, without gradients.
+
+    The parameters are not touched, so leaving the context restores the module exactly. A change of
+    the parameters inside the context has no effect until it is left.
+    """
+    layers = [m for m in module.modules() if isinstance(m, LowRankLinear) and m.rank]
+    before = [layer._merged for layer in layers]
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                layer._merged = layer.merged_weight()
+        yield
+    finally:
+        for layer, previous in zip(layers, before, strict=True):
+            layer._merged = previous

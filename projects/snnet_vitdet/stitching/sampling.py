@@ -1,0 +1,110 @@
+"""Which stitch is trained in which iteration.
+
+A draw is a pure function of (seed, iteration, slot). Nothing has to be saved, restored or
+broadcast: every process computes the same stitch, before and after a resume, whatever else has used
+the global random generators in between.
+"""
+
+import hashlib
+import math
+import struct
+from collections.abc import Sequence
+
+__all__ = ["ResourceConstrainedSampler", "UniformSampler"]
+
+
+def _draw(seed: int, iteration: int, slot: int) -> tuple[int, int]:
+    """Two independent uniform 64-bit integers, the same on every platform and Python version.
+
+    A hash instead of a seeded generator, because the streams of numpy's and torch's generators may
+    change between releases, and a resumed training would silently go on with other stitches.
+    """
+    for name, value in (("seed", seed), ("iteration", iteration), ("slot", slot)):
+        if value < 0:
+            raise ValueError(f"{name} must be >= 0, got {value}")
+    digest = hashlib.blake2b(struct.pack("<3Q", seed, iteration, slot), digest_size=16).digest()
+    return struct.unpack("<2Q", digest)
+
+
+class ResourceConstrainedSampler:
+    """Resource-constrained sampling (ROS; paper, section 4.2).
+
+    Stitches whose GFLOPs round to the same multiple of ``step`` form a bin. A draw takes a bin
+    uniformly among the occupied ones, then a stitch uniformly within it, so the anchors, often
+    alone in their bins, are trained as often as any other budget.
+    """
+
+    def __init__(self, gflops: Sequence[float], step: float = 10.0, seed: int = 0) -> None:
+        """
+        Args:
+            gflops: Cost of every stitch in GFLOPs (multiply-accumulates / 1e9), by stitch id.
+            step: Width of a bin in GFLOPs: 10 for dense prediction in the paper, 1 for
+                classification.
+            seed: Any integer >= 0; fixes the whole sequence of draws.
+
+        Raises:
+            ValueError: For no stitch, a cost that is not finite and positive, or a step <= 0.
+        """
+        if len(gflops) == 0:
+            raise ValueError("gflops is empty: there is no stitch to sample")
+        bad = [g for g in gflops if not (math.isfinite(g) and g > 0)]
+        if bad:
+            raise ValueError(f"gflops must be finite and positive, got {bad[0]!r}")
+        if not (math.isfinite(step) and step > 0):
+            raise ValueError(f"step must be a positive number of GFLOPs, got {step!r}")
+        self.step = step
+        self.seed = seed
+        self.num_stitches = len(gflops)
+        bins: dict[int, list[int]] = {}
+        for stitch_id, cost in enumerate(gflops):
+            bins.setdefault(math.floor(cost / step + 0.5), []).append(stitch_id)
+        self.bins = {index: tuple(bins[index]) for index in sorted(bins)}
+        self._constraints = tuple(self.bins)
+
+    def __call__(self, iteration: int, slot: int = 0) -> int:
+        """The stitch id of an iteration.
+
+        Args:
+            iteration: Training iteration, >= 0.
+            slot: 0 where all processes train the same stitch; the process index or the micro-step
+                where they train different ones.
+        """
+        first, second = _draw(self.seed, iteration, slot)
+        members = self.bins[self._constraints[first % len(self._constraints)]]
+        return members[second % len(members)]
+
+    def probabilities(self) -> tuple[float, ...]:
+        """Probability of every stitch, by id: 1 / (number of bins · size of its bin)."""
+        result = [0.0] * self.num_stitches
+        for members in self.bins.values():
+            for stitch_id in members:
+                result[stitch_id] = 1.0 / (len(self.bins) * len(members))
+        return tuple(result)
+
+
+class UniformSampler:
+    """Every stitch alike: the paper's ablation of ROS (Figure 10)."""
+
+    def __init__(self, gflops: Sequence[float], step: float | None = None, seed: int = 0) -> None:
+        """
+        Args:
+            gflops: Cost of every stitch; only their number matters.
+            step: Taken and not used, as the costs are, so that a config exchanges the samplers by
+                their names alone.
+            seed: Any integer >= 0; fixes the whole sequence of draws.
+
+        Raises:
+            ValueError: For no stitch.
+        """
+        if len(gflops) == 0:
+            raise ValueError("gflops is empty: there is no stitch to sample")
+        self.seed = seed
+        self.num_stitches = len(gflops)
+
+    def __call__(self, iteration: int, slot: int = 0) -> int:
+        """The stitch id of an iteration; see :meth:`ResourceConstrainedSampler.__call__`."""
+        return _draw(self.seed, iteration, slot)[0] % self.num_stitches
+
+    def probabilities(self) -> tuple[float, ...]:
+        """Probability of every stitch, by id."""
+        return (1.0 / self.num_stitches,) * self.num_stitches

@@ -1,0 +1,91 @@
+"""What all tests share: one thread, quick tests before slow ones, small detectors."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
+
+from snnet_vitdet.data import ShapesPaths, generate_shapes
+from snnet_vitdet.engine import load_config
+
+# Several pytest processes, data workers or gloo processes on two cores stall in OpenMP's barriers
+# otherwise; nothing here is large enough to need more.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs what is marked slow last, in the order it was found."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+ROOT = Path(__file__).parent.parent
+NANO = "configs/shapes/mask_rcnn_snnet_nano.py"
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def tiny_scenes(tmp_path_factory: pytest.TempPathFactory) -> ShapesPaths:
+    """Eight training and two test images of 64 pixels."""
+    return generate_shapes(str(tmp_path_factory.mktemp("scenes") / "tiny"), 8, 2, 64)
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides(tiny_scenes: ShapesPaths) -> list[str]:
+    """Overrides of the embedded default: 14 stitches of 32 and 48 wide anchors, on a CPU."""
+    net, heads = "model.backbone.net", "model.roi_heads"
+    return [
+        "data.image_size=64",
+        f"data.prepare.root={Path(tiny_scenes.train_json).parent}",
+        "data.prepare.num_train=8",
+        "data.prepare.num_test=2",
+        f"{net}.small.window_size=2",
+        f"{net}.large.window_size=2",
+        f"{net}.small.pretrain_img_size=64",
+        f"{net}.large.pretrain_img_size=64",
+        f"{net}.small.embed_dim=32",
+        f"{net}.small.num_heads=2",
+        f"{net}.large.embed_dim=48",
+        f"{net}.large.num_heads=3",
+        f"{net}.lora_rank=4",
+        "model.proposal_generator.pre_nms_topk=[60,40]",
+        "model.proposal_generator.post_nms_topk=[40,20]",
+        f"{heads}.batch_size_per_image=16",
+        f"{heads}.box_head.fc_dims=[64]",
+        f"{heads}.box_predictor.input_shape.channels=64",
+        "sampler.step=0.002",
+        "dataloader.train.total_batch_size=2",
+        "dataloader.train.num_workers=0",
+        "dataloader.test.num_workers=0",
+        "train.device=cpu",
+    ]
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_overrides: list[str]) -> Callable[..., DictConfig]:
+    """Makes the config of the tiny detector with further overrides."""
+    return lambda *overrides: load_config(str(ROOT / NANO), [*tiny_overrides, *overrides])
+
+
+@pytest.fixture(scope="module")
+def restored_logging() -> Iterator[None]:
+    """Undoes what runs do to the loggers of the process, whose records other modules capture."""
+    loggers = [logging.getLogger(name) for name in ("", "detectron2", "fvcore", "snnet_vitdet")]
+    before = [(log, log.level, log.propagate, list(log.handlers)) for log in loggers]
+    setup_logger.cache_clear()
+    yield
+    setup_logger.cache_clear()
+    for log, level, propagate, handlers in before:
+        log.setLevel(level)
+        log.propagate = propagate
+        log.handlers[:] = handlers

@@ -1,0 +1,224 @@
+import copy
+import json
+import logging
+import os
+
+import pytest
+
+from snnet_vitdet.data import check_coco_json, check_same_categories
+from snnet_vitdet.errors import InputError
+
+WIDTH, HEIGHT = 200, 120
+
+
+def make_annotation(number, image_id=1, **changes):
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": 5,
+        "bbox": [10.0, 10.0, 20.0, 20.0],
+        "area": 200.0,
+        "iscrowd": 0,
+        "segmentation": [[10.0, 10.0, 30.0, 10.0, 30.0, 30.0]],
+    } | changes
+
+
+@pytest.fixture
+def coco():
+    return {
+        "images": [
+            {"id": number, "file_name": f"{number}.jpg", "width": WIDTH, "height": HEIGHT}
+            for number in (1, 2, 3)
+        ],
+        "annotations": [
+            make_annotation(1),
+            make_annotation(2, area=5000.0, category_id=2),
+            make_annotation(
+                3, image_id=2, area=9300.0, segmentation={"size": [HEIGHT, WIDTH], "counts": "abc"}
+            ),
+            make_annotation(4, image_id=3, iscrowd=1),
+        ],
+        "categories": [{"id": 5, "name": "nut"}, {"id": 2, "name": "fig"}],
+    }
+
+
+@pytest.fixture
+def check(tmp_path):
+    """Writes the annotations to ``some.json``, its images 1 to 3 beside it, and checks them."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in (1, 2, 3):
+        (images / f"{number}.jpg").touch()
+
+    def write_and_check(coco, for_evaluation=False):
+        path = tmp_path / "some.json"
+        path.write_text(json.dumps(coco))
+        return check_coco_json(str(path), str(images), for_evaluation=for_evaluation)
+
+    return write_and_check
+
+
+def test_summary_counts_what_is_there(check, coco):
+    summary = check(coco, for_evaluation=True)
+    assert (summary.images, summary.empty_images) == (3, 1)
+    assert (summary.annotations, summary.crowds) == (4, 1)
+    assert (summary.rle_masks, summary.flat_boxes) == (1, 0)
+    assert summary.categories == {2: "fig", 5: "nut"}
+    assert summary.instances == {2: 1, 5: 2}
+    assert summary.sizes == {"small": 1, "medium": 1, "large": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id": None}, r"have no whole number as id \(annotation None of image 1"),
+        ({"id": 1}, r"1 of 5 annotations in .*some\.json have an id that another one has"),
+        ({"image_id": 77}, "name an image that is not listed .*annotation 9 of image 77"),
+        ({"category_id": 8}, "name a category that is not listed .*has category 8"),
+        ({"ignore": 1}, 'are marked "ignore", which detectron2 cannot load'),
+        ({"bbox": None}, "have no bbox of four finite numbers .*has None"),
+        ({"bbox": [1, 2, 3]}, r"have no bbox of four finite numbers .*has \[1, 2, 3\]"),
+        ({"bbox": [1, 2, "3", 4]}, "have no bbox of four finite numbers"),
+        ({"bbox": [1, 2, float("nan"), 4]}, "have no bbox of four finite numbers"),
+        ({"bbox": [1, 2, float("inf"), 4]}, "have no bbox of four finite numbers"),
+        ({"bbox": [1, 2, 0, 4]}, r"have a box without area \(annotation 9 of image 1 has .*remove"),
+        ({"bbox": [1, 2, 3, -4]}, "have a box without area"),
+        ({"bbox": [WIDTH, 2, 3, 4]}, r"have a box outside their image .*\[200, 2, 3, 4\]"),
+        ({"bbox": [-5, 2, 5, 4]}, "have a box outside their image"),
+        ({"segmentation": None}, "have no segmentation .*add masks"),
+        ({"segmentation": []}, "have no segmentation"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "have a polygon that is no list of at least 3 points"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "have a polygon that is no list"),
+        ({"segmentation": [1, 2, 3, 4, 5, 6]}, "have a polygon that is no list"),
+        ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "have a polygon that is no list"),
+        ({"segmentation": {"size": [WIDTH, HEIGHT], "counts": "a"}}, "have an RLE mask"),
+        ({"segmentation": {"size": [HEIGHT, WIDTH]}}, "have an RLE mask that is incomplete"),
+        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [7, 9]}}, "have an RLE mask"),
+    ],
+)
+def test_a_faulty_annotation_is_named_with_a_remedy(check, coco, changes, message):
+    coco["annotations"].append(make_annotation(9, **{"image_id": 1} | changes))
+    with pytest.raises(InputError, match=message):
+        check(coco)
+
+
+@pytest.mark.parametrize("missing", ["area", "iscrowd"])
+def test_evaluation_needs_area_and_iscrowd_and_training_does_not(check, coco, missing):
+    del coco["annotations"][1][missing]
+    with pytest.raises(InputError, match=f'have no "{missing}".*the evaluation needs'):
+        check(coco, for_evaluation=True)
+    assert check(coco).annotations == 4
+
+
+def test_crowds_may_lack_a_mask_in_training_only(check, coco):
+    del coco["annotations"][3]["segmentation"]
+    assert check(coco).crowds == 1
+    with pytest.raises(InputError, match="have no segmentation"):
+        check(coco, for_evaluation=True)
+
+
+def test_many_faults_of_a_kind_are_counted_and_the_first_are_shown(check, coco):
+    coco["annotations"] += [make_annotation(k, bbox=[1, 1, 0, 0]) for k in range(10, 17)]
+    message = r"7 of 11 .*annotation 10 of .*annotation 11 of .*annotation 12 of .*and 4 more\)"
+    with pytest.raises(InputError, match=message):
+        check(coco)
+
+
+def test_as_few_flat_boxes_as_coco_has_are_a_warning(check, coco, caplog):
+    coco["annotations"] = [make_annotation(k) for k in range(1, 100_001)]
+    coco["annotations"][0]["bbox"] = [296.65, 388.33, 1.03, 0.0]
+    with caplog.at_level(logging.WARNING, logger="snnet_vitdet"):
+        assert check(coco).flat_boxes == 1
+    assert "1 of 100000 annotations" in caplog.text
+    coco["annotations"][1]["bbox"] = [1, 1, 0, 1]
+    with pytest.raises(InputError, match="2 of 100000 annotations .* have a box without area"):
+        check(coco)
+
+
+def test_annotation_id_0_is_a_warning_for_evaluation(check, coco, caplog):
+    coco["annotations"][0]["id"] = 0
+    with caplog.at_level(logging.WARNING, logger="snnet_vitdet"):
+        check(coco)
+        assert caplog.text == ""
+        check(coco, for_evaluation=True)
+    assert "Number annotations from 1" in caplog.text
+
+
+@pytest.mark.parametrize("field", ["id", "file_name", "width", "height"])
+def test_an_incomplete_image_entry_is_named(check, coco, field):
+    del coco["images"][1][field]
+    with pytest.raises(InputError, match=r"1 of 3 images in .*some\.json lack .*entry 1: id"):
+        check(coco)
+
+
+def test_images_with_the_same_id_are_named(check, coco):
+    coco["images"][1]["id"] = 1
+    with pytest.raises(InputError, match=r"1 of 3 images .*an id that another one has \(1\)"):
+        check(coco)
+
+
+def test_no_images_and_no_objects_are_errors(check, coco):
+    with pytest.raises(InputError, match=r"some\.json lists no images"):
+        check({**coco, "images": []})
+    crowds_only = {**coco, "annotations": coco["annotations"][3:]}
+    with pytest.raises(InputError, match="no image with an annotated object .*training needs"):
+        check(crowds_only)
+    with pytest.raises(InputError, match="no image with an annotated object .*evaluation needs"):
+        check(crowds_only, for_evaluation=True)
+
+
+def test_images_that_do_not_exist_are_counted_and_named(check, coco):
+    names = ["a/4.jpg", "5.jpg", "6.jpg", "7.jpg"]
+    coco["images"] += [
+        {"id": k, "file_name": name, "width": WIDTH, "height": HEIGHT}
+        for k, name in enumerate(names, start=4)
+    ]
+    message = r"4 of 7 images that .*some\.json names are not in .*a/4\.jpg, 5\.jpg, 6\.jpg and 1 m"
+    with pytest.raises(InputError, match=message):
+        check(coco)
+
+
+def test_images_in_subfolders_are_found(check, coco, tmp_path):
+    (tmp_path / "images" / "sub").mkdir()
+    os.rename(tmp_path / "images" / "2.jpg", tmp_path / "images" / "sub" / "2.jpg")
+    coco["images"][1]["file_name"] = "sub/2.jpg"
+    assert check(coco).images == 3
+
+
+def test_a_wrong_image_folder_and_annotation_file_are_named(check, coco, tmp_path):
+    check(coco)
+    json_file = str(tmp_path / "some.json")
+    with pytest.raises(InputError, match="The image folder .*gone .*check the path"):
+        check_coco_json(json_file, str(tmp_path / "gone"), for_evaluation=False)
+    with pytest.raises(InputError, match="is a folder, but must be a COCO annotation file"):
+        check_coco_json(str(tmp_path), str(tmp_path), for_evaluation=False)
+    with pytest.raises(InputError, match=r"gone\.json cannot be opened"):
+        check_coco_json(str(tmp_path / "gone.json"), str(tmp_path), for_evaluation=False)
+
+
+def test_equal_categories_in_another_order_are_the_same(check, coco, tmp_path):
+    train = check(coco)
+    coco["categories"].reverse()
+    (tmp_path / "test.json").write_text(json.dumps(coco))
+    check_same_categories(train, str(tmp_path / "test.json"))
+
+
+def test_categories_that_differ_are_shown(check, coco, tmp_path):
+    train = check(copy.deepcopy(coco))
+    coco["categories"] = [{"id": 5, "name": "date"}, {"id": 6, "name": "fig"}]
+    (tmp_path / "test.json").write_text(json.dumps(coco))
+    message = (
+        r"some\.json and .*test\.json differ: id 2 is 'fig' in training and absent in test, "
+        r"id 5 is 'nut' in training and 'date' in test, id 6 is absent in training and 'fig'"
+    )
+    with pytest.raises(InputError, match=message):
+        check_same_categories(train, str(tmp_path / "test.json"))
+
+
+@pytest.mark.skipif("SNNET_REAL_DATA" not in os.environ, reason="SNNET_REAL_DATA is not set")
+def test_real_photographs_pass():
+    root = os.environ["SNNET_REAL_DATA"]
+    json_file = os.path.join(root, "trainval.json")
+    summary = check_coco_json(json_file, os.path.join(root, "images"), for_evaluation=True)
+    assert (summary.images, summary.annotations, summary.crowds) == (18, 165, 0)
+    assert list(summary.categories.values()) == ["date", "fig", "hazelnut"]

@@ -1,0 +1,257 @@
+import itertools
+import os
+import random
+
+import detectron2.data.transforms as T
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetMapper
+from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.utils import comm
+
+from snnet_vitdet.data import build_train_loader, coco_dicts, generate_shapes
+from snnet_vitdet.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return generate_shapes(str(tmp_path_factory.mktemp("data") / "scenes"), 7, 1, 96)
+
+
+@pytest.fixture
+def dataset(scenes):
+    return coco_dicts(scenes.train_json, scenes.train_images, filter_empty=False)
+
+
+@pytest.fixture
+def mapper():
+    """As training uses it, RLE and polygon masks mixed, with random scale, crop and flip."""
+    return DatasetMapper(
+        is_train=True,
+        augmentations=[
+            T.ResizeScale(min_scale=0.5, max_scale=2.0, target_height=64, target_width=64),
+            T.FixedSizeCrop((64, 64)),
+            T.RandomFlip(),
+        ],
+        image_format="RGB",
+        use_instance_mask=True,
+        instance_mask_format="bitmask",
+        recompute_boxes=True,
+    )
+
+
+def as_process(monkeypatch, rank, world):
+    monkeypatch.setattr(comm, "get_rank", lambda: rank)
+    monkeypatch.setattr(comm, "get_world_size", lambda: world)
+
+
+def take(loader, count):
+    return list(itertools.islice(loader, count))
+
+
+def fit_samples(dataset, mapper, count):
+    loader = build_train_loader(dataset, mapper, total_batch_size=2, num_workers=0)
+    return loader.fit_samples(count)
+
+
+def names(batch):
+    return [os.path.basename(sample["file_name"]) for sample in batch]
+
+
+def assert_same_samples(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert a["file_name"] == b["file_name"]
+        torch.testing.assert_close(a["image"], b["image"], rtol=0, atol=0)
+        assert len(a["instances"]) == len(b["instances"])
+        if len(a["instances"]) == 0:
+            continue
+        torch.testing.assert_close(
+            a["instances"].gt_boxes.tensor, b["instances"].gt_boxes.tensor, rtol=0, atol=0
+        )
+        assert torch.equal(a["instances"].gt_masks.tensor, b["instances"].gt_masks.tensor)
+        assert torch.equal(a["instances"].gt_classes, b["instances"].gt_classes)
+
+
+def assert_same_batches(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert_same_samples(a, b)
+
+
+def random_mapper(record):
+    """Draws from every generator that an augmentation may draw from."""
+    return {
+        "file_name": record["file_name"],
+        "drawn": (np.random.random(), random.random(), torch.rand(()).item()),  # noqa: NPY002
+    }
+
+
+def reject_all(record):
+    return None
+
+
+def reject_first_image(record):
+    return None if record["file_name"].endswith("000001.jpg") else random_mapper(record)
+
+
+def raise_unpicklable(record):
+    class LocalError(ValueError):
+        pass
+
+    raise LocalError("odd")
+
+
+def test_batches_are_the_same_for_no_and_two_workers(dataset, mapper):
+    alone = build_train_loader(dataset, mapper, total_batch_size=3, num_workers=0)
+    helped = build_train_loader(dataset, mapper, total_batch_size=3, num_workers=2)
+    assert_same_batches(take(alone, 5), take(helped, 5))
+
+
+def test_two_processes_share_the_samples_of_one(dataset, mapper, monkeypatch):
+    whole = take(build_train_loader(dataset, mapper, total_batch_size=4, num_workers=0), 4)
+    shares = []
+    for rank in (0, 1):
+        as_process(monkeypatch, rank, 2)
+        loader = build_train_loader(dataset, mapper, total_batch_size=4, num_workers=0)
+        shares.append(take(loader, 4))
+    assert_same_batches([a + b for a, b in zip(*shares, strict=True)], whole)
+
+
+def test_a_resumed_loader_continues_exactly(dataset, mapper):
+    whole = take(build_train_loader(dataset, mapper, total_batch_size=3, num_workers=0), 7)
+    resumed = build_train_loader(dataset, mapper, total_batch_size=3, num_workers=0)
+    resumed.start_iteration = 4
+    assert_same_batches(take(resumed, 3), whole[4:])
+
+
+def test_iterating_again_starts_again(dataset):
+    loader = build_train_loader(dataset, random_mapper, total_batch_size=2, num_workers=0)
+    assert take(loader, 3) == take(loader, 3)
+
+
+def test_every_epoch_is_another_permutation_of_the_data(dataset):
+    loader = build_train_loader(dataset, random_mapper, total_batch_size=2, num_workers=0)
+    order = sum((names(batch) for batch in take(loader, 7)), [])
+    everything = sorted(os.path.basename(record["file_name"]) for record in dataset)
+    assert sorted(order[:7]) == sorted(order[7:]) == everything
+    assert order[:7] != order[7:]
+
+
+def test_a_batch_may_be_larger_than_the_data(dataset):
+    loader = build_train_loader(dataset[:2], random_mapper, total_batch_size=5, num_workers=0)
+    (batch,) = take(loader, 1)
+    assert len(batch) == 5
+    assert set(names(batch[:2])) == set(names(batch[2:4])) == set(names(batch))
+
+
+def test_another_seed_gives_another_order_and_other_draws(dataset):
+    batches = [
+        take(
+            build_train_loader(dataset, random_mapper, total_batch_size=7, num_workers=0, seed=s), 1
+        )
+        for s in (0, 1)
+    ]
+    (first,), (second,) = batches
+    assert names(first) != names(second)
+    draws = [sample["drawn"] for sample in first + second]
+    assert len(set(draws)) == 14
+
+
+def test_the_global_generators_are_left_as_they_were(dataset):
+    np.random.seed(1)  # noqa: NPY002
+    random.seed(1)
+    torch.manual_seed(1)
+    expected = (np.random.random(), random.random(), torch.rand(()).item())  # noqa: NPY002
+    np.random.seed(1)  # noqa: NPY002
+    random.seed(1)
+    torch.manual_seed(1)
+    take(build_train_loader(dataset, random_mapper, total_batch_size=2, num_workers=0), 3)
+    list(fit_samples(dataset, random_mapper, 3))
+    assert (np.random.random(), random.random(), torch.rand(()).item()) == expected  # noqa: NPY002
+
+
+def test_a_rejected_sample_is_replaced_by_the_same_one_everywhere(dataset):
+    batches = [
+        take(
+            build_train_loader(
+                dataset, reject_first_image, total_batch_size=7, num_workers=num_workers
+            ),
+            2,
+        )
+        for num_workers in (0, 2)
+    ]
+    assert batches[0] == batches[1]
+    assert all(len(batch) == 7 and "000001.jpg" not in names(batch) for batch in batches[0])
+
+
+def test_a_mapper_that_rejects_everything_is_an_error(dataset):
+    loader = build_train_loader(dataset, reject_all, total_batch_size=2, num_workers=0)
+    with pytest.raises(InputError, match=r"rejected 10 samples in a row, the last one .*\.jpg"):
+        take(loader, 1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_truncated_image_is_named_and_its_error_kept(dataset, mapper, tmp_path, num_workers):
+    with open(dataset[2]["file_name"], "rb") as file:
+        start = file.read(900)
+    dataset[2]["file_name"] = str(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes(start)
+    loader = build_train_loader(dataset, mapper, total_batch_size=7, num_workers=num_workers)
+    with pytest.raises(InputError, match=r"^The training image .*cut\.jpg cannot be used") as info:
+        take(loader, 1)
+    assert isinstance(info.value.__cause__, OSError)
+
+
+def test_no_image_a_missing_image_and_one_of_another_size_are_named(dataset, mapper, tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    for change, cause in [
+        ({"file_name": str(tmp_path / "text.jpg")}, OSError),
+        ({"file_name": str(tmp_path / "gone.jpg")}, FileNotFoundError),
+        ({"width": 97}, SizeMismatchError),
+    ]:
+        broken = dataset[0] | change
+        loader = build_train_loader([broken], mapper, total_batch_size=1, num_workers=0)
+        with pytest.raises(InputError, match=os.path.basename(broken["file_name"])) as info:
+            take(loader, 1)
+        assert isinstance(info.value.__cause__, cause)
+        with pytest.raises(InputError, match=os.path.basename(broken["file_name"])):
+            next(fit_samples([broken], mapper, 1))
+
+
+def test_an_error_that_cannot_leave_the_worker_is_still_told(dataset):
+    loader = build_train_loader(dataset, raise_unpicklable, total_batch_size=1, num_workers=1)
+    with pytest.raises(InputError, match=r"\.jpg cannot be used \(LocalError: odd\)"):
+        take(loader, 1)
+
+
+def test_an_empty_set_and_an_indivisible_batch_are_errors(dataset, monkeypatch):
+    with pytest.raises(InputError, match="training set is empty"):
+        build_train_loader([], random_mapper, total_batch_size=1, num_workers=0)
+    as_process(monkeypatch, 0, 2)
+    with pytest.raises(InputError, match="batch size is 3, but must be a multiple of .* 2"):
+        build_train_loader(dataset, random_mapper, total_batch_size=3, num_workers=0)
+    with pytest.raises(InputError, match="batch size is 0"):
+        build_train_loader(dataset, random_mapper, total_batch_size=0, num_workers=0)
+
+
+def test_rle_masks_with_a_polygon_mapper_are_refused_at_once(dataset, mapper):
+    mapper.instance_mask_format = "polygon"
+    with pytest.raises(InputError, match=r'have RLE masks .*set instance_mask_format="bitmask"'):
+        build_train_loader(dataset, mapper, total_batch_size=1, num_workers=0)
+
+
+def test_fit_samples_are_a_fixed_choice_shared_by_the_processes(dataset, mapper, monkeypatch):
+    whole = list(fit_samples(dataset, mapper, 5))
+    assert len({sample["file_name"] for sample in whole}) == 5
+    assert_same_samples(whole, list(fit_samples(dataset, mapper, 5)))
+    assert_same_samples(whole[:3], list(fit_samples(dataset, mapper, 3)))
+    for rank in (0, 1):
+        as_process(monkeypatch, rank, 2)
+        assert_same_samples(list(fit_samples(dataset, mapper, 5)), whole[rank::2])
+
+
+def test_fit_samples_are_no_more_than_the_data(dataset):
+    chosen = names(fit_samples(dataset, random_mapper, 100))
+    assert sorted(chosen) == sorted(os.path.basename(record["file_name"]) for record in dataset)

@@ -1,0 +1,163 @@
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from snnet_vitdet.engine import ClassNames, StrictCheckpointer
+from snnet_vitdet.errors import InputError
+
+NAMES = ["fig", "nut", "pea"]
+
+
+def make_model(width=4, num_classes=3, extra=False):
+    """A backbone and heads with detectron2's names of what depends on the number of classes."""
+    torch.manual_seed(num_classes)
+    model = nn.Module()
+    model.backbone = nn.Linear(2, width)
+    if extra:
+        model.extra = nn.Linear(2, 2)
+    heads = model.roi_heads = nn.Module()
+    heads.box_head = nn.Linear(4, 4)
+    heads.box_predictor = nn.Module()
+    heads.box_predictor.cls_score = nn.Linear(4, num_classes + 1)
+    heads.box_predictor.bbox_pred = nn.Linear(4, num_classes * 4)
+    heads.mask_head = nn.Module()
+    heads.mask_head.predictor = nn.Conv2d(4, num_classes, 1)
+    return model
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """The file of a three-class model."""
+    checkpointer = StrictCheckpointer(
+        make_model(), str(tmp_path / "saved"), classes=ClassNames(NAMES)
+    )
+    (tmp_path / "saved").mkdir()
+    checkpointer.save("model_final")
+    return tmp_path / "saved" / "model_final.pth"
+
+
+def load(path, model, **kwargs):
+    return StrictCheckpointer(model, **kwargs).load(str(path))
+
+
+def test_checkpoint_of_the_model_loads_every_tensor(checkpoint):
+    model = make_model()
+    nn.init.zeros_(model.backbone.weight)
+    load(checkpoint, model, classes=ClassNames(NAMES))
+    for name, value in make_model().state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_class_names_are_in_the_checkpoint_file(checkpoint):
+    assert torch.load(checkpoint)["classes"] == {"thing_classes": NAMES}
+
+
+def test_missing_keys_are_listed(checkpoint):
+    with pytest.raises(InputError, match=r"2 missing \(extra.bias, extra.weight\)"):
+        load(checkpoint, make_model(extra=True))
+
+
+def test_unexpected_keys_are_listed(tmp_path):
+    torch.save({"model": make_model(extra=True).state_dict()}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match=r"2 unexpected \(extra.bias, extra.weight\)"):
+        load(tmp_path / "other.pth", make_model())
+
+
+def test_misshapen_keys_are_listed_with_both_shapes_and_the_remedy(checkpoint):
+    with pytest.raises(InputError) as error:
+        load(checkpoint, make_model(width=5))
+    message = str(error.value)
+    assert "2 misshapen" in message
+    assert "backbone.weight (4, 2) instead of (5, 2)" in message
+    assert "Give the config and overrides it was trained with" in message
+
+
+def test_long_lists_of_keys_are_cut(tmp_path):
+    state = make_model().state_dict() | {f"more.{i:02d}": torch.zeros(1) for i in range(40)}
+    torch.save({"model": state}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match=r"40 unexpected \(more.00, .*more.04, …\)"):
+        load(tmp_path / "other.pth", make_model())
+
+
+def test_truncated_file_is_named_with_the_remedy(checkpoint):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-200])
+    with pytest.raises(InputError, match=r"model_final\.pth cannot be read \(.*use an earlier one"):
+        load(checkpoint, make_model())
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
+def test_file_that_is_no_checkpoint_is_named(content, tmp_path):
+    path = tmp_path / "some.pth"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"some\.pth cannot be read"):
+        load(path, make_model())
+
+
+def test_other_number_of_classes_is_an_error_unless_new_classes_are_meant(checkpoint):
+    with pytest.raises(InputError, match="6 misshapen"):
+        load(checkpoint, make_model(num_classes=5))
+
+
+def test_new_classes_leave_the_class_layers_alone_and_load_everything_else(checkpoint, caplog):
+    model = make_model(num_classes=5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    saved = torch.load(checkpoint)["model"]
+    with caplog.at_level(logging.WARNING, "snnet_vitdet.engine.checkpoint"):
+        load(checkpoint, model, new_classes=True)
+    kept = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
+    assert kept == {name for name in before if "predictor" in name}
+    for name in before.keys() - kept:
+        assert torch.equal(model.state_dict()[name], saved[name]), name
+    assert "roi_heads.box_predictor.cls_score.weight" in caplog.text
+
+
+def test_as_many_classes_of_other_names_start_anew_too(checkpoint):
+    torch.manual_seed(1)
+    model = make_model()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    start = StrictCheckpointer(model, new_classes=True, classes=ClassNames(["a", "b", "c"]))
+    start.resume_or_load(str(checkpoint), resume=False)
+    kept = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
+    assert kept == {name for name in before if "predictor" in name}
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    torch.save({"model": make_model().state_dict(), "trainer": Trap()}, tmp_path / "trap.pth")
+    with pytest.raises(InputError, match=r"trap\.pth cannot be read"):
+        load(tmp_path / "trap.pth", make_model())
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_new_classes_do_not_excuse_another_backbone(checkpoint):
+    with pytest.raises(InputError, match=r"2 misshapen \(backbone"):
+        load(checkpoint, make_model(width=5, num_classes=5), new_classes=True)
+
+
+@pytest.mark.parametrize("names", [["fig", "pea", "nut"], ["fig", "nut", "bean"]])
+def test_checkpoint_of_other_classes_is_refused_by_name(names, checkpoint):
+    with pytest.raises(InputError) as error:
+        load(checkpoint, make_model(), classes=ClassNames(names))
+    assert str(NAMES) in str(error.value)
+    assert str(names) in str(error.value)
+
+
+def test_other_number_of_classes_is_refused_by_name_where_both_are_known(checkpoint):
+    model = make_model(num_classes=2)
+    with pytest.raises(InputError, match=r"trained for the classes .*'pea'.* but the data has"):
+        load(checkpoint, model, classes=ClassNames(["fig", "nut"]))
+
+
+def test_start_from_other_classes_ignores_their_names_but_a_resume_does_not(checkpoint):
+    folder = str(checkpoint.parent)
+    start = StrictCheckpointer(make_model(), folder, classes=ClassNames(["a", "b", "c"]))
+    start.resume_or_load(str(checkpoint), resume=False)
+    with pytest.raises(InputError, match="trained for the classes"):
+        start.resume_or_load("", resume=True)

@@ -1,0 +1,258 @@
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.config import instantiate
+from detectron2.engine import launch
+from detectron2.utils import comm
+
+from snnet_vitdet.engine import fit_stitching_layers, load_anchors
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.modeling import anchor_alone
+from snnet_vitdet.stitching import SMALL
+
+OVERRIDES = (
+    # Tokens that a fit in training mode would not see.
+    "model.backbone.net.small.drop_path_rate=0.5",
+    "model.backbone.net.large.drop_path_rate=0.5",
+    "model.roi_heads.num_classes=2",
+)
+
+
+def make_model(tiny_config, *overrides):
+    torch.manual_seed(0)
+    return instantiate(tiny_config(*OVERRIDES, *overrides).model)
+
+
+def make_samples(count, seed=0, size=128):
+    """Noise, whose tokens are well-conditioned: 64 an image."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+    return [{"image": image, "height": size, "width": size} for image in images]
+
+
+def tokens_before_cuts(model, samples):
+    """Tokens (n, width) of both anchors by cut, from hooks on their blocks; in float64."""
+    net = model.backbone.net
+    caught = {}
+    hooks = [
+        block.register_forward_hook(
+            lambda _module, _inputs, output, key=(name, index): caught.setdefault(key, []).append(
+                output.flatten(0, 2).double()
+            )
+        )
+        for name, anchor in (("S", net.small), ("L", net.large))
+        for index, block in enumerate(anchor.blocks)
+    ]
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        for sample in samples:
+            images = model.preprocess_image([sample]).tensor
+            for name in ("S", "L"):
+                with net.using_stitch(name):
+                    net(images)
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
+    # Two large blocks to each of the four small ones.
+    return {
+        cut: (torch.cat(caught["S", cut - 1]), torch.cat(caught["L", 2 * cut - 1]))
+        for cut in (1, 2, 3, 4)
+    }
+
+
+def with_ones(x):
+    return torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+
+
+def by_direction(tokens, transition):
+    """Source and target tokens of a stitching layer."""
+    small, large = tokens[transition.cut]
+    return (small, large) if transition.source == SMALL else (large, small)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return make_samples(6)
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny_config, samples):
+    model = make_model(tiny_config).train()
+    for _, layer in model.backbone.net.stitching_layers.items():
+        # As left by an earlier training: the fit has to reset it.
+        torch.nn.init.ones_(layer.lora_a)
+    residuals = fit_stitching_layers(model, samples)
+    return model, residuals
+
+
+def test_every_layer_equals_an_independent_least_squares_solution(fitted, samples):
+    model, _ = fitted
+    tokens = tokens_before_cuts(model, samples)
+    layers = dict(model.backbone.net.stitching_layers.items())
+    assert len(layers) == 3 + 3 + 1
+    for transition, layer in layers.items():
+        source, target = by_direction(tokens, transition)
+        solution = torch.linalg.lstsq(with_ones(source), target).solution
+        # Float32 parameters of a problem of condition < 1e3, solved in float64.
+        tolerance = {"rtol": 1e-3, "atol": 1e-4}
+        torch.testing.assert_close(layer.weight.double(), solution[:-1].T, **tolerance)
+        torch.testing.assert_close(layer.bias.double(), solution[-1], **tolerance)
+
+
+def test_residual_on_other_images_is_no_worse_than_that_of_lstsq(fitted, samples):
+    model, _ = fitted
+    seen = tokens_before_cuts(model, samples)
+    unseen = tokens_before_cuts(model, make_samples(2, seed=1))
+    for transition, layer in model.backbone.net.stitching_layers.items():
+        source, target = by_direction(seen, transition)
+        solution = torch.linalg.lstsq(with_ones(source), target).solution
+        source, target = by_direction(unseen, transition)
+        reference = (with_ones(source) @ solution - target).square().mean()
+        with torch.no_grad():
+            ours = (layer(source.float()).double() - target).square().mean()
+        assert ours <= reference * (1 + 1e-4)
+
+
+def test_reported_residuals_are_the_share_of_variance_left_by_layer(fitted, samples):
+    model, residuals = fitted
+    tokens = tokens_before_cuts(model, samples)
+    names = {f"cut {cut} small to large" for cut in (1, 2, 3, 4)}
+    names |= {f"cut {cut} large to small" for cut in (1, 2, 3)}
+    assert residuals.keys() == names
+    for transition, layer in model.backbone.net.stitching_layers.items():
+        source, target = by_direction(tokens, transition)
+        with torch.no_grad():
+            left = (layer(source.float()).double() - target).square().sum()
+        share = left / (target - target.mean(0)).square().sum()
+        direction = "small to large" if transition.source == SMALL else "large to small"
+        expected = pytest.approx(share.item(), rel=1e-3, abs=1e-6)
+        assert residuals[f"cut {transition.cut} {direction}"] == expected
+
+
+def test_stitched_model_starts_exactly_at_the_fit(fitted, samples):
+    model, _ = fitted
+    net = model.backbone.net
+    for _, layer in net.stitching_layers.items():
+        assert torch.count_nonzero(layer.lora_a) == 0
+        assert torch.count_nonzero(layer.lora_b) > 0
+        assert not layer.weight.requires_grad
+        x = torch.randn(5, layer.in_features)
+        # Bitwise: a zero update adds nothing.
+        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+def test_fit_restores_the_mode_and_touches_the_stitching_layers_alone(tiny_config, samples):
+    model = make_model(tiny_config).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    stitch = model.backbone.net.set_stitch("SFS-1-2")
+    fit_stitching_layers(model, samples[:1])
+    assert all(module.training for module in model.modules())
+    assert model.backbone.net.stitch == stitch
+    changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
+    assert changed
+    assert all(name.startswith("backbone.net.stitching_layers.") for name in changed)
+
+    model.eval()
+    fit_stitching_layers(model, samples[:1])
+    assert not any(module.training for module in model.modules())
+
+
+def test_mode_is_restored_if_a_sample_cannot_be_made(tiny_config):
+    def broken():
+        yield make_samples(1)[0]
+        raise InputError("no such image")
+
+    model = make_model(tiny_config).train()
+    with pytest.raises(InputError, match="no such image"):
+        fit_stitching_layers(model, broken())
+    assert model.training
+
+
+def test_full_matrix_is_fitted_too_and_stays_trainable(tiny_config, samples):
+    model = make_model(tiny_config, "model.backbone.net.lora_rank=0")
+    fit_stitching_layers(model, samples[:3])
+    tokens = tokens_before_cuts(model, samples[:3])
+    for transition, layer in model.backbone.net.stitching_layers.items():
+        source, target = by_direction(tokens, transition)
+        assert layer.weight.requires_grad
+        with torch.no_grad():
+            residual = layer(source.float()).double() - target
+        # Normal equations of a least-squares solution: the residual is orthogonal to the tokens.
+        scale = source.abs().mean() * target.abs().mean()
+        assert (with_ones(source).T @ residual).abs().max() / len(source) < 1e-3 * scale
+
+
+def test_fit_without_any_image_is_an_error(tiny_config):
+    with pytest.raises(InputError, match="there is no training image"):
+        fit_stitching_layers(make_model(tiny_config), [])
+
+
+def fit_in_a_process(model, folder):
+    torch.set_num_threads(1)
+    fit_stitching_layers(model, make_samples(6)[comm.get_rank() :: 2])
+    torch.save(model.backbone.net.stitching_layers.state_dict(), f"{folder}/{comm.get_rank()}.pth")
+
+
+@pytest.mark.slow
+def test_two_processes_with_half_the_images_each_get_the_layers_of_one(
+    tiny_config, fitted, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    args = (make_model(tiny_config), str(tmp_path))
+    launch(fit_in_a_process, 2, dist_url="auto", args=args)
+    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    expected = fitted[0].backbone.net.stitching_layers.state_dict()
+    assert first.keys() == second.keys() == expected.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+        # Sums in another order.
+        if not name.endswith("lora_b"):
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def timm_state(anchor, seed):
+    """Weights of an anchor as timm would publish them: other values, without relative positions."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(value.shape, generator=generator)
+        for name, value in anchor.state_dict().items()
+        if "rel_pos" not in name
+    }
+
+
+@pytest.mark.parametrize(("named", "other"), [("small", "large"), ("large", "small")])
+def test_weights_go_to_the_anchor_that_is_named_and_to_no_other(
+    named, other, tiny_config, tmp_path, caplog
+):
+    model, untouched = make_model(tiny_config), make_model(tiny_config)
+    state = timm_state(getattr(model.backbone.net, named), seed=5)
+    torch.save(state, tmp_path / "weights.pth")
+    with caplog.at_level(logging.INFO, "snnet_vitdet"):
+        load_anchors(model, {named: str(tmp_path / "weights.pth"), other: None})
+    loaded = getattr(model.backbone.net, named).state_dict()
+    for name, value in state.items():
+        assert torch.equal(loaded[name], value), name
+    prefix = f"backbone.net.{named}."
+    for name, value in untouched.state_dict().items():
+        if not name.startswith(prefix) or "rel_pos" in name:
+            assert torch.equal(model.state_dict()[name], value), name
+    assert f"'{other}' starts from random weights" in caplog.text
+
+
+def test_baseline_loads_its_one_anchor(tiny_config, tmp_path):
+    config = anchor_alone(tiny_config(*OVERRIDES).model, "small")
+    model = instantiate(config)
+    state = timm_state(model.backbone.net, seed=6)
+    torch.save(state, tmp_path / "weights.pth")
+    load_anchors(model, {"net": str(tmp_path / "weights.pth")})
+    assert torch.equal(model.backbone.net.state_dict()["pos_embed"], state["pos_embed"])
+
+
+def test_weights_of_an_anchor_the_model_lacks_are_refused_with_those_it_has(tiny_config):
+    with pytest.raises(
+        InputError, match=r"names \['net'\], but the model has \['small', 'large'\]"
+    ):
+        load_anchors(make_model(tiny_config), {"net": "some.pth"})

@@ -1,0 +1,244 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from snnet_vitdet.engine import load_config, preflight
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.modeling import AnchorViT
+
+
+@pytest.fixture
+def check(tiny_config, tmp_path):
+    """Checks the tiny training with overrides, its output in an empty folder."""
+
+    def check(*overrides, evaluation=False, resume=False, num_processes=1):
+        if evaluation and not any("at_initialisation" in override for override in overrides):
+            (tmp_path / "some.pth").touch()
+            overrides = (f"train.init_checkpoint='{tmp_path / 'some.pth'}'", *overrides)
+        config = tiny_config(f"train.output_dir='{tmp_path / 'output'}'", *overrides)
+        preflight(config, evaluation=evaluation, resume=resume, num_processes=num_processes)
+        return config
+
+    return check
+
+
+@pytest.fixture
+def write_json(tiny_scenes, tmp_path):
+    """Writes a changed copy of the generated training annotations; returns its path."""
+
+    def write_json(change=None, text=None):
+        data = json.loads(Path(tiny_scenes.train_json).read_text())
+        if change:
+            change(data)
+        path = tmp_path / "changed.json"
+        path.write_text(json.dumps(data) if text is None else text)
+        return path
+
+    return write_json
+
+
+def test_sound_training_and_sweep_pass(check, tmp_path):
+    assert check().train.device == "cpu"
+    assert check(evaluation=True).train.device == "cpu"
+    # Nothing but the folder itself is made.
+    assert os.listdir(tmp_path / "output") == []
+
+
+@pytest.mark.parametrize(("available", "device"), [(True, "cuda"), (False, "cpu")])
+def test_device_auto_is_the_gpu_where_there_is_one(available, device, check, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    assert check("train.device=auto").train.device == device
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_gpu_that_is_not_there_is_refused_with_both_remedies(device, check, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=f"device={device}.*sees no GPU: set train.device=cpu"):
+        check(f"train.device={device}")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.device=gpu", "train.device=gpu is no device"),
+        ("train.seed=-1", "train.seed=-1 must be a whole number of at least 0"),
+        ("train.max_iter=0", "train.max_iter=0 must be a whole number of at least 1"),
+        ("train.max_iter=1e3", "train.max_iter=1000.0 must be a whole number"),
+        ("train.amp.precision=half", r"train.amp.precision=half must be one of \['float16', 'bflo"),
+        ("train.stitch_scope=rank", r"train.stitch_scope=rank must be one of \['shared', 'proc"),
+        ("init.stitching_layers=zero", "init.stitching_layers=zero must be one of"),
+        ("init.num_images=0", "init.num_images=0 must be a whole number above 0"),
+        ("sampler.step=0", "the sampler of this config cannot be built: step must be a positive"),
+        ("model.backbone.net.small.num_heads=5", "cannot be built: width .* num_heads=5"),
+        ("model.backbone.square_pad=0", "model.backbone.square_pad is 0"),
+        ("sweep.stitch_ids=14", "stitch '14' is outside .* ids go from 0 to 13"),
+        ("sweep.stitch_ids=0-14", "stitch '0-14' is outside .* ids go from 0 to 13"),
+        ("sweep.stitch_ids=3-1", "'3-1' runs backwards"),
+        ("sweep.stitch_ids=FS-9", "unknown stitch 'FS-9'"),
+        ("train.eval_stitches=[0,99]", "stitch '99' is outside"),
+        ("train.init_checkpoint=gone.pth", "train.init_checkpoint=gone.pth does not exist"),
+        ("model.roi_heads.num_classes=5", "num_classes is 5, but the data has 6 categories"),
+        ("init.weights.small=gone.pth", "weight file gone.pth does not exist"),
+        ("init.weights.large=no_such_vit", "neither an existing file nor a model that timm knows"),
+        (
+            "model.backbone.net.small.patch_size=32",
+            r"cannot be stitched: their patch sizes differ \(32 and 16\)",
+        ),
+        ("model.backbone.net.small.depth=9", "small anchor has more blocks"),
+        ("model.backbone.net.kinds=[FX]", "choose among"),
+        ("model.backbone.net.lora_rank=33", "rank must be 0 … 32"),
+        ("model.backbone.net.small.global_block_indexes=[4]", "global_block_indexes holds 4"),
+        ("data.test_json=gone.json", "gone.json cannot be opened"),
+        ("data.test_images=gone", "image folder gone .* does not exist"),
+    ],
+)
+def test_value_that_cannot_work_is_refused(override, expected, check):
+    with pytest.raises(InputError, match=expected):
+        check(override)
+
+
+def test_keys_that_are_left_to_the_user_are_listed_with_an_example(check):
+    with pytest.raises(InputError) as error:
+        check("data.train_json='???'", "data.test_images='???'")
+    assert "['data.test_images', 'data.train_json']" in str(error.value)
+    assert "add data.test_images=… data.train_json=…" in str(error.value)
+
+
+def test_custom_config_without_data_says_which_keys_to_give(root):
+    config = load_config(str(root / "configs/custom/mask_rcnn_snnet_coco_json.py"))
+    with pytest.raises(InputError) as error:
+        preflight(config, evaluation=False, resume=False, num_processes=1)
+    for key in ("train_json", "train_images", "test_json", "test_images"):
+        assert f"data.{key}=…" in str(error.value)
+
+
+def test_batch_that_the_processes_cannot_share_is_refused(check):
+    with pytest.raises(InputError, match="total_batch_size=2 cannot be shared by 3 processes"):
+        check(num_processes=3)
+    # A sweep has no training batch.
+    check(num_processes=3, evaluation=True)
+
+
+def test_output_folder_that_cannot_be_made_is_refused(check, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be created .*: choose another"):
+        check(f"train.output_dir='{tmp_path / 'file' / 'output'}'")
+
+
+def test_output_folder_that_holds_a_training_is_refused_unless_resumed(check, tmp_path):
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "last_checkpoint").write_text("model_0000009.pth")
+    with pytest.raises(InputError, match=r"already holds a training \(model_0000009.pth\).*resume"):
+        check()
+    check(resume=True)
+    check(evaluation=True)
+    # One that was stopped before its first iteration counts for nothing.
+    (output / "last_checkpoint").write_text("model_init.pth")
+    check()
+
+
+def anchor_weights(embed_dim=32, num_heads=2, depth=4):
+    torch.manual_seed(0)
+    anchor = AnchorViT(
+        64, 16, embed_dim, depth, num_heads, layer_scale_init=None, pretrain_img_size=64
+    )
+    return {k: v for k, v in anchor.state_dict().items() if "rel_pos" not in k}
+
+
+def test_weights_that_fit_pass(check, tmp_path):
+    torch.save(anchor_weights(), tmp_path / "weights.pth")
+    check(f"init.weights.small='{tmp_path / 'weights.pth'}'")
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (anchor_weights(embed_dim=64), r"weights.pth: 64 wide, but the anchor is 32 wide"),
+        (anchor_weights(depth=3), r"missing \(blocks.3."),
+        (anchor_weights(depth=5), r"unexpected \(blocks.4."),
+    ],
+)
+def test_weights_of_another_model_are_refused(state, expected, check, tmp_path):
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=expected):
+        check(f"init.weights.small='{tmp_path / 'weights.pth'}'")
+
+
+def test_truncated_weights_are_refused(check, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(anchor_weights(), path)
+    path.write_bytes(path.read_bytes()[:5000])
+    override = f"init.weights.small='{path}'"
+    with pytest.raises(InputError, match=r"weights\.pth cannot be read .*truncated"):
+        check(override)
+    # A resumed or evaluated training does not read them again.
+    check(override, resume=True)
+    check(override, evaluation=True)
+
+
+def drop_first_image(data):
+    data["images"][0]["file_name"] = "gone.jpg"
+
+
+def flatten_first_box(data):
+    data["annotations"][0]["bbox"][2] = 0
+
+
+def rename_first_category(data):
+    data["categories"][0]["name"] = "blob"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda data: data.pop("categories"), 'has no "categories"'),
+        (drop_first_image, r"1 of 8 images .* are not in .* \(gone.jpg\)"),
+        (flatten_first_box, r"1 of \d+ annotations .* have a box without area"),
+        (rename_first_category, "id 1 is 'blob' in training and 'circle' in test"),
+    ],
+)
+def test_training_data_that_cannot_be_used_are_refused(change, expected, check, write_json):
+    with pytest.raises(InputError, match=expected):
+        check(f"data.train_json='{write_json(change)}'")
+
+
+@pytest.mark.parametrize("text", ["", "{", "no json", '{"images": [}'])
+def test_annotations_that_are_no_json_are_refused(text, check, write_json):
+    with pytest.raises(InputError, match=r"changed\.json is not valid JSON"):
+        check(f"data.train_json='{write_json(text=text)}'")
+
+
+def test_sweep_does_not_look_at_the_training_data(check, write_json):
+    check(f"data.train_json='{write_json(drop_first_image)}'", evaluation=True)
+
+
+def test_checks_of_the_data_can_be_switched_off(check, write_json):
+    path = write_json(flatten_first_box)
+    check(f"data.train_json='{path}'", "data.check=False")
+
+
+def test_sweep_without_its_checkpoint_is_refused(check, tmp_path):
+    last = "train.init_checkpoint=''"
+    with pytest.raises(InputError, match="nothing to evaluate: .*output has no checkpoint"):
+        check(last, evaluation=True)
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "last_checkpoint").write_text("model_final.pth")
+    with pytest.raises(InputError, match="model_final.pth does not exist"):
+        check(last, evaluation=True)
+    (tmp_path / "output" / "model_final.pth").touch()
+    check(last, evaluation=True)
+
+
+def test_sweep_at_initialisation_is_checked_like_a_training(check, write_json):
+    start = "sweep.at_initialisation=True"
+    check(start, evaluation=True)
+    with pytest.raises(InputError, match="weight file gone.pth does not exist"):
+        check(start, "init.weights.small=gone.pth", evaluation=True)
+    with pytest.raises(InputError, match="not valid JSON"):
+        check(start, f"data.train_json='{write_json(text='[')}'", evaluation=True)
+    with pytest.raises(InputError, match="leave out train.init_checkpoint"):
+        check(start, "train.init_checkpoint=model.pth", evaluation=True)

@@ -1,0 +1,319 @@
+import csv
+import json
+import math
+
+import pytest
+import torch
+import train_net
+from detectron2.config import instantiate
+from detectron2.engine import default_argument_parser
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from torch import nn
+
+from snnet_vitdet.engine import StrictCheckpointer
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.evaluation import BASELINE, evaluate_stitch, sweep
+from snnet_vitdet.evaluation.results import COLUMNS, METRICS
+from snnet_vitdet.modeling import AnchorViT, StitchedViT, find_stitched_vit, stitch_costs
+from snnet_vitdet.stitching import Cost, StitchingLayer, merged
+
+COSTS = [Cost(flops=(100 - i) * 1e9, params=(i + 1) * 1e6) for i in range(14)]
+
+
+class StubDetector(nn.Module):
+    """Gives a number for each image: another one with every stitch."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, batch):
+        assert not self.training
+        images = torch.stack([sample["image"] for sample in batch])
+        return [{"score": row.abs().mean()} for row in self.backbone(images)["last_feat"]]
+
+
+class MeanScore(DatasetEvaluator):
+    """The mean of the numbers, squeezed into 0 to 100, as box AP."""
+
+    def reset(self):
+        self.scores = []
+
+    def process(self, inputs, outputs):
+        self.scores += [output["score"].item() for output in outputs]
+
+    def evaluate(self):
+        ap = 100 / (1 + math.exp(-sum(self.scores) / len(self.scores)))
+        # As detectron2 gives them, with a per-class entry that is no column.
+        return {"bbox": {"AP": ap, "APl": math.nan, "AP-nut": 1.0}, "segm": {"AP50": ap / 2}}
+
+
+class Loader(list):
+    """Batches of one, with the data set behind them."""
+
+    dataset = property(lambda self: range(len(self)))
+
+
+def make_anchor(width, depth):
+    return AnchorViT(32, 16, width, depth, 2, layer_scale_init=None, pretrain_img_size=32)
+
+
+@pytest.fixture
+def loader():
+    generator = torch.Generator().manual_seed(0)
+    return Loader([{"image": torch.randn(3, 32, 32, generator=generator)}] for _ in range(3))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = StubDetector(StitchedViT(make_anchor(8, 4), make_anchor(16, 8), lora_rank=2))
+    for layer in model.modules():
+        if isinstance(layer, StitchingLayer):
+            nn.init.normal_(layer.lora_a)  # or merging would change nothing
+    return model.train()
+
+
+@pytest.fixture
+def run(model, loader, tmp_path):
+    """Sweeps the stub detector over some stitches into the test's folder."""
+
+    def run(ids, make_evaluator=MeanScore, **kwargs):
+        return sweep(model, ids, COSTS, loader, make_evaluator, str(tmp_path), **kwargs)
+
+    return run
+
+
+def stop_at(count):
+    """Evaluators of which the one of that number, from 1 on, raises."""
+    made = []
+
+    def make():
+        made.append(1)
+        if len(made) == count:
+            raise RuntimeError("stopped")
+        return MeanScore()
+
+    return make
+
+
+def read_json(folder):
+    return json.loads((folder / "stitches.json").read_text())
+
+
+def score_alone(model, loader, stitch):
+    """The stub's box AP with one stitch, from its features directly, LoRA not merged."""
+    model.eval()
+    with torch.no_grad(), model.backbone.using_stitch(stitch):
+        scores = [model(batch)[0]["score"].item() for batch in loader]
+    return 100 / (1 + math.exp(-sum(scores) / len(scores)))
+
+
+def test_each_row_is_the_score_of_its_own_stitch(run, model, loader, tmp_path):
+    ids = [0, 3, 5, 9, 13]
+    table = run(ids)
+    scores = {row["stitch_id"]: row["bbox_AP"] for row in table.rows()}
+    assert list(scores) == ids
+    assert len(set(scores.values())) == len(ids)
+    for i in ids:
+        # Merging changes outputs by rounding only.
+        assert scores[i] == pytest.approx(score_alone(model, loader, i), rel=1e-5)
+
+
+def test_lora_updates_are_merged_while_stitches_are_scored(run, model):
+    layers = [module for module in model.modules() if isinstance(module, StitchingLayer)]
+    generator = torch.Generator().manual_seed(0)
+    tokens = [torch.randn(9, layer.in_features, generator=generator) for layer in layers]
+    during = []
+
+    class Look(MeanScore):
+        def evaluate(self):
+            during.append([layer(x) for layer, x in zip(layers, tokens, strict=True)])
+            return super().evaluate()
+
+    run([0, 5], Look)
+    assert len(during) == 2
+    for outputs in during:
+        for layer, x, output in zip(layers, tokens, outputs, strict=True):
+            # Bitwise one product with the merged matrix, which differs from two by rounding.
+            assert torch.equal(output, layer.to_linear()(x))
+    assert any(
+        not torch.equal(layer(x), output)
+        for layer, x, output in zip(layers, tokens, during[0], strict=True)
+    )
+
+
+def test_rows_hold_the_stitch_its_cost_and_what_the_evaluator_gave(run, model, tmp_path):
+    run([9])
+    (row,) = read_json(tmp_path)
+    stitch = model.backbone.space[9]
+    assert tuple(row) == COLUMNS
+    assert (row["stitch_id"], row["name"], row["kind"]) == (9, stitch.name, stitch.kind)
+    assert row["cuts"] == list(stitch.cuts)
+    assert (row["gflops"], row["params_m"]) == (91.0, 10.0)
+    assert row["segm_AP50"] == row["bbox_AP"] / 2
+    assert row["bbox_APl"] is None
+    assert row["segm_AP"] is None
+
+
+def test_columns_of_both_files_are_those_of_the_design(run, tmp_path):
+    run([0, 1])
+    names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+    scores = [f"{t}_{ap}" for t in ("bbox", "segm") for ap in names]
+    columns = ["stitch_id", "name", "kind", "cuts", "gflops", "params_m", *scores]
+    columns += ["on_pareto", "iteration"]
+    with open(tmp_path / "stitches.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == columns
+    assert [row[:3] for row in rows] == [["0", "S", "S"], ["1", "L", "L"]]
+    assert [list(row) for row in read_json(tmp_path)] == [columns, columns]
+
+
+def test_one_row_is_on_disk_for_every_finished_stitch(run, tmp_path):
+    with pytest.raises(RuntimeError, match="stopped"):
+        run([1, 2, 3, 4], stop_at(3))
+    assert [row["stitch_id"] for row in read_json(tmp_path)] == [1, 2]
+    assert (tmp_path / "stitches.csv").read_text().count("\n") == 1 + 2
+
+
+def test_resume_computes_only_what_is_missing_and_gives_the_same_files(run, model, tmp_path):
+    run([1, 2, 3, 4])
+    whole = [(tmp_path / f"stitches.{end}").read_bytes() for end in ("csv", "json")]
+    with pytest.raises(RuntimeError):
+        run([1, 2, 3, 4], stop_at(3))
+    made = []
+    run([1, 2, 3, 4], lambda: made.append(1) or MeanScore(), resume=True)
+    assert len(made) == 2
+    assert [(tmp_path / f"stitches.{end}").read_bytes() for end in ("csv", "json")] == whole
+
+
+def test_resume_of_a_finished_sweep_adds_other_stitches_to_it(run, tmp_path):
+    run([5])
+    assert len(run([2, 5, 8], resume=True)) == 3
+    assert [row["stitch_id"] for row in read_json(tmp_path)] == [2, 5, 8]
+
+
+def test_resume_where_nothing_was_swept_starts(run, tmp_path):
+    run([2], resume=True)
+    assert [row["stitch_id"] for row in read_json(tmp_path)] == [2]
+
+
+def test_without_resume_the_rows_of_an_earlier_sweep_go(run, tmp_path):
+    run([1, 2], provenance={"checkpoint": "a.pth"})
+    # Stopped before its own first row: a resume must not take the old ones for its own.
+    with pytest.raises(RuntimeError):
+        run([1, 3], stop_at(1), provenance={"checkpoint": "b.pth"})
+    assert read_json(tmp_path) == []
+    run([3], provenance={"checkpoint": "b.pth"}, resume=True)
+    assert [row["stitch_id"] for row in read_json(tmp_path)] == [3]
+
+
+def test_resume_with_other_weights_is_refused_and_says_what_differs(run):
+    run([1], provenance={"checkpoint": "a.pth", "image_size": 64})
+    with pytest.raises(InputError, match=r"checkpoint: a.pth then, b.pth now\): sweep without"):
+        run([2], provenance={"checkpoint": "b.pth", "image_size": 64}, resume=True)
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_resume_of_results_of_unknown_origin_is_refused(content, run, tmp_path):
+    run([1])
+    (tmp_path / "sweep.json").unlink()
+    if content is not None:
+        (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(InputError, match="sweep.json is missing or damaged"):
+        run([2], resume=True)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+def test_model_is_left_as_it_was(interrupted, training, run, model):
+    model.train(training)
+    model.backbone.set_stitch("FS-2")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images = torch.ones(1, 3, 32, 32)
+    features = model.backbone(images)["last_feat"]
+    if interrupted:
+        with pytest.raises(RuntimeError, match="stopped"):
+            run([0, 1, 2], stop_at(2))
+    else:
+        run([0, 1, 2])
+    assert model.training == training
+    assert model.backbone.stitch.name == "FS-2"
+    assert model.state_dict().keys() == before.keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    # LoRA is not merged any more: the same products in the same order, and it learns.
+    again = model.backbone(images)["last_feat"]
+    assert torch.equal(again, features)
+    again.sum().backward()
+    layer = model.backbone.stitching_layers[model.backbone.stitch.transitions[0]]
+    assert layer.lora_a.grad is not None
+
+
+def test_detector_without_stitches_gives_one_row(loader, tmp_path):
+    torch.manual_seed(0)
+    model = StubDetector(make_anchor(8, 4))
+    table = sweep(model, [0], [Cost(5e9, 2e6)], loader, MeanScore, str(tmp_path))
+    (row,) = table.rows()
+    assert (row["stitch_id"], row["kind"], row["cuts"]) == (0, "baseline", ())
+    assert (row["gflops"], row["params_m"], row["on_pareto"]) == (5.0, 2.0, True)
+    results = evaluate_stitch(model, BASELINE, loader, MeanScore())
+    assert results["bbox_AP"] == row["bbox_AP"]
+
+
+def test_evaluating_one_stitch_leaves_the_one_in_effect(model, loader):
+    model.backbone.set_stitch(7)
+    results = evaluate_stitch(model, model.backbone.space[2], loader, MeanScore())
+    assert model.backbone.stitch.id == 7
+    assert results.keys() == {"bbox_AP", "bbox_APl", "segm_AP50"}
+    # Not merged here: bitwise what the stitch gives.
+    assert results["bbox_AP"] == score_alone(model, loader, 2)
+
+
+@pytest.mark.slow
+def test_every_ap_is_that_of_inference_on_dataset_with_the_stitch_alone(
+    tiny_config, tiny_scenes, tmp_path, restored_logging
+):
+    # Scored on the training images: its APs have to differ from stitch to stitch and from 0.
+    config = tiny_config(
+        f"train.output_dir={tmp_path}",
+        "train.max_iter=90",
+        "train.eval_stitches=[0]",
+        "optimizer.lr=1e-3",
+        "dataloader.train.total_batch_size=4",
+        f"data.test_json={tiny_scenes.train_json}",
+        f"data.test_images={tiny_scenes.train_images}",
+    )
+    train_net.main(default_argument_parser().parse_args([]), config)
+
+    def load():
+        model = instantiate(config.model)
+        StrictCheckpointer(model).load(str(tmp_path / "model_final.pth"))
+        return model
+
+    data_loader = instantiate(config.dataloader.test)
+    table = sweep(
+        load(),
+        range(14),
+        stitch_costs(config.model),
+        data_loader,
+        lambda: instantiate(config.dataloader.evaluator),
+        str(tmp_path / "sweep"),
+    )
+    rows = table.rows()
+    for row in rows[::2]:
+        # A fresh detector that has only ever run this stitch.
+        model = load()
+        find_stitched_vit(model).set_stitch(row["stitch_id"])
+        with merged(model):
+            alone = inference_on_dataset(
+                model, data_loader, instantiate(config.dataloader.evaluator)
+            )
+        for metric in METRICS:
+            task, name = metric.split("_")
+            expected = alone[task][name]
+            # Exactly; NaN where no object is of that size.
+            assert row[metric] == expected or (math.isnan(row[metric]) and math.isnan(expected))
+    assert sum(row["bbox_AP"] > 1 for row in rows) >= 7
+    assert len({row["bbox_AP"] for row in rows}) >= 7
+    assert len({row["segm_AP"] for row in rows}) >= 4

@@ -1,0 +1,228 @@
+from functools import partial
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import ViT
+from timm.models.vision_transformer import VisionTransformer
+from vits import images, randomise, small_anchor
+
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.modeling import AnchorViT
+from snnet_vitdet.modeling.anchor import last_of_each_quarter
+from snnet_vitdet.modeling.timm_weights import convert_timm_state_dict
+
+# float32 with activations of order 1 to 10: rounding of some 1e-6 a block, and 12 of them.
+ROUNDING = dict(rtol=1e-4, atol=1e-4)
+
+
+def plain_anchor(**arguments):
+    """As timm runs it: no windows, no relative positions."""
+    return AnchorViT(window_size=0, use_rel_pos=False, **arguments)
+
+
+def block_outputs(anchor, x):
+    """Tokens after every block, (B, H*W, C)."""
+    tokens, outputs = anchor.embed(x), []
+    for block in anchor.blocks:
+        tokens = block(tokens)
+        outputs.append(tokens.flatten(1, 2))
+    return outputs
+
+
+@torch.no_grad()
+def assert_every_block_equals_timm(anchor, model, x):
+    # A class token would take part in timm's attention; detection has none.
+    anchor.load_state_dict(convert_timm_state_dict(model.state_dict(), anchor))
+    expected = model.eval().forward_intermediates(
+        x, norm=False, output_fmt="NLC", intermediates_only=True
+    )
+    outputs = block_outputs(anchor.eval(), x)
+    assert len(outputs) == len(expected) == anchor.depth
+    for index, (ours, theirs) in enumerate(zip(outputs, expected, strict=True)):
+        torch.testing.assert_close(
+            ours, theirs, **ROUNDING, msg=lambda m, i=index: f"block {i}: {m}"
+        )
+    last = expected[-1].transpose(1, 2).reshape(anchor(x)["last_feat"].shape)
+    torch.testing.assert_close(anchor(x)["last_feat"], last, **ROUNDING)
+
+
+def test_deit3_small_equals_timm_after_every_block():
+    model = timm.create_model("deit3_small_patch16_224", class_token=False, global_pool="avg")
+    anchor = plain_anchor(embed_dim=384, depth=12, num_heads=6)
+    assert_every_block_equals_timm(anchor, randomise(model), images(224, 224, batch=1))
+
+
+@pytest.mark.parametrize("init_values", [1e-6, None], ids=["layer_scale", "no_layer_scale"])
+def test_a_small_vit_with_the_settings_of_deit3_equals_timm_after_every_block(init_values):
+    # Width, depth and heads of B and L differ from S by numbers alone.
+    model = VisionTransformer(
+        img_size=64,
+        embed_dim=64,
+        depth=24,
+        num_heads=4,
+        init_values=init_values,
+        no_embed_class=True,
+        class_token=False,
+        global_pool="avg",
+        num_classes=0,
+    )
+    anchor = plain_anchor(
+        embed_dim=64, depth=24, num_heads=4, pretrain_img_size=64, layer_scale_init=init_values
+    )
+    assert_every_block_equals_timm(anchor, randomise(model), images())
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("deit3_small_patch16_224", dict(embed_dim=384, depth=12, num_heads=6)),
+        ("deit3_base_patch16_224", dict(embed_dim=768, depth=12, num_heads=12)),
+        ("deit3_large_patch16_224", dict(embed_dim=1024, depth=24, num_heads=16)),
+        (
+            "deit3_base_patch16_384",
+            dict(embed_dim=768, depth=12, num_heads=12, pretrain_img_size=384),
+        ),
+        # Positions with a class slot, no LayerScale: MAE's and AugReg's plain ViT.
+        (
+            "vit_base_patch16_224",
+            dict(embed_dim=768, depth=12, num_heads=12, layer_scale_init=None),
+        ),
+    ],
+)
+def test_anchors_have_the_parameters_of_the_models_timm_publishes(name, sizes):
+    with torch.device("meta"):
+        state, anchor = timm.create_model(name).state_dict(), AnchorViT(**sizes)
+    converted = convert_timm_state_dict(state, anchor)
+    missing = anchor.state_dict().keys() - converted.keys()
+    assert len(missing) == 2 * anchor.depth
+    assert all(key.endswith(("rel_pos_h", "rel_pos_w")) for key in missing)
+    assert timm.create_model(name, num_classes=0, depth=1).blocks[0].attn.num_heads == (
+        anchor.blocks[0].attn.num_heads
+    )
+
+
+@pytest.mark.parametrize("layer_scale_init", [None, 1.0])
+@pytest.mark.parametrize("size", [(64, 64), (96, 48)])
+def test_windows_and_relative_positions_equal_those_of_detectron2(layer_scale_init, size):
+    # Windows of 3 on 4 x 4 and 6 x 3 tokens: with and without padding, and positions of 4 x 4 or
+    # 3 x 3 tokens interpolated to 6 x 3.
+    anchor = small_anchor(layer_scale_init=layer_scale_init).eval()
+    theirs = ViT(
+        img_size=64,
+        embed_dim=24,
+        depth=4,
+        num_heads=2,
+        window_size=3,
+        window_block_indexes=(0, 2),
+        use_rel_pos=True,
+        pretrain_img_size=48,
+        pretrain_use_cls_token=False,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+    ).eval()
+    if layer_scale_init is not None:
+        for block in anchor.blocks:
+            torch.nn.init.ones_(block.ls1.gamma)
+            torch.nn.init.ones_(block.ls2.gamma)
+    state = {k: v for k, v in anchor.state_dict().items() if "gamma" not in k}
+    theirs.load_state_dict(state)
+    x = images(*size)
+    with torch.no_grad():
+        ours, expected = anchor(x), theirs(x)
+    assert ours.keys() == expected.keys() == {"last_feat"}
+    torch.testing.assert_close(ours["last_feat"], expected["last_feat"], **ROUNDING)
+
+
+def test_layer_scale_scales_both_branches():
+    anchor = small_anchor(depth=1, global_block_indexes=(0,)).eval()
+    block, x = anchor.blocks[0], torch.randn(1, 4, 4, 24)
+    with torch.no_grad():
+        y = x + block.attn(block.norm1(x)) * block.ls1.gamma
+        y = y + block.mlp(block.norm2(y)) * block.ls2.gamma
+        torch.testing.assert_close(block(x), y, **ROUNDING)
+
+
+def test_absolute_positions_are_interpolated_to_the_grid():
+    anchor = small_anchor()
+    x = images(96, 80)
+    with torch.no_grad():
+        stored = anchor.pos_embed.reshape(1, 3, 3, 24).permute(0, 3, 1, 2)
+        positions = F.interpolate(stored, (6, 5), mode="bicubic", align_corners=False)
+        weight, bias = anchor.patch_embed.proj.weight, anchor.patch_embed.proj.bias
+        patches = F.conv2d(x, weight, bias, stride=16)
+        torch.testing.assert_close(
+            anchor.embed(x), (patches + positions).permute(0, 2, 3, 1), **ROUNDING
+        )
+
+
+@pytest.mark.parametrize(
+    ("depth", "indexes"),
+    [
+        (12, (2, 5, 8, 11)),
+        (24, (5, 11, 17, 23)),
+        (32, (7, 15, 23, 31)),
+        (8, (1, 3, 5, 7)),
+        (4, (0, 1, 2, 3)),
+        (2, (0, 1)),
+        (1, (0,)),
+    ],
+)
+def test_the_last_block_of_each_quarter_attends_globally(depth, indexes):
+    assert last_of_each_quarter(depth) == indexes
+    anchor = AnchorViT(img_size=64, embed_dim=8, num_heads=1, depth=depth, window_size=3)
+    windows = [block.window_size for block in anchor.blocks]
+    assert windows == [0 if i in indexes else 3 for i in range(depth)]
+
+
+def test_relative_positions_have_the_size_of_the_window_or_of_the_whole_grid():
+    sizes = [tuple(b.attn.rel_pos_h.shape) for b in small_anchor().blocks]
+    assert sizes == [(5, 12), (7, 12), (5, 12), (7, 12)]
+    state = small_anchor(use_rel_pos=False).state_dict()
+    assert not any("rel_pos" in key for key in state)
+
+
+def drop_path_rates(anchor):
+    return [getattr(block.drop_path, "drop_prob", 0.0) for block in anchor.blocks]
+
+
+def test_drop_path_rates_rise_linearly_from_zero_to_the_rate():
+    rates = drop_path_rates(small_anchor(depth=6, drop_path_rate=0.4))
+    assert rates == pytest.approx([0.4 * i / 5 for i in range(6)], rel=1e-6)
+    assert drop_path_rates(small_anchor()) == [0.0] * 4
+
+
+def test_drop_path_acts_in_training_only():
+    dropping, plain, x = small_anchor(drop_path_rate=0.9), small_anchor(), images(batch=4)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        expected = plain.eval()(x)["last_feat"]
+        assert torch.equal(dropping.eval()(x)["last_feat"], expected)
+        assert not torch.equal(dropping.train()(x)["last_feat"], expected)
+
+
+def test_output_is_one_map_of_the_width_at_the_stride_of_a_patch():
+    anchor = small_anchor(out_feature="tokens")
+    shape = anchor.output_shape()
+    assert shape.keys() == {"tokens"}
+    assert (shape["tokens"].channels, shape["tokens"].stride) == (24, 16)
+    out = anchor(images(96, 64))
+    assert {name: tuple(value.shape) for name, value in out.items()} == {"tokens": (2, 24, 6, 4)}
+
+
+def test_a_block_index_outside_the_anchor_is_an_error():
+    for bad in (4, -1):
+        message = rf"global_block_indexes holds {bad}, but the anchor has blocks 0 … 3"
+        with pytest.raises(InputError, match=message):
+            small_anchor(global_block_indexes=(1, bad))
+
+
+def test_a_pretraining_size_that_patches_do_not_divide_is_an_error():
+    message = r"pretrain_img_size=50 is not a multiple of patch_size=16"
+    with pytest.raises(InputError, match=message):
+        small_anchor(pretrain_img_size=50)
+
+
+def test_heads_that_do_not_divide_the_width_are_an_error():
+    with pytest.raises(ValueError, match=r"width 24 is not a multiple of num_heads=5"):
+        small_anchor(num_heads=5)

@@ -1,0 +1,159 @@
+import copy
+
+import pytest
+import torch
+from detectron2.modeling.backbone.vit import Attention as Detectron2Attention
+from vits import randomise
+
+from snnet_vitdet.modeling import attention_implementation
+from snnet_vitdet.modeling.attention import Attention
+
+GRID = (5, 3)
+# No relative positions; stored for this very grid, for a larger one, for another shape.
+REL_POS_SIZES = pytest.mark.parametrize("rel_pos_size", [None, (5, 3), (8, 8), (2, 6)])
+# In float64 two orders of summation differ by some 1e-15, so 1e-11 leaves only the mathematics.
+EXACT = dict(rtol=1e-11, atol=1e-11)
+# The same in float32.
+ROUNDING = dict(rtol=1e-5, atol=1e-5)
+
+
+def attention(rel_pos_size, implementation="fused", dtype=torch.float64):
+    layer = Attention(12, 3, rel_pos_size, implementation)
+    return randomise(layer).to(dtype)
+
+
+def tokens(dtype=torch.float64):
+    return torch.randn(2, *GRID, 12, generator=torch.Generator().manual_seed(5)).to(dtype)
+
+
+def output_and_gradients(layer, x):
+    x = x.clone().requires_grad_()
+    out = layer(x)
+    # Not a plain sum: every output has a weight of its own.
+    out.backward(torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(out.shape))
+    gradients = {name: parameter.grad for name, parameter in layer.named_parameters()}
+    return out.detach(), gradients | {"x": x.grad}
+
+
+def assert_same(first, second, tolerance):
+    torch.testing.assert_close(first[0], second[0], **tolerance)
+    assert first[1].keys() == second[1].keys()
+    for name, gradient in first[1].items():
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(
+            gradient, second[1][name], **tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@REL_POS_SIZES
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, EXACT), (torch.float32, ROUNDING)]
+)
+def test_fused_equals_reference_forward_and_backward(rel_pos_size, dtype, tolerance):
+    fused = attention(rel_pos_size, "fused", dtype)
+    reference = attention(rel_pos_size, "reference", dtype)
+    x = tokens(dtype)
+    assert_same(output_and_gradients(fused, x), output_and_gradients(reference, x), tolerance)
+
+
+@REL_POS_SIZES
+def test_both_equal_the_attention_of_detectron2_forward_and_backward(rel_pos_size):
+    theirs = Detectron2Attention(
+        12, 3, use_rel_pos=rel_pos_size is not None, input_size=rel_pos_size
+    ).double()
+    x = tokens()
+    for implementation in ("reference", "fused"):
+        ours = attention(rel_pos_size, implementation)
+        theirs.load_state_dict(ours.state_dict())
+        theirs.zero_grad()
+        assert_same(output_and_gradients(ours, x), output_and_gradients(theirs, x), EXACT)
+
+
+def test_attention_is_the_formula_token_by_token():
+    layer = attention((5, 3))
+    x = tokens()[:1]
+    qkv = layer.qkv(x).reshape(15, 3, 3, 4)  # token, q/k/v, head, channel
+    out = torch.zeros(15, 3, 4, dtype=torch.float64)
+    for head in range(3):
+        for i in range(15):
+            q = qkv[i, 0, head]
+            logits = torch.stack(
+                [
+                    q @ qkv[j, 1, head] / 2  # square root of the 4 channels of a head
+                    + q @ layer.rel_pos_h[i // 3 - j // 3 + 4]
+                    + q @ layer.rel_pos_w[i % 3 - j % 3 + 2]
+                    for j in range(15)
+                ]
+            )
+            out[i, head] = logits.softmax(0) @ qkv[:, 2, head]
+    expected = layer.proj(out.reshape(1, *GRID, 12))
+    torch.testing.assert_close(layer(x), expected, **EXACT)
+
+
+@pytest.mark.parametrize("implementation", ["fused", "reference"])
+@pytest.mark.parametrize("rel_pos_size", [None, (8, 8)])
+def test_bfloat16_stays_near_float32(implementation, rel_pos_size):
+    exact = attention(rel_pos_size, implementation, torch.float32)
+    expected = exact(tokens(torch.float32))
+    half = copy.deepcopy(exact).bfloat16()(tokens(torch.bfloat16))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = exact(tokens(torch.float32))
+    for out in (half, mixed):
+        assert out.dtype == torch.bfloat16
+        # bfloat16 rounds to 1/256; a handful of roundings on outputs of order 1.
+        torch.testing.assert_close(out.float(), expected, rtol=0.05, atol=0.05)
+
+
+def test_relative_positions_start_at_zero_and_then_change_nothing():
+    torch.manual_seed(0)
+    layer, without = Attention(12, 3, (5, 3)), Attention(12, 3)
+    assert not layer.rel_pos_h.any() and not layer.rel_pos_w.any()
+    assert layer.rel_pos_h.shape == (9, 4) and layer.rel_pos_w.shape == (5, 4)
+    without.load_state_dict(layer.state_dict(), strict=False)
+    x = tokens(torch.float32)
+    torch.testing.assert_close(layer(x), without(x), **ROUNDING)
+
+
+def test_the_context_chooses_for_all_layers_inside_and_restores_each():
+    net = torch.nn.Sequential(Attention(12, 3), Attention(12, 3, implementation="reference"))
+    with attention_implementation(net, "reference"):
+        assert [layer.implementation for layer in net] == ["reference", "reference"]
+        with attention_implementation(net, "fused"):
+            assert [layer.implementation for layer in net] == ["fused", "fused"]
+        assert [layer.implementation for layer in net] == ["reference", "reference"]
+    assert [layer.implementation for layer in net] == ["fused", "reference"]
+
+
+def test_the_context_restores_after_an_exception():
+    layer = Attention(12, 3)
+    with pytest.raises(RuntimeError, match="stop"), attention_implementation(layer, "reference"):
+        raise RuntimeError("stop")
+    assert layer.implementation == "fused"
+
+
+def test_the_named_implementation_is_what_runs(monkeypatch):
+    layer = attention((5, 3))
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError("fused kernel")
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", refuse)
+    with pytest.raises(RuntimeError, match="fused kernel"):
+        layer(tokens())
+    with attention_implementation(layer, "reference"):
+        layer(tokens())
+
+
+def test_unknown_implementations_and_indivisible_widths_are_errors():
+    message = r"attention must be one of \('fused', 'reference'\), got 'flash'"
+    with pytest.raises(ValueError, match=message):
+        Attention(12, 3, implementation="flash")
+    layer = Attention(12, 3)
+    with (
+        pytest.raises(ValueError, match=message),
+        attention_implementation(layer, "flash"),
+    ):
+        pass
+    assert layer.implementation == "fused"
+    with pytest.raises(ValueError, match=r"width 10 is not a multiple of num_heads=3"):
+        Attention(10, 3)

@@ -1,0 +1,202 @@
+import math
+import random
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.report.pareto_plot import pareto_figure, plot_pareto
+
+KINDS = ("S", "L", "FS", "FS", "SF", "SF", "SFS", "SFS", "FSF", "FSF")
+
+
+def _rows(tasks=("bbox", "segm"), seed=0):
+    rng = random.Random(seed)
+    return [
+        {
+            "stitch_id": stitch_id,
+            "kind": kind,
+            "gflops": 1.0 + rng.random(),
+            "bbox_AP": rng.uniform(30, 50) if "bbox" in tasks else math.nan,
+            "segm_AP": rng.uniform(30, 50) if "segm" in tasks else math.nan,
+        }
+        for stitch_id, kind in enumerate(KINDS)
+    ]
+
+
+def _dots(axes):
+    """The (kind, GFLOPs, AP) of every dot of a panel, sorted."""
+    return sorted(
+        (scatter.get_label(), *map(float, offset))
+        for scatter in axes.collections
+        for offset in scatter.get_offsets()
+    )
+
+
+def _frontier(axes):
+    (line,) = (line for line in axes.lines if line.get_label() == "frontier")
+    return [tuple(map(float, point)) for point in line.get_xydata()]
+
+
+def _labels(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def test_each_panel_plots_every_stitch_by_kind_at_its_cost_and_score():
+    rows = _rows()
+    box, mask = pareto_figure(rows).axes
+
+    assert _dots(box) == sorted((row["kind"], row["gflops"], row["bbox_AP"]) for row in rows)
+    assert _dots(mask) == sorted((row["kind"], row["gflops"], row["segm_AP"]) for row in rows)
+
+
+def test_kinds_differ_in_colour_and_the_walks_in_marker_too():
+    scatters = {each.get_label(): each for each in pareto_figure(_rows()).axes[0].collections}
+
+    assert set(scatters) == set(KINDS)
+    assert len({tuple(each.get_facecolor()[0]) for each in scatters.values()}) == len(scatters)
+    shapes = {scatters[kind].get_paths()[0].vertices.tobytes() for kind in ("FS", "SF", "SFS")}
+    assert len(shapes | {scatters["S"].get_paths()[0].vertices.tobytes()}) == 4
+
+
+def test_anchors_are_large_stars_with_their_names_beside_them():
+    box = pareto_figure(_rows()).axes[0]
+    sizes = {each.get_label(): each.get_sizes()[0] for each in box.collections}
+    paths = {each.get_label(): each.get_paths()[0].vertices for each in box.collections}
+
+    assert sizes["S"] == sizes["L"] > 3 * sizes["FS"]
+    assert np.array_equal(paths["S"], paths["L"])
+    assert len(paths["S"]) == 11  # ten corners of a five-pointed star, closed
+    assert sorted(_labels(box)) == ["large anchor", "small anchor"]
+
+
+def test_anchor_names_stay_inside_the_panel_and_off_the_dots():
+    figure = pareto_figure(_rows())
+    renderer = figure.canvas.get_renderer()
+    for axes in figure.axes:
+        boxes = [text.get_window_extent(renderer) for text in axes.texts]
+        assert not boxes[0].overlaps(boxes[1])
+        for box in boxes:
+            assert axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
+            assert axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1
+            dots = [
+                dot
+                for each in axes.collections
+                for dot in axes.transData.transform(each.get_offsets())
+            ]
+            assert not any(box.contains(*dot) for dot in dots)
+
+
+def test_a_sweep_without_anchors_has_no_stars():
+    rows = [row for row in _rows() if row["kind"] not in ("S", "L")]
+
+    assert _labels(pareto_figure(rows).axes[0]) == []
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_sweep_of_the_anchors_alone_is_drawn(tmp_path, count):
+    plot_pareto(_rows()[:count], tmp_path / "pareto.png")
+
+    assert len(_dots(pareto_figure(_rows()[:count]).axes[0])) == count
+    assert (tmp_path / "pareto.png").exists()
+
+
+def test_each_panel_has_the_frontier_of_its_own_score():
+    rows = [
+        {"kind": "S", "gflops": 1.0, "bbox_AP": 30.0, "segm_AP": 30.0},
+        {"kind": "FS", "gflops": 2.0, "bbox_AP": 29.0, "segm_AP": 35.0},
+        {"kind": "SF", "gflops": 3.0, "bbox_AP": 40.0, "segm_AP": 34.0},
+    ]
+    box, mask = pareto_figure(rows).axes
+
+    assert _frontier(box) == [(1.0, 30.0), (3.0, 40.0)]
+    assert _frontier(mask) == [(1.0, 30.0), (2.0, 35.0)]
+    assert box.get_title() == "Box AP: 2 of 3 on the frontier"
+
+
+def test_axes_are_labelled_with_units():
+    box, mask = pareto_figure(_rows()).axes
+
+    assert box.get_xlabel() == mask.get_xlabel() == "GFLOPs (multiply–accumulates / 1e9)"
+    assert box.get_ylabel() == "box AP (COCO, 0–100)"
+    assert mask.get_ylabel() == "mask AP (COCO, 0–100)"
+
+
+@pytest.mark.parametrize("missing", [math.nan, None])
+def test_missing_scores_are_left_out_and_counted(missing):
+    rows = _rows()
+    rows[3]["bbox_AP"] = rows[5]["bbox_AP"] = missing
+    box, mask = pareto_figure(rows).axes
+
+    assert (len(_dots(box)), len(_dots(mask))) == (8, 10)
+    assert "2 without a score" in box.get_title()
+    assert "without" not in mask.get_title()
+
+
+@pytest.mark.parametrize(("task", "label"), [("bbox", "box AP"), ("segm", "mask AP")])
+def test_one_task_gives_one_panel(task, label):
+    (axes,) = pareto_figure(_rows(tasks=[task])).axes
+
+    assert axes.get_ylabel().startswith(label)
+
+
+def test_rows_without_any_score_give_a_panel_that_says_so():
+    (axes,) = pareto_figure(_rows(tasks=[])).axes
+
+    assert _labels(axes) == ["no stitch has a score"]
+
+
+def test_legend_names_the_kinds_that_are_there_and_lies_outside_the_panels():
+    figure = pareto_figure([row for row in _rows() if row["kind"] in ("S", "SFS")])
+    (legend,) = figure.legends
+
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "S: small anchor",
+        "SFS: large→small→large",
+        "on the frontier",
+    ]
+    box = legend.get_window_extent(figure.canvas.get_renderer())
+    assert not any(box.overlaps(axes.bbox) for axes in figure.axes)
+
+
+def test_a_kind_with_more_cuts_is_drawn_as_well():
+    rows = [*_rows(), {"kind": "FSFS", "gflops": 1.5, "bbox_AP": 60.0, "segm_AP": 60.0}]
+    figure = pareto_figure(rows)
+
+    assert ("FSFS", 1.5, 60.0) in _dots(figure.axes[0])
+    assert "FSFS: small→large→small→large" in [
+        text.get_text() for text in figure.legends[0].get_texts()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "size"), [(("bbox", "segm"), (1600, 700)), (("bbox",), (1000, 700))]
+)
+def test_the_picture_is_a_png_of_the_stated_size(tmp_path, tasks, size):
+    path = tmp_path / "sweep" / "pareto.png"
+    plot_pareto(_rows(tasks), path, title="A sweep")
+
+    with Image.open(path) as picture:
+        assert (picture.format, picture.size) == ("PNG", size)
+    assert [each.name for each in path.parent.iterdir()] == ["pareto.png"]
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path):
+    for name in ("a.png", "b.png"):
+        plot_pareto(_rows(), tmp_path / name)
+
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_plotting_does_not_need_pyplot():
+    loaded_before = "matplotlib.pyplot" in sys.modules
+    pareto_figure(_rows())
+
+    assert ("matplotlib.pyplot" in sys.modules) == loaded_before
+
+
+def test_no_rows_are_an_error():
+    with pytest.raises(InputError, match="no result to plot. Sweep at least one stitch first"):
+        pareto_figure([])

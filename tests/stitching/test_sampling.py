@@ -1,0 +1,186 @@
+import math
+import random
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from two_processes import run_in_two_processes
+
+from snnet_vitdet.stitching import ResourceConstrainedSampler, UniformSampler
+
+# 134 costs between those of the two anchors of S/L, with crowded and lonely bins; nothing halfway.
+GFLOPS = [round(475.13 + 1332.4 * (i / 133) ** 2, 3) for i in range(134)]
+SAMPLERS = [ResourceConstrainedSampler, UniformSampler]
+
+# Drawn by version 0.1.0.
+ROS_STREAM = [130, 15, 79, 86, 56, 99, 83, 104, 69, 107, 25, 121, 91, 87, 92, 55]
+ROS_STREAM_OF_SLOT_1 = [35, 88, 114, 94, 35, 126, 59, 92]
+ROS_FAR_OUT = 121
+UNIFORM_STREAM = [116, 39, 19, 71, 58, 133, 10, 119, 13, 130, 34, 21, 101, 31, 64, 81]
+
+
+def bins_by_hand(gflops, step):
+    """Stitch ids by the nearest multiple of the step, found by comparing distances."""
+    bins = {}
+    for stitch_id, cost in enumerate(gflops):
+        multiples = range(int(cost / step) - 2, int(cost / step) + 3)
+        nearest = min(multiples, key=lambda m: abs(Fraction(cost) - m * Fraction(step)))
+        bins.setdefault(nearest, []).append(stitch_id)
+    return bins
+
+
+def draws(sampler, count=200, slot=0, start=0):
+    return [sampler(iteration, slot) for iteration in range(start, start + count)]
+
+
+@pytest.mark.parametrize("step", [10.0, 1.0, 37.5, 5000.0])
+def test_bins_hold_the_stitches_nearest_to_each_multiple_of_the_step(step):
+    sampler = ResourceConstrainedSampler(GFLOPS, step)
+    expected = bins_by_hand(GFLOPS, step)
+    assert sampler.bins == {index: tuple(ids) for index, ids in expected.items()}
+    assert list(sampler.bins) == sorted(expected)
+
+
+def test_a_cost_halfway_between_two_multiples_goes_up():
+    sampler = ResourceConstrainedSampler([5.0, 14.9, 15.0, 25.0, 34.9])
+    assert sampler.bins == {1: (0, 1), 2: (2,), 3: (3, 4)}
+
+
+@pytest.mark.parametrize("step", [10.0, 1.0, 37.5, 5000.0])
+def test_probability_is_one_over_bins_times_size_of_the_bin(step):
+    expected = [0.0] * len(GFLOPS)
+    bins = bins_by_hand(GFLOPS, step)
+    for members in bins.values():
+        for stitch_id in members:
+            expected[stitch_id] = 1 / (len(bins) * len(members))
+    probabilities = ResourceConstrainedSampler(GFLOPS, step).probabilities()
+    assert probabilities == pytest.approx(expected, rel=1e-15)
+    # 134 additions, each rounded once.
+    assert sum(probabilities) == pytest.approx(1.0, abs=134 * 2.3e-16)
+
+
+def test_known_probabilities_of_a_small_space():
+    # Three bins, 10 {0, 1}, 20 {2} and 50 {3, 4, 5}: the empty ones between are no constraint.
+    sampler = ResourceConstrainedSampler([9.0, 11.0, 20.0, 48.0, 50.0, 54.0])
+    assert sampler.probabilities() == pytest.approx([1 / 6, 1 / 6, 1 / 3, 1 / 9, 1 / 9, 1 / 9])
+
+
+def test_uniform_probabilities_are_all_alike():
+    assert UniformSampler(GFLOPS).probabilities() == (1 / 134,) * 134
+
+
+@pytest.mark.parametrize("sampler_type", SAMPLERS)
+def test_frequencies_of_20000_draws_are_those_of_the_probabilities(sampler_type):
+    sampler, count = sampler_type(GFLOPS, seed=3), 20_000
+    seen = Counter(draws(sampler, count))
+    chi_squared = 0.0
+    for stitch_id, p in enumerate(sampler.probabilities()):
+        deviation = seen[stitch_id] - count * p
+        # 5 standard deviations of a binomial count: one fair stream in 10,000 has one such stitch.
+        assert abs(deviation) <= 5 * math.sqrt(count * p * (1 - p))
+        chi_squared += deviation**2 / (count * p)
+    # Mean 133 and variance 266 for a fair stream.
+    assert abs(chi_squared - 133) <= 4 * math.sqrt(266)
+
+
+@pytest.mark.parametrize("sampler_type", SAMPLERS)
+def test_successive_draws_do_not_depend_on_each_other(sampler_type):
+    sampler, count = sampler_type([10.0, 20.0, 30.0, 40.0]), 20_000
+    ids = draws(sampler, count + 1)
+    pairs = Counter(zip(ids[:-1], ids[1:], strict=True))
+    # 16 pairs of probability 1/16 each; 5 standard deviations.
+    bound = 5 * math.sqrt(count * (1 / 16) * (15 / 16))
+    assert len(pairs) == 16
+    assert all(abs(seen - count / 16) <= bound for seen in pairs.values())
+
+
+@pytest.mark.parametrize("sampler_type", SAMPLERS)
+def test_global_generators_neither_change_a_draw_nor_are_changed(sampler_type):
+    sampler, expected = sampler_type(GFLOPS), draws(sampler_type(GFLOPS))
+    for seed in (0, 1):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+        assert draws(sampler) == expected
+        assert random.getstate() == before[0]
+        assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+        assert torch.equal(torch.get_rng_state(), before[2])
+
+
+@pytest.mark.parametrize("sampler_type", SAMPLERS)
+def test_two_samplers_agree_in_any_order_of_the_iterations(sampler_type):
+    forwards = draws(sampler_type(GFLOPS, seed=5))
+    other = sampler_type(GFLOPS, seed=5)
+    assert [other(i) for i in reversed(range(200))] == forwards[::-1]
+
+
+@pytest.mark.parametrize("sampler_type", SAMPLERS)
+def test_other_seeds_and_slots_give_other_sequences(sampler_type):
+    sequences = {tuple(draws(sampler_type(GFLOPS, seed=s), slot=k)) for s in (0, 1) for k in (0, 1)}
+    assert len(sequences) == 4
+
+
+@pytest.mark.parametrize("sampler_type", SAMPLERS)
+def test_a_sampler_made_anew_at_a_resume_continues_the_sequence(sampler_type):
+    whole = draws(sampler_type(GFLOPS, seed=2), 300)
+    resumed = sampler_type(GFLOPS, seed=2)
+    assert draws(resumed, 180, start=120) == whole[120:]
+
+
+def test_the_streams_are_the_ones_of_earlier_versions():
+    # A change here makes every interrupted training go on with other stitches.
+    ros = ResourceConstrainedSampler(GFLOPS, step=10.0, seed=0)
+    assert draws(ros, 16) == ROS_STREAM
+    assert draws(ros, 8, slot=1) == ROS_STREAM_OF_SLOT_1
+    assert draws(UniformSampler(GFLOPS, seed=7), 16) == UNIFORM_STREAM
+    assert ros(10**12, 10**6) == ROS_FAR_OUT
+
+
+def _draws_of_a_process(rank):
+    # What else runs in a process differs by its rank.
+    torch.manual_seed(rank)
+    torch.rand(rank + 1)
+    sampler = ResourceConstrainedSampler(GFLOPS, seed=4)
+    return draws(sampler), draws(sampler, slot=rank), draws(UniformSampler(GFLOPS, seed=4))
+
+
+def test_two_gloo_processes_draw_the_same_stitches_and_others_by_slot(tmp_path):
+    first, second = run_in_two_processes(_draws_of_a_process, tmp_path)
+    assert first[0] == second[0] == draws(ResourceConstrainedSampler(GFLOPS, seed=4))
+    assert first[2] == second[2]
+    assert first[1] == first[0] != second[1]
+
+
+@pytest.mark.parametrize("sampler_type", SAMPLERS)
+def test_no_stitch_is_an_error(sampler_type):
+    with pytest.raises(ValueError, match="gflops is empty: there is no stitch to sample"):
+        sampler_type([])
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+def test_a_cost_that_is_not_finite_and_positive_is_an_error(bad):
+    with pytest.raises(ValueError, match=f"gflops must be finite and positive, got {bad}"):
+        ResourceConstrainedSampler([10.0, bad])
+
+
+@pytest.mark.parametrize("bad", [0, -10.0, math.nan, math.inf])
+def test_a_step_that_is_not_finite_and_positive_is_an_error(bad):
+    with pytest.raises(ValueError, match=f"step must be a positive number of GFLOPs, got {bad}"):
+        ResourceConstrainedSampler([10.0], step=bad)
+
+
+@pytest.mark.parametrize("sampler_type", SAMPLERS)
+@pytest.mark.parametrize(
+    ("seed", "call", "message"),
+    [
+        (-1, (0, 0), "seed must be >= 0, got -1"),
+        (0, (-2, 0), "iteration must be >= 0, got -2"),
+        (0, (0, -3), "slot must be >= 0, got -3"),
+    ],
+)
+def test_a_negative_seed_iteration_or_slot_is_an_error(sampler_type, seed, call, message):
+    with pytest.raises(ValueError, match=message):
+        sampler_type([10.0, 20.0], seed=seed)(*call)

@@ -1,0 +1,626 @@
+"""train_net.py as its users run it."""
+
+import csv
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+import train_net
+from detectron2.engine import default_argument_parser, launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from PIL import Image
+from torch.multiprocessing import ProcessRaisedException
+
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.modeling import stitch_costs
+from snnet_vitdet.stitching import ResourceConstrainedSampler, StitchSpace
+
+ROOT = Path(__file__).parent.parent
+NANO = "configs/shapes/mask_rcnn_snnet_nano.py"
+# Far above what any of these runs takes; reached only by one that hangs.
+TIMEOUT = 240
+NUM_ITERATIONS = 24
+NUM_BEFORE_CHECKPOINT = 4
+
+
+def start(*args, config_file=NANO):
+    """Starts train_net.py, by default on the embedded default, without a GPU."""
+    return subprocess.Popen(
+        [sys.executable, "train_net.py", "--config-file", str(config_file), *map(str, args)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    """Exit code, standard output and standard error of a run."""
+    try:
+        stdout, stderr = process.communicate(timeout=TIMEOUT)
+    finally:
+        process.kill()
+    return process.returncode, stdout, stderr
+
+
+def run_main(config, *flags):
+    """A run inside this process."""
+    train_net.main(default_argument_parser().parse_args(list(flags)), config)
+
+
+def weights(output):
+    return torch.load(Path(output) / "model_final.pth")["model"]
+
+
+def assert_same_tensors(first, second):
+    """Bitwise."""
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def metrics_of(output):
+    lines = (Path(output) / "metrics.json").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def recorded(overrides, output):
+    """The overrides of a training whose every iteration is in metrics.json."""
+    return [*overrides, f"train.output_dir={output}", "train.log_period=1", "train.eval_period=0"]
+
+
+# ------------------------------------------------------------------------------ the command line
+
+
+@pytest.mark.slow
+def test_training_then_sweep_leave_checkpoints_metrics_tables_and_picture(
+    tiny_overrides, tiny_config, tmp_path
+):
+    output = tmp_path / "output"
+    common = recorded(tiny_overrides, output)
+    code, _, stderr = finish(start(*common, "train.max_iter=5", "train.eval_stitches=[S]"))
+    assert code == 0, stderr
+    assert {"config.yaml", "log.txt", "model_init.pth", "model_final.pth"} <= set(
+        os.listdir(output)
+    )
+    state = torch.load(output / "model_final.pth")
+    assert state["classes"]["thing_classes"] == [
+        "circle",
+        "triangle",
+        "square",
+        "star",
+        "cross",
+        "ring",
+    ]
+    sampler = ResourceConstrainedSampler(
+        stitch_costs(tiny_config().model).gflops, step=0.002, seed=0
+    )
+    iterations = [m for m in metrics_of(output) if "total_loss" in m]
+    assert [m["stitch_id"] for m in iterations] == [sampler(i) for i in range(5)]
+
+    # From the config that the training has saved, as the README says.
+    process = start("--eval-only", "sweep.stitch_ids='0-2,FSF'", config_file=output / "config.yaml")
+    code, stdout, stderr = finish(process)
+    assert code == 0, stderr
+    space = StitchSpace((4, 8))
+    chosen = [0, 1, 2, *(stitch.id for stitch in space if stitch.kind == "FSF")]
+    with open(output / "sweep" / "stitches.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["stitch_id"]) for row in rows] == chosen
+    assert [row["name"] for row in rows] == [space[i].name for i in chosen]
+    assert all(float(row["bbox_AP"]) >= 0 for row in rows)
+    assert f"stitch {len(chosen)} of {len(chosen)}: {space[chosen[-1]].name}" in stdout
+    assert Image.open(output / "sweep" / "pareto.png").size > (300, 200)
+    provenance = json.loads((output / "sweep" / "sweep.json").read_text())
+    assert provenance["checkpoint"] == str(output / "model_final.pth")
+
+
+@pytest.mark.slow
+def test_stitches_are_swept_before_any_training(tiny_config, tmp_path, restored_logging):
+    """Figures 13 and 14: what the least-squares fit alone gives, as a training would start from."""
+    changes = (f"train.output_dir={tmp_path}", "sweep.stitch_ids=FSF", "init.num_images=3")
+    run_main(tiny_config(*changes, "sweep.at_initialisation=True"), "--eval-only")
+    with open(tmp_path / "sweep" / "stitches.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["kind"] for row in rows] == ["FSF"] * 3
+    assert [row["iteration"] for row in rows] == ["0"] * 3
+    assert not (tmp_path / "model_init.pth").exists()
+
+    # The same stitches from the checkpoint that a training starts from.
+    trained = tmp_path / "trained"
+    changes = (f"train.output_dir={trained}", "init.num_images=3", "train.eval_stitches=[S]")
+    run_main(tiny_config(*changes, "train.max_iter=1"))
+    checkpoint = trained / "model_init.pth"
+    run_main(
+        tiny_config(*changes, f"train.init_checkpoint={checkpoint}", "sweep.stitch_ids=FSF"),
+        "--eval-only",
+    )
+    with open(trained / "sweep" / "stitches.csv", newline="") as file:
+        assert list(csv.DictReader(file)) == rows
+
+
+@pytest.mark.slow
+def test_tuning_by_lora_trains_updates_stitching_layers_and_heads_alone(
+    tiny_config, tmp_path, restored_logging
+):
+    net = "model.backbone.net"
+    ranks = (f"{net}.small.lora_rank=2", f"{net}.large.lora_rank=2")
+    run_main(
+        tiny_config(
+            *ranks, f"train.output_dir={tmp_path}", "train.max_iter=6", "train.eval_stitches=[S]"
+        )
+    )
+    before, after = (
+        torch.load(tmp_path / name)["model"] for name in ("model_init.pth", "model_final.pth")
+    )
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    inside = {name for name in moved if name.startswith("backbone.net.")}
+    frozen = {
+        name
+        for name in before
+        if name.startswith(("backbone.net.small.", "backbone.net.large."))
+        and not name.endswith((".lora_a", ".lora_b"))
+    }
+    assert not moved & frozen
+    assert any(name.startswith("backbone.net.small.blocks.0.") for name in inside)
+    assert any(name.startswith("backbone.net.stitching_layers.") for name in inside)
+    assert "roi_heads.box_predictor.cls_score.weight" in moved
+
+
+def test_a_sweep_belongs_to_weights_data_and_settings(tiny_config, tiny_scenes):
+    def digest(*overrides):
+        config = tiny_config(*overrides)
+        return train_net.provenance_of(config, tiny_scenes.test_json)["settings_sha256"]
+
+    assert digest() == digest("train.output_dir=elsewhere", "optimizer.lr=1")
+    assert digest() != digest("model.roi_heads.box_predictor.test_score_thresh=0.1")
+    assert digest() != digest("data.image_size=128")
+
+
+# ------------------------------------------------------------------------------------- resuming
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_config, tmp_path_factory, restored_logging):
+    """The folder of a training that nothing interrupted."""
+    output = tmp_path_factory.mktemp("uninterrupted")
+    run_main(tiny_config(*training_overrides(output)))
+    return output
+
+
+def training_overrides(output):
+    return [
+        f"train.output_dir={output}",
+        f"train.max_iter={NUM_ITERATIONS}",
+        f"train.checkpointer.period={NUM_BEFORE_CHECKPOINT}",
+        "train.eval_stitches=[0]",
+        "train.log_period=1",
+        # Randomness inside the model, too, has to continue where it was.
+        "model.backbone.net.small.drop_path_rate=0.2",
+        "model.backbone.net.large.drop_path_rate=0.2",
+    ]
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(
+    tiny_overrides, tiny_config, uninterrupted, tmp_path, restored_logging
+):
+    process = start(*tiny_overrides, *training_overrides(tmp_path))
+    tag = tmp_path / "last_checkpoint"
+    deadline = time.monotonic() + TIMEOUT
+    try:
+        while not tag.exists() or tag.read_text() in ("", "model_init.pth"):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.communicate()
+    assert not (tmp_path / "model_final.pth").exists()
+
+    # With workers, of which the first training had none.
+    config = tiny_config(*training_overrides(tmp_path), "dataloader.train.num_workers=2")
+    run_main(config, "--resume")
+    resumed = [m["iteration"] for m in metrics_of(tmp_path) if "total_loss" in m]
+    assert NUM_BEFORE_CHECKPOINT in resumed
+    assert len(resumed) < 2 * NUM_ITERATIONS - NUM_BEFORE_CHECKPOINT
+    assert_same_tensors(weights(tmp_path), weights(uninterrupted))
+    states = [
+        torch.load(folder / "model_final.pth")["trainer"]["optimizer"]["state"]
+        for folder in (tmp_path, uninterrupted)
+    ]
+    assert states[0].keys() == states[1].keys()
+    for parameter, state in states[0].items():
+        assert_same_tensors(state, states[1][parameter])
+
+
+@pytest.mark.slow
+def test_resume_before_the_first_checkpoint_starts_from_the_initial_one(
+    tiny_config, uninterrupted, tmp_path, monkeypatch, restored_logging
+):
+    shutil.copy(uninterrupted / "model_init.pth", tmp_path)
+    (tmp_path / "last_checkpoint").write_text("model_init.pth")
+    # What took pretrained weights and images the first time is not done again.
+    monkeypatch.delattr(train_net, "initialise")
+    run_main(tiny_config(*training_overrides(tmp_path)), "--resume")
+    assert_same_tensors(weights(tmp_path), weights(uninterrupted))
+
+
+@pytest.mark.slow
+def test_resuming_a_finished_training_changes_nothing(
+    tiny_config, uninterrupted, tmp_path, restored_logging
+):
+    shutil.copy(uninterrupted / "model_final.pth", tmp_path)
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    run_main(tiny_config(*training_overrides(tmp_path)), "--resume")
+    assert_same_tensors(weights(tmp_path), weights(uninterrupted))
+    # Nor does one that was meant to be longer.
+    run_main(tiny_config(*training_overrides(tmp_path), "train.max_iter=3"), "--resume")
+    assert_same_tensors(weights(tmp_path), weights(uninterrupted))
+
+
+@pytest.mark.slow
+def test_a_training_killed_before_its_final_file_gets_it_when_resumed(
+    tiny_config, uninterrupted, tmp_path, restored_logging
+):
+    last = f"model_{NUM_ITERATIONS - 1:07d}.pth"
+    shutil.copy(uninterrupted / "model_final.pth", tmp_path / last)
+    (tmp_path / "last_checkpoint").write_text(last)
+    run_main(tiny_config(*training_overrides(tmp_path)), "--resume")
+    assert_same_tensors(weights(tmp_path), weights(uninterrupted))
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+# ------------------------------------------------------------------------------- several processes
+
+
+def train_in_a_process(config, folder):
+    """One of several; saves the weights and what has a gradient from the last iteration."""
+    torch.set_num_threads(1)
+    wrapped = []
+    create_ddp_model = train_net.create_ddp_model
+
+    def catch(model, **kwargs):
+        wrapped.append(create_ddp_model(model, **kwargs))
+        return wrapped[0]
+
+    train_net.create_ddp_model = catch
+    run_main(config)
+    (model,) = wrapped
+    assert isinstance(model, torch.nn.parallel.DistributedDataParallel)
+    named = dict(model.module.named_parameters())
+    torch.save(
+        {
+            "model": model.module.state_dict(),
+            "with_gradient": sorted(n for n, p in named.items() if p.grad is not None),
+            "trainable": sorted(n for n, p in named.items() if p.requires_grad),
+        },
+        f"{folder}/rank{comm.get_rank()}.pth",
+    )
+
+
+@pytest.mark.slow
+def test_weights_are_there_before_the_model_is_wrapped(
+    tiny_config, uninterrupted, tmp_path, monkeypatch, restored_logging
+):
+    """Wrapping hands the first process's weights to all; a fit may differ by rounding elsewhere."""
+    order = []
+
+    def recording(name):
+        original = getattr(train_net, name)
+
+        def call(*args, **kwargs):
+            order.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(train_net, name, call)
+
+    for name in ("fit_stitching_layers", "create_ddp_model"):
+        recording(name)
+    changes = ("train.max_iter=1", "init.num_images=1", "train.eval_stitches=[S]")
+    run_main(tiny_config(*changes, f"train.output_dir={tmp_path / 'fitted'}"))
+    assert order == ["fit_stitching_layers", "create_ddp_model"]
+
+    def wrap(model, **_):
+        state = model.state_dict()
+        assert_same_tensors(state, weights(uninterrupted))
+        return model
+
+    monkeypatch.setattr(train_net, "create_ddp_model", wrap)
+    run_main(
+        tiny_config(
+            *changes,
+            f"train.output_dir={tmp_path / 'started'}",
+            f"train.init_checkpoint={uninterrupted / 'model_final.pth'}",
+        )
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_weights_and_leave_what_did_not_run_alone(
+    tiny_config, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    config = tiny_config(
+        f"train.output_dir={tmp_path}",
+        "train.max_iter=3",
+        "train.log_period=1",
+        "train.eval_stitches=[0]",
+        # No walk runs all blocks of both anchors.
+        "model.backbone.net.kinds=[S,L,FS]",
+        "train.seed=1",
+    )
+    launch(train_in_a_process, 2, dist_url="auto", args=(config, str(tmp_path)))
+    first, second = (torch.load(tmp_path / f"rank{rank}.pth") for rank in (0, 1))
+    assert_same_tensors(first["model"], second["model"])
+    assert_same_tensors(first["model"], weights(tmp_path))
+    assert first["with_gradient"] == second["with_gradient"]
+
+    space = StitchSpace((4, 8), kinds=("S", "L", "FS"))
+    trained = [space[int(m["stitch_id"])] for m in metrics_of(tmp_path) if "total_loss" in m]
+    assert len(trained) == 3
+    before = torch.load(tmp_path / "model_init.pth")["model"]
+    ran_ever = set().union(*map(blocks_of, trained))
+    moved = {name for name, value in before.items() if not torch.equal(value, first["model"][name])}
+    blocks = {n: ".".join(n.split(".")[2:5]) for n in first["trainable"] if ".blocks." in n}
+    idle = {name for name, block in blocks.items() if block not in ran_ever}
+    assert idle and idle != blocks.keys()
+    assert not idle & moved
+    ran_last = blocks_of(trained[-1])
+    for name, block in blocks.items():
+        assert (name in first["with_gradient"]) == (block in ran_last), name
+    assert {name for name in blocks if name.endswith("qkv.weight")} - idle <= moved
+
+
+def blocks_of(stitch):
+    """The blocks a stitch runs, as ``small.blocks.0``."""
+    return {
+        f"{('small', 'large')[anchor]}.blocks.{block}"
+        for anchor, start, stop in stitch.segments
+        for block in range(start, stop)
+    }
+
+
+# ----------------------------------------------------------------------------------- other starts
+
+
+@pytest.fixture
+def two_classes(tiny_scenes, tmp_path):
+    """Annotations of the generated training images with two of their six categories."""
+    data = json.loads(Path(tiny_scenes.train_json).read_text())
+    data["categories"] = [{"id": 4, "name": "star"}, {"id": 2, "name": "triangle"}]
+    data["annotations"] = [a for a in data["annotations"] if a["category_id"] in (2, 4)]
+    path = tmp_path / "two_classes.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.mark.slow
+def test_training_on_other_classes_starts_from_the_weights_of_a_checkpoint(
+    tiny_config, uninterrupted, two_classes, tiny_scenes, tmp_path, restored_logging
+):
+    output = tmp_path / "output"
+    config = tiny_config(
+        f"data.train_json={two_classes}",
+        f"data.test_json={two_classes}",
+        f"data.test_images={tiny_scenes.train_images}",
+        f"train.output_dir={output}",
+        f"train.init_checkpoint={uninterrupted / 'model_final.pth'}",
+        "train.max_iter=1",
+        "train.eval_stitches=[0]",
+    )
+    run_main(config)
+    start, saved = torch.load(output / "model_init.pth"), weights(uninterrupted)
+    assert start["classes"]["thing_classes"] == ["triangle", "star"]
+    assert start["trainer"]["iteration"] == -1
+    assert not start["trainer"]["optimizer"]["state"]
+    assert start["model"].keys() == saved.keys()
+    other = {n for n in saved if start["model"][n].shape != saved[n].shape}
+    assert {name.rsplit(".", 1)[0] for name in other} == {
+        "roi_heads.box_predictor.cls_score",
+        "roi_heads.box_predictor.bbox_pred",
+        "roi_heads.mask_head.predictor",
+    }
+    for name in saved.keys() - other:
+        assert torch.equal(start["model"][name], saved[name]), name
+
+
+@pytest.mark.slow
+def test_unreadable_image_ends_the_training_with_its_name(tiny_overrides, tiny_scenes, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(tiny_scenes.train_images, images)
+    broken = sorted(images.iterdir())[3]
+    broken.write_bytes(broken.read_bytes()[:300])
+    process = start(
+        *tiny_overrides,
+        f"data.train_images={images}",
+        f"train.output_dir={tmp_path / 'output'}",
+        "train.max_iter=50",
+        "dataloader.train.num_workers=2",
+        "init.stitching_layers=random",
+    )
+    code, _, stderr = finish(process)
+    assert code not in (0, -signal.SIGKILL)
+    last = stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert str(broken) in last
+
+
+# --------------------------------------------------------------------------------------- bad input
+
+
+@pytest.fixture
+def refused(tiny_overrides, tmp_path, monkeypatch, capsys, restored_logging):
+    """Runs the command line in this process; returns the sentence it ends with."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(train_net, "launch", lambda *_, **__: pytest.fail("it has started"))
+
+    def refused(*args, config_file=NANO):
+        overrides = [*tiny_overrides, f"train.output_dir={tmp_path / 'output'}"]
+        flags = [arg for arg in args if arg.startswith("--")]
+        changes = [arg for arg in args if not arg.startswith("--")]
+        argv = ["train_net.py", "--config-file", config_file, *flags, *overrides, *changes]
+        monkeypatch.setattr(sys, "argv", argv)
+        # A handler that an earlier test has left would write to that test's screen.
+        setup_logger.cache_clear()
+        logging.getLogger("snnet_vitdet").handlers.clear()
+        with pytest.raises(SystemExit) as exit_:
+            train_net.cli()
+        assert exit_.value.code == 2
+        # After what the log said on the way, one line and no traceback.
+        printed = capsys.readouterr().err
+        assert "Traceback" not in printed
+        message = printed.rstrip("\n").splitlines()[-1]
+        assert message.startswith("error: ")
+        return message
+
+    return refused
+
+
+def write_annotations(tiny_scenes, path, change):
+    data = json.loads(Path(tiny_scenes.train_json).read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_config_file_that_is_not_there_is_refused(refused):
+    assert "does not exist; there are" in refused(config_file="configs/shapes/mask_rcnn.py")
+
+
+def test_no_config_file_is_refused(refused):
+    assert "add --config-file" in refused(config_file="")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("sweep.stitch_ids=[3,99]", "ids go from 0 to 13"),
+        ("sweep.stitch_ids=12-20", "ids go from 0 to 13"),
+        ("sweep.stitch_ids=0-3,7", "has commas outside quotes"),
+        ("train.max_itr=3", "did you mean 'max_iter'"),
+        ("model.backbone.net.large.patch_size=8", "patch sizes differ (16 and 8)"),
+        ("data.test_json=gone.json", "gone.json cannot be opened"),
+        ("data.test_json='???'", "add data.test_json=…"),
+    ],
+)
+@pytest.mark.parametrize("flags", [[], ["--eval-only"]], ids=["training", "sweep"])
+def test_wrong_override_is_refused(flags, override, expected, refused):
+    assert expected in refused(*flags, override)
+
+
+def test_missing_weights_are_refused(refused):
+    assert "gone.pth does not exist" in refused("init.weights.small=gone.pth")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "wrong width"])
+def test_weights_that_do_not_fit_are_refused(damage, refused, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"patch_embed.proj.weight": torch.zeros(64, 3, 16, 16)}, path)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    expected = {"truncated": "it is truncated", "wrong width": "64 wide, but the anchor is 32 wide"}
+    message = refused(f"init.weights.small={path}")
+    assert expected[damage] in message
+    assert str(path) in message
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_annotations_that_are_no_json_are_refused(split, refused, tmp_path):
+    path = tmp_path / "broken.json"
+    path.write_text('{"images": [')
+    message = refused(f"data.{split}_json={path}")
+    assert f"{path} is not valid JSON" in message
+
+
+def remove_categories(data):
+    del data["categories"]
+
+
+def name_missing_image(data):
+    data["images"][0]["file_name"] = "gone.jpg"
+
+
+def flatten_box(data):
+    data["annotations"][0]["bbox"][3] = 0
+
+
+def rename_category(data):
+    data["categories"][1]["name"] = "blob"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (remove_categories, 'has no "categories"'),
+        (name_missing_image, "gone.jpg"),
+        (flatten_box, "have a box without area"),
+        (rename_category, "'blob' in training and 'triangle' in test"),
+    ],
+)
+def test_annotations_that_cannot_be_used_are_refused(
+    change, expected, refused, tiny_scenes, tmp_path
+):
+    path = write_annotations(tiny_scenes, tmp_path / "changed.json", change)
+    message = refused(f"data.train_json={path}")
+    assert expected in message
+    assert str(path) in message
+
+
+def test_bad_input_found_by_one_of_several_processes_ends_in_its_sentence(refused, monkeypatch):
+    def launch(*_, **__):
+        try:
+            raise InputError("some.jpg cannot be used: replace the file")
+        except InputError as error:
+            text = f"\n\n-- Process 1 terminated:\n{traceback.format_exc()}"
+            raise ProcessRaisedException(text, 1, 99) from error
+
+    monkeypatch.setattr(train_net, "launch", launch)
+    assert refused() == "error: some.jpg cannot be used: replace the file"
+
+
+def test_other_errors_of_one_of_several_processes_keep_their_traceback(
+    tiny_overrides, tmp_path, monkeypatch, restored_logging
+):
+    def launch(*_, **__):
+        raise ProcessRaisedException("RuntimeError: no memory", 1, 99)
+
+    monkeypatch.setattr(train_net, "launch", launch)
+    monkeypatch.chdir(ROOT)
+    argv = ["train_net.py", "--config-file", NANO, *tiny_overrides]
+    monkeypatch.setattr(sys, "argv", [*argv, f"train.output_dir={tmp_path}"])
+    with pytest.raises(ProcessRaisedException, match="no memory"):
+        train_net.cli()
+
+
+def test_training_over_another_one_is_refused(refused, tmp_path):
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "last_checkpoint").write_text("model_final.pth")
+    assert "add --resume" in refused()
+
+
+def test_sweep_of_an_untrained_folder_is_refused(tiny_config, tmp_path, restored_logging):
+    config = tiny_config(f"train.output_dir={tmp_path}")
+    with pytest.raises(ValueError, match="nothing to evaluate: .* has no checkpoint"):
+        run_main(config, "--eval-only")
+
+
+def test_truncated_checkpoint_is_refused(tiny_config, tmp_path, restored_logging):
+    path = tmp_path / "some.pth"
+    torch.save({"model": {"x": torch.zeros(1000)}}, path)
+    path.write_bytes(path.read_bytes()[:500])
+    config = tiny_config(f"train.output_dir={tmp_path / 'output'}", f"train.init_checkpoint={path}")
+    with pytest.raises(ValueError, match=r"some\.pth cannot be read .*truncated"):
+        run_main(config, "--eval-only")

@@ -1,0 +1,125 @@
+import csv
+import sys
+
+import pytest
+from tools import list_stitches
+
+SL = "configs/COCO/mask_rcnn_snnet_deit3_s_l_100ep.py"
+NANO = "configs/shapes/mask_rcnn_snnet_nano.py"
+COLUMNS = ["stitch_id", "name", "kind", "cuts", "gflops", "params_m", "probability"]
+
+
+@pytest.fixture
+def run(root, monkeypatch, capsys):
+    """Runs the program in this process; returns what it prints."""
+    monkeypatch.chdir(root)
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["list_stitches.py", *map(str, args)])
+        list_stitches.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refused(run, capsys):
+    """Runs the program, which ends in an error; returns its sentence."""
+
+    def refused(*args):
+        with pytest.raises(SystemExit) as exit_:
+            run(*args)
+        assert exit_.value.code == 2
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert message.startswith("error: ")
+        return message
+
+    return refused
+
+
+def read(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert header == COLUMNS
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def figure(printed, label):
+    """The GFLOPs in the line that starts with a label."""
+    (line,) = [line for line in printed.splitlines() if line.startswith(label)]
+    return float(line.removeprefix(label).split()[0])
+
+
+def test_real_configuration_lists_134_stitches_and_the_four_figures(run, tmp_path):
+    printed = run("--config-file", SL, "--csv", tmp_path / "out.csv")
+    assert "134 stitches at 1024 x 1024 pixels" in printed
+    # detectron2's own ViTDet, measured with its FlopCountAnalysis.
+    small_alone = figure(printed, "ViTDet on the small anchor alone (baseline):")
+    large_alone = figure(printed, "ViTDet on the large anchor alone (baseline):")
+    assert small_alone == pytest.approx(440.9, rel=0.005)
+    assert large_alone == pytest.approx(1807.4, rel=0.005)
+    # Read off Figure 9 of the paper.
+    assert figure(printed, "S in the supernet:") == pytest.approx(475, rel=0.02)
+    assert figure(printed, "L in the supernet:") == pytest.approx(1810, rel=0.02)
+
+    rows = read(tmp_path / "out.csv")
+    assert [int(row["stitch_id"]) for row in rows] == list(range(134))
+    kinds = [row["kind"] for row in rows]
+    assert [kinds.count(kind) for kind in ("S", "L", "FS", "SF", "SFS", "FSF")] == [
+        1, 1, 11, 11, 55, 55,
+    ]  # fmt: skip
+    assert len({row["name"] for row in rows}) == 134
+    # Six decimals each.
+    assert sum(float(row["probability"]) for row in rows) == pytest.approx(1, abs=134 * 5e-7)
+    gflops = {row["name"]: float(row["gflops"]) for row in rows}
+    assert min(gflops, key=gflops.get) == "S"
+    # The later a walk enters the large anchor, the cheaper it is.
+    entering = [gflops[f"FS-{cut}"] for cut in range(1, 12)]
+    assert entering == sorted(entering, reverse=True)
+
+
+def test_file_holds_what_is_printed(run, tmp_path):
+    classes = "model.roi_heads.num_classes=3"
+    printed = run("--config-file", NANO, "--csv", tmp_path / "out.csv", classes)
+    rows = read(tmp_path / "out.csv")
+    assert len(rows) == 14
+    table = printed.split("\n\n")[0].splitlines()[2:]
+    assert len(table) == 14
+    lines = {cells[1]: cells for cells in map(str.split, table)}
+    for row in rows:
+        cells = lines[row["name"]]
+        assert cells[0] == row["stitch_id"]
+        assert cells[2] == row["kind"]
+        assert cells[3 : len(cells) - 3] == ([row["cuts"]] if row["cuts"] else [])
+        numbers = [float(cell) for cell in cells[-3:]]
+        expected = [float(row[key]) for key in COLUMNS[-3:]]
+        assert numbers == pytest.approx(expected, rel=1e-4)
+
+
+def test_overrides_change_the_space(run):
+    one_way = "model.backbone.net.kinds=[S,L,FS]"
+    assert "\n13 stitches at" in run("--config-file", SL, one_way)
+
+
+def test_unknown_override_is_refused(refused):
+    assert "did you mean 'max_cuts'" in refused("--config-file", SL, "model.backbone.net.max_cut=1")
+
+
+def test_missing_config_is_refused(refused):
+    assert "does not exist" in refused("--config-file", "configs/gone.py")
+
+
+def test_baseline_has_no_stitches(refused):
+    baseline = "configs/COCO/mask_rcnn_vitdet_deit3_s_100ep.py"
+    assert "has no stitches" in refused("--config-file", baseline)
+
+
+def test_file_that_cannot_be_written_is_refused(refused, tmp_path):
+    target = tmp_path / "no_folder" / "stitches.csv"
+    assert f"cannot write {target}: No such file" in refused("--config-file", NANO, "--csv", target)
+
+
+def test_custom_config_without_data_says_what_to_give(refused, run):
+    custom = "configs/custom/mask_rcnn_snnet_coco_json.py"
+    assert "give model.roi_heads.num_classes=80" in refused("--config-file", custom)
+    assert "14 stitches" in run("--config-file", custom, "model.roi_heads.num_classes=80")

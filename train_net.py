@@ -1,0 +1,271 @@
+#!/usr/bin/env python
+"""Train, resume and evaluate: the one entry point.
+
+    python train_net.py --config-file configs/shapes/mask_rcnn_snnet_nano.py [key=value ...]
+    python train_net.py --config-file F --resume
+    python train_net.py --config-file F --eval-only train.init_checkpoint=output/F/model_final.pth
+
+Behaves as detectron2's lazyconfig_train_net.py; --eval-only sweeps over the stitches of
+sweep.stitch_ids and writes its tables and pareto.png to the folder sweep/ in train.output_dir.
+"""
+
+import hashlib
+import json
+import logging
+import os
+
+import torch
+from detectron2.config import instantiate
+from detectron2.engine import default_argument_parser, default_setup, default_writers, hooks, launch
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from omegaconf import OmegaConf
+from torch.multiprocessing import ProcessRaisedException
+
+from snnet_vitdet.data import category_names
+from snnet_vitdet.engine import (
+    ClassNames,
+    StitchedAMPTrainer,
+    StitchedTrainer,
+    StrictCheckpointer,
+    checkpoint_to_evaluate,
+    fit_stitching_layers,
+    load_anchors,
+    load_config,
+    preflight,
+)
+from snnet_vitdet.errors import InputError, exit_with
+from snnet_vitdet.evaluation import BASELINE, evaluate_stitch, format_table, sweep
+from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, stitch_costs
+from snnet_vitdet.report import plot_pareto
+from snnet_vitdet.stitching import select_stitches
+
+logger = logging.getLogger("snnet_vitdet.train_net")
+
+
+def build_model(config):
+    """The detector on its device; the same random weights on every process."""
+    seed_all_rng(config.train.seed)
+    return instantiate(config.model).to(config.train.device)
+
+
+def costs_of(config):
+    """Cost of every stitch by id, or of the one network of a baseline."""
+    if "small" in config.model.backbone.net:
+        return stitch_costs(config.model)
+    return [baseline_cost(config.model)]
+
+
+def build_trainer(config, model, data_loader, optimizer):
+    """The trainer for the device, with the sampler of a stitched model."""
+    kwargs = {"scope": config.train.stitch_scope, "seed": config.train.seed}
+    kwargs["backbone"] = find_stitched_vit(model)
+    if kwargs["backbone"] is not None:
+        config.sampler.gflops = list(costs_of(config).gflops)
+        kwargs["sampler"] = instantiate(config.sampler)
+    on_gpu = config.train.device.startswith("cuda")
+    ddp = dict(config.train.ddp)
+    if not on_gpu:
+        # The hook casts to a type that gloo does not reduce, and a CPU has no index.
+        ddp |= {"fp16_compression": False, "device_ids": None}
+    model = create_ddp_model(model, **ddp)
+    if not (config.train.amp.enabled and on_gpu):
+        return StitchedTrainer(model, data_loader, optimizer, **kwargs)
+    precision = getattr(torch, config.train.amp.precision)
+    scaler = torch.amp.GradScaler(enabled=precision == torch.float16)
+    return StitchedAMPTrainer(
+        model, data_loader, optimizer, precision=precision, grad_scaler=scaler, **kwargs
+    )
+
+
+def initialise(config, model, data_loader):
+    """Pretrained anchors, and stitching layers fitted between them."""
+    load_anchors(model, config.init.weights)
+    if find_stitched_vit(model) is None:
+        return
+    if config.init.stitching_layers == "least_squares":
+        fit_stitching_layers(model, data_loader.fit_samples(config.init.num_images))
+
+
+def do_train(config, resume):
+    """Trains from the start, or on from the last checkpoint of the output folder."""
+    model = build_model(config)
+    config.optimizer.params.model = model
+    optimizer = instantiate(config.optimizer)
+    data_loader = instantiate(config.dataloader.train)
+    test_loader = instantiate(config.dataloader.test)
+    checkpointer = StrictCheckpointer(
+        model,
+        config.train.output_dir,
+        new_classes=True,
+        classes=ClassNames(category_names(config.data.train_json)),
+    )
+    resume = resume and checkpointer.has_checkpoint()
+    # Before the model is wrapped for several processes, which hands the first one's weights to all.
+    if not resume and config.train.init_checkpoint:
+        checkpointer.load(config.train.init_checkpoint, checkpointables=[])
+    elif not resume:
+        initialise(config, model, data_loader)
+    trainer = build_trainer(config, model, data_loader, optimizer)
+    checkpointer.add_checkpointable("trainer", trainer)
+    if resume:
+        checkpointer.load(checkpointer.get_checkpoint_file())
+    else:
+        # What every later start of this training goes back to; resuming adds 1.
+        trainer.iter = -1
+        checkpointer.save("model_init")
+    start_iter = trainer.iter + 1
+    if start_iter >= config.train.max_iter:
+        logger.info("%s is trained: %d iterations.", config.train.output_dir, start_iter)
+        # Killed after its last periodic checkpoint, a training has everything but this file.
+        if not os.path.isfile(os.path.join(config.train.output_dir, "model_final.pth")):
+            checkpointer.save("model_final")
+        return
+    data_loader.start_iteration = start_iter
+
+    def evaluate():
+        backbone = find_stitched_vit(model)
+        stitches = [BASELINE]
+        if backbone is not None:
+            ids = select_stitches(config.train.eval_stitches, backbone.space)
+            stitches = [backbone.space[i] for i in ids]
+        results = {}
+        for stitch in stitches:
+            evaluator = instantiate(config.dataloader.evaluator)
+            results[stitch.name] = evaluate_stitch(model, stitch, test_loader, evaluator)
+            scores = ", ".join(f"{key} {value:.1f}" for key, value in results[stitch.name].items())
+            logger.info("%s: %s", stitch.name, scores)
+        return results
+
+    main = comm.is_main_process()
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(config.lr_multiplier)),
+            hooks.PeriodicCheckpointer(checkpointer, **config.train.checkpointer) if main else None,
+            hooks.EvalHook(config.train.eval_period, evaluate),
+            hooks.PeriodicWriter(
+                default_writers(config.train.output_dir, config.train.max_iter),
+                period=config.train.log_period,
+            )
+            if main
+            else None,
+        ]
+    )
+    trainer.train(start_iter, config.train.max_iter)
+
+
+def provenance_of(config, checkpoint):
+    """What the scores of a stitch depend on, to tell a sweep that may be resumed."""
+    files = {"test_json": config.data.test_json}
+    nodes = [config.model, config.dataloader.test.mapper, config.data]
+    if checkpoint:
+        files["checkpoint"] = checkpoint
+    else:
+        nodes += [config.init, config.dataloader.train.mapper]
+    stats = {name: os.stat(path) for name, path in files.items()}
+    settings = "\n".join(
+        json.dumps(OmegaConf.to_container(node, resolve=True), sort_keys=True, default=_name)
+        for node in nodes
+    )
+    return {
+        **{name: os.path.abspath(path) for name, path in files.items()},
+        **{f"{name}_bytes": stat.st_size for name, stat in stats.items()},
+        **{f"{name}_mtime": stat.st_mtime for name, stat in stats.items()},
+        "settings_sha256": hashlib.sha256(settings.encode()).hexdigest(),
+    }
+
+
+def _name(value):
+    """A class or function in a config by its name; its own text may hold an address in memory."""
+    return getattr(value, "__qualname__", None) or str(value)
+
+
+def load_for_sweep(config, model):
+    """Puts weights into a model; returns their checkpoint, if any, and their iterations."""
+    if config.sweep.at_initialisation:
+        initialise(config, model, instantiate(config.dataloader.train))
+        return None, 0
+    classes = ClassNames(category_names(config.data.test_json))
+    checkpoint = checkpoint_to_evaluate(config.train.init_checkpoint, config.train.output_dir)
+    trainer = StrictCheckpointer(model, classes=classes).load(checkpoint).get("trainer")
+    # The checkpoint has the index of the last iteration.
+    return checkpoint, None if trainer is None else trainer["iteration"] + 1
+
+
+def do_sweep(config, resume):
+    """Scores the stitches of sweep.stitch_ids, and writes tables and picture."""
+    model = build_model(config)
+    checkpoint, iteration = load_for_sweep(config, model)
+    backbone = find_stitched_vit(model)
+    output_dir = os.path.join(config.train.output_dir, "sweep")
+    table = sweep(
+        model,
+        select_stitches(config.sweep.stitch_ids, backbone.space) if backbone else [0],
+        costs_of(config),
+        instantiate(config.dataloader.test),
+        lambda: instantiate(config.dataloader.evaluator),
+        output_dir,
+        iteration=iteration,
+        provenance=provenance_of(config, checkpoint),
+        resume=resume,
+    )
+    if comm.is_main_process():
+        plot_pareto(table.rows(), os.path.join(output_dir, "pareto.png"))
+        logger.info("Results in %s:\n%s", output_dir, format_table(table))
+    return table
+
+
+def main(args, config):
+    """One process of a run."""
+    default_setup(config, args)
+    setup_logger(
+        config.train.output_dir,
+        distributed_rank=comm.get_rank(),
+        name="snnet_vitdet",
+        # The first process may be the one that has set up the screen for the checks already.
+        configure_stdout=not logging.getLogger("snnet_vitdet").handlers,
+    )
+    if config.train.device == "cpu" and args.num_gpus > 1:
+        # More threads than cores make OpenMP's barriers wait ten times longer than the arithmetic.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.num_gpus))
+    if args.eval_only:
+        do_sweep(config, args.resume)
+    else:
+        do_train(config, args.resume)
+
+
+def cli():
+    """Reads the command line, checks everything, and starts the processes."""
+    args = default_argument_parser(epilog=__doc__).parse_args()
+    setup_logger(name="snnet_vitdet")
+    try:
+        config = load_config(args.config_file, args.opts)
+        preflight(
+            config,
+            evaluation=args.eval_only,
+            resume=args.resume,
+            num_processes=args.num_gpus * args.num_machines,
+        )
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args, config),
+        )
+    except InputError as error:
+        exit_with(error)
+    except ProcessRaisedException as error:
+        # Of several processes: what one of them raised, as the text of its traceback.
+        _, raised, message = str(error).rpartition(f"{InputError.__module__}.InputError: ")
+        if not raised:
+            raise
+        exit_with(message.strip())
+
+
+if __name__ == "__main__":
+    cli()
