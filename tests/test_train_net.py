@@ -416,6 +416,7 @@ def test_training_on_other_classes_starts_from_the_weights_of_a_checkpoint(
         f"data.train_json={two_classes}",
         f"data.test_json={two_classes}",
         f"data.test_images={tiny_scenes.train_images}",
+        "model.roi_heads.num_classes=2",
         f"train.output_dir={output}",
         f"train.init_checkpoint={uninterrupted / 'model_final.pth'}",
         "train.max_iter=1",

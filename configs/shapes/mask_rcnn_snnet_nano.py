@@ -3,6 +3,7 @@
 from detectron2.config import LazyCall as L
 
 from snnet_vitdet.data import generate_shapes
+from snnet_vitdet.data.scenes import CATEGORIES
 
 from ..custom.mask_rcnn_snnet_coco_json import (
     data,
@@ -15,6 +16,9 @@ from ..custom.mask_rcnn_snnet_coco_json import (
     sweep,
     train,
 )
+
+# Known before the scenes are there: costs are listed without data.
+model.roi_heads.num_classes = len(CATEGORIES)
 
 data.prepare = L(generate_shapes)(
     root="datasets/shapes", num_train=400, num_test=80, image_size="${data.image_size}", seed=0
