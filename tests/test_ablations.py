@@ -15,6 +15,9 @@ from snnet_vitdet.stitching import ResourceConstrainedSampler, UniformSampler
 ROOT = Path(__file__).parent.parent
 BASE = "configs/COCO/mask_rcnn_snnet_deit3_{}_100ep.py"
 NET = "model.backbone.net"
+# Networks of 12 stages, and of the embedded default's 4, where they are not all.
+SIZES = {"snnetv1": (13, 5), "space_snnetv1": (13, 5), "space_one_cut": (24, 8)}
+UNIFORM = ("snnetv1", "snnetv1_two_way", "sampling_uniform")
 # The config the ablation belongs to, and what it changes.
 CHANGES = {
     "space_snnetv1": ("s_l", {f"{NET}.max_cuts": 1, f"{NET}.kinds": ["S", "L", "FS"]}),
@@ -28,9 +31,15 @@ CHANGES = {
             "sampler.step": None,
         },
     ),
+    "snnetv1_two_way": (
+        "s_l",
+        {f"{NET}.lora_rank": 0, "sampler._target_": UniformSampler, "sampler.step": None},
+    ),
+    "space_one_cut": ("s_l", {f"{NET}.max_cuts": 1}),
     "sampling_uniform": ("s_l", {"sampler._target_": UniformSampler, "sampler.step": None}),
     "sampling_step_50": ("s_l", {"sampler.step": 50.0}),
     "stitching_full_rank": ("s_l", {f"{NET}.lora_rank": 0}),
+    "stitching_full_rank_b_l": ("b_l", {f"{NET}.lora_rank": 0}),
     "stitching_rank_4": ("s_l", {f"{NET}.lora_rank": 4}),
     "stitching_rank_64": ("s_l", {f"{NET}.lora_rank": 64}),
     "stitching_random_start": ("s_l", {"init.stitching_layers": "random"}),
@@ -81,11 +90,11 @@ def test_ablation_changes_what_it_says_and_nothing_else(name):
 def test_ablation_builds(name):
     config = load_config(str(ROOT / f"configs/ablations/{name}.py"))
     space = find_stitched_vit(build_on_meta(config.model)).space
-    assert len(space) == (13 if "snnetv1" in name else 134)
+    assert len(space) == SIZES.get(name, (134, 14))[0]
     config.sampler.gflops = list(stitch_costs(config.model).gflops)
     sampler = instantiate(config.sampler)
-    uniform = name in ("snnetv1", "sampling_uniform")
-    assert isinstance(sampler, UniformSampler if uniform else ResourceConstrainedSampler)
+    expected = UniformSampler if name in UNIFORM else ResourceConstrainedSampler
+    assert isinstance(sampler, expected)
     assert 0 <= sampler(0) < len(space)
 
 
@@ -109,6 +118,6 @@ def override(tiny_config):
 def test_ablation_is_made_of_the_embedded_default_by_overrides(name, override):
     config = override(name)
     space = find_stitched_vit(build_on_meta(config.model)).space
-    assert len(space) == (5 if "snnetv1" in name else 14)
+    assert len(space) == SIZES.get(name, (134, 14))[1]
     config.sampler.gflops = list(stitch_costs(config.model).gflops)
     assert 0 <= instantiate(config.sampler)(0) < len(space)
