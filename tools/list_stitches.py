@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Lists every stitch of a config: id, name, kind, cuts, GFLOPs, parameters, sampling probability.
+"""Lists every stitch of a config: id, name, kind, cuts, GFLOPs, parameters, sampling probability;
+and what a training iteration costs on average.
 
     python tools/list_stitches.py --config-file configs/COCO/mask_rcnn_snnet_deit3_s_l_100ep.py
 
@@ -21,10 +22,14 @@ from snnet_vitdet.modeling.cost import image_size_of
 COLUMNS = ("stitch_id", "name", "kind", "cuts", "gflops", "params_m", "probability")
 
 
-def rows_of(config, costs):
-    """One row a stitch, as in COLUMNS."""
+def sampler_of(config, costs):
+    """The sampler of the training, on the real costs."""
     config.sampler.gflops = list(costs.gflops)
-    probabilities = instantiate(config.sampler).probabilities()
+    return instantiate(config.sampler)
+
+
+def rows_of(costs, probabilities):
+    """One row a stitch, as in COLUMNS."""
     return [
         (
             stitch.id,
@@ -37,6 +42,22 @@ def rows_of(config, costs):
         )
         for stitch in costs.space
     ]
+
+
+def training_lines(sampler, costs, large_alone):
+    """What a training of these stitches costs an iteration, and how often it trains the anchors."""
+    probabilities = sampler.probabilities()
+    mean = sum(p * gflops for p, gflops in zip(probabilities, costs.gflops, strict=True))
+    yield (
+        f"Training iteration: {mean:.1f} GFLOPs an image on average, "
+        f"{mean / large_alone.gflops:.3f} of the baseline on the large anchor"
+    )
+    # Uniform sampling has no bins.
+    if bins := getattr(sampler, "bins", None):
+        yield f"Bins of {sampler.step:g} GFLOPs that hold a stitch: {len(bins)}"
+    if costs.space.anchors:
+        share = sum(probabilities[anchor.id] for anchor in costs.space.anchors)
+        yield f"Iterations that train an anchor alone: {100 * share:.1f} %"
 
 
 def write_csv(path, rows):
@@ -60,7 +81,8 @@ def main():
     try:
         config = load_config(args.config_file, args.opts)
         costs = stitch_costs(config.model)
-        rows = rows_of(config, costs)
+        sampler = sampler_of(config, costs)
+        rows = rows_of(costs, sampler.probabilities())
         size = image_size_of(config.model)
         baselines = {
             name: baseline_cost(anchor_alone(config.model, name)) for name in ("small", "large")
@@ -84,6 +106,8 @@ def main():
         print(f"{anchor.name} in the supernet: {costs[anchor.id].gflops:.1f} GFLOPs")
     for name, cost in baselines.items():
         print(f"ViTDet on the {name} anchor alone (baseline): {cost.gflops:.1f} GFLOPs")
+    for line in training_lines(sampler, costs, baselines["large"]):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,33 @@ def test_real_configuration_lists_134_stitches_and_the_four_figures(run, tmp_pat
     assert entering == sorted(entering, reverse=True)
 
 
+def test_mean_cost_of_an_iteration_is_that_of_the_table(run, tmp_path):
+    printed = run("--config-file", SL, "--csv", tmp_path / "out.csv")
+    rows = read(tmp_path / "out.csv")
+    mean = sum(float(row["probability"]) * float(row["gflops"]) for row in rows)
+    # Of 134 probabilities with six decimals and costs of at most 1810.
+    assert figure(printed, "Training iteration:") == pytest.approx(mean, abs=134 * 5e-7 * 1810)
+    large = figure(printed, "ViTDet on the large anchor alone (baseline):")
+    assert f"{mean / large:.3f} of the baseline on the large anchor" in printed
+    # An anchor is alone in its bin.
+    num_bins = figure(printed, "Bins of 10 GFLOPs that hold a stitch:")
+    share = figure(printed, "Iterations that train an anchor alone:")
+    assert share == pytest.approx(100 * 2 / num_bins, abs=0.05)
+
+
+def test_uniform_sampling_has_no_bins(run):
+    printed = run("--config-file", "configs/ablations/sampling_uniform.py")
+    assert "Bins of" not in printed
+    assert "Iterations that train an anchor alone: 1.5 %" in printed
+
+
+def test_a_space_without_anchors_trains_none_alone(run):
+    printed = run("--config-file", SL, "model.backbone.net.kinds=[FSF,SFS]")
+    assert "\n110 stitches at" in printed
+    assert "Training iteration:" in printed
+    assert "an anchor alone:" not in printed
+
+
 def test_file_holds_what_is_printed(run, tmp_path):
     # Generated scenes are not there before the first training, and are not needed.
     nowhere = f"data.prepare.root={tmp_path / 'nowhere'}"
