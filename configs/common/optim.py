@@ -8,6 +8,9 @@ from snnet_vitdet.engine import LayerwiseDecay
 optimizer = model_zoo.get_config("common/optim.py").AdamW
 optimizer.params.overrides = {
     "pos_embed": {"weight_decay": 0.0},
+    "pos_embed_global": {"weight_decay": 0.0},
+    # BEiT's recipe does not decay its tables.
+    "rel_pos_table": {"weight_decay": 0.0},
     # LayerScale; DeiT3's recipe decays no parameter of one dimension.
     "gamma": {"weight_decay": 0.0},
 }

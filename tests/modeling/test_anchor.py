@@ -11,7 +11,7 @@ from vits import images, randomise, small_anchor
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import AnchorViT
 from snnet_vitdet.modeling.anchor import last_of_each_quarter
-from snnet_vitdet.modeling.timm_weights import convert_timm_state_dict
+from snnet_vitdet.modeling.conversion import convert_timm_state_dict
 
 # float32 with activations of order 1 to 10: rounding of some 1e-6 a block, and 12 of them.
 ROUNDING = dict(rtol=1e-4, atol=1e-4)
@@ -217,10 +217,10 @@ def test_a_block_index_outside_the_anchor_is_an_error():
             small_anchor(global_block_indexes=(1, bad))
 
 
-def test_a_pretraining_size_that_patches_do_not_divide_is_an_error():
-    message = r"pretrain_img_size=50 is not a multiple of patch_size=16"
+def test_a_pretraining_size_below_a_patch_is_an_error():
+    message = r"pretrain_img_size=50 is smaller than a patch of the pretraining \(64\)"
     with pytest.raises(InputError, match=message):
-        small_anchor(pretrain_img_size=50)
+        small_anchor(pretrain_img_size=50, pretrain_patch_size=64)
 
 
 def test_heads_that_do_not_divide_the_width_are_an_error():

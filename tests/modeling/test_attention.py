@@ -18,7 +18,7 @@ ROUNDING = dict(rtol=1e-5, atol=1e-5)
 
 
 def attention(rel_pos_size, implementation="fused", dtype=torch.float64):
-    layer = Attention(12, 3, rel_pos_size, implementation)
+    layer = Attention(12, 3, rel_pos_size, implementation=implementation)
     return randomise(layer).to(dtype)
 
 

@@ -6,7 +6,7 @@ from detectron2.config import LazyCall as L
 
 from snnet_vitdet.engine import load_config
 from snnet_vitdet.modeling import AnchorViT, StitchedViT, baseline_cost, stitch_costs
-from snnet_vitdet.modeling.timm_weights import convert_timm_state_dict
+from snnet_vitdet.modeling.conversion import convert_timm_state_dict
 from snnet_vitdet.stitching import merged
 
 SIZES = dict(img_size=64, embed_dim=32, depth=4, num_heads=2, window_size=2, pretrain_img_size=64)

@@ -16,13 +16,15 @@ from snnet_vitdet.modeling.timm_weights import check_weights, read_weights
 NAME = "deit3_small_patch16_224.fb_in22k_ft_in1k"
 
 
-def timm_state(no_embed_class=True, **changes):
-    """timm's state dict for the small anchor: 9 positions, a class token, a norm, a classifier."""
+def small_vit(no_embed_class=True, **changes):
+    """timm's model of the small anchor: 9 positions, a class token, a norm, a classifier."""
     arguments = dict(img_size=48, embed_dim=24, depth=4, num_heads=2, num_classes=5)
-    model = VisionTransformer(
-        **arguments | changes, init_values=1e-6, no_embed_class=no_embed_class
-    )
-    return randomise(model, seed=7).state_dict()
+    return VisionTransformer(**arguments | changes, init_values=1e-6, no_embed_class=no_embed_class)
+
+
+def timm_state(**arguments):
+    """Its state dict."""
+    return randomise(small_vit(**arguments), seed=7).state_dict()
 
 
 def in_the_names_of_deit3(state):
@@ -241,48 +243,60 @@ def test_a_name_that_timm_does_not_know_is_an_error(name):
     )
 
 
-def test_a_timm_model_is_asked_for_by_its_name_with_its_weights(monkeypatch):
+@pytest.fixture
+def published(monkeypatch):
+    """timm publishes the small ViT as NAME; what is asked of it is written down."""
     state, asked = timm_state(), []
 
     def create_model(name, **arguments):
         asked.append((name, arguments))
-        model = VisionTransformer(
-            img_size=48,
-            embed_dim=24,
-            depth=4,
-            num_heads=2,
-            num_classes=5,
-            init_values=1e-6,
-            no_embed_class=True,
-        )
-        model.load_state_dict(state)
+        model = small_vit()
+        model.pretrained_cfg = timm.get_pretrained_cfg(NAME).to_dict()
+        if arguments.get("pretrained"):
+            model.load_state_dict(state)
         return model
 
     monkeypatch.setattr(timm, "create_model", create_model)
+    return state, asked
+
+
+def test_a_timm_model_is_asked_for_by_its_name_with_its_weights(published):
+    state, asked = published
     assert_loaded(loaded(NAME), state)
-    assert asked == [(NAME, {"pretrained": True})]
+    assert asked == [(NAME, {}), (NAME, {"pretrained": True})]
 
 
-def test_no_network_is_an_error_that_says_what_to_do(monkeypatch):
-    def create_model(name, **arguments):
-        raise ConnectionError("no route to huggingface.co\nsecond line")
+def test_no_network_is_an_error_that_says_what_to_do(published, monkeypatch):
+    offline = timm.create_model
+
+    def create_model(name, pretrained=False):
+        if pretrained:
+            raise ConnectionError("no route to the hub\nsecond line")
+        return offline(name)
 
     monkeypatch.setattr(timm, "create_model", create_model)
-    anchor = small_anchor()
     with pytest.raises(InputError) as info:
-        load_anchor_weights(anchor, NAME)
+        load_anchor_weights(small_anchor(), NAME)
     assert str(info.value) == (
-        f"timm could not give the weights '{NAME}' (ConnectionError: no route to huggingface.co): "
+        f"timm could not give the weights '{NAME}' (ConnectionError: no route to the hub): "
         "without network, download them elsewhere and give the file's path"
     )
 
 
-def test_checking_a_name_downloads_nothing(monkeypatch):
-    def create_model(name, **arguments):
-        raise AssertionError("asked for weights")
-
-    monkeypatch.setattr(timm, "create_model", create_model)
+def test_checking_a_name_downloads_nothing(published):
+    _, asked = published
     check_weights(small_anchor(), NAME)
+    assert asked == [(NAME, {})]
+
+
+def test_weights_of_another_model_are_refused_before_they_are_downloaded(published):
+    _, asked = published
+    for act in (check_weights, load_anchor_weights):
+        with pytest.raises(
+            InputError, match=r"needs an anchor with depth=4 instead of 3, norm_eps"
+        ):
+            act(small_anchor(depth=3, global_block_indexes=(1,), norm_eps=1e-5), NAME)
+    assert asked == [(NAME, {})] * 2
 
 
 def test_checking_a_file_works_on_the_meta_device_and_loads_nothing(tmp_path):

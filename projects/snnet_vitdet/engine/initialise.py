@@ -49,9 +49,10 @@ def load_anchors(model: nn.Module, weights: Mapping[str, str | None]) -> None:
     unknown = weights.keys() - anchors.keys()
     if unknown:
         raise InputError(f"init.weights names {sorted(unknown)}, but the model has {list(anchors)}")
+    pixels = [values.flatten().tolist() for values in (model.pixel_mean, model.pixel_std)]
     for name, anchor in anchors.items():
         if weights.get(name):
-            load_anchor_weights(anchor, weights[name])
+            load_anchor_weights(anchor, weights[name], *pixels)
         else:
             logger.info("The anchor %r starts from random weights.", name)
 

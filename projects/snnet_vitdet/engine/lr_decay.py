@@ -12,7 +12,7 @@ from snnet_vitdet.errors import InputError
 
 __all__ = ["LayerwiseDecay"]
 
-_EMBEDDING = ("pos_embed", "patch_embed.")
+_EMBEDDING = ("pos_embed", "patch_embed.", "norm_pre.")
 _BLOCK = re.compile(r"^blocks\.(\d+)\.")
 
 

@@ -1,9 +1,10 @@
 """An anchor: a pretrained plain ViT adapted to detection as ViTDet does.
 
-The blocks are DeiT3's (LayerScale, pre-norm, no final norm), their parameters named as timm names
-them. From ViTDet (https://arxiv.org/abs/2203.16527, section 3) come window attention in most
-blocks, interpolated absolute positions and decomposed relative positions. detectron2's own ``ViT``
-has no LayerScale and drops a class slot that DeiT3's positions do not have.
+The blocks are those of timm's plain ViTs (DeiT3, MAE, AugReg, DINOv2, CLIP, BEiT, SAM, …), their
+parameters named as timm names them, without class token and final norm. From ViTDet
+(https://arxiv.org/abs/2203.16527, section 3) come window attention in most blocks, interpolated
+absolute positions and decomposed relative positions. detectron2's own ``ViT`` has no LayerScale and
+drops a class slot that DeiT3's positions do not have.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from detectron2.modeling.backbone.utils import (
     window_partition,
     window_unpartition,
 )
-from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates
+from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates, get_act_layer
 from torch import nn
 
 from snnet_vitdet.errors import InputError
@@ -26,6 +27,9 @@ from snnet_vitdet.stitching import LowRankLinear
 from .attention import Attention
 
 __all__ = ["AnchorViT", "Block", "last_of_each_quarter"]
+
+_ABS_POS = ("interpolated", "win", None)
+_USE_REL_POS = (True, False, "global")
 
 
 def last_of_each_quarter(depth: int) -> tuple[int, ...]:
@@ -45,6 +49,9 @@ class Block(nn.Module):
         layer_scale_init: float | None = 1e-6,
         window_size: int = 0,
         rel_pos_size: tuple[int, int] | None = None,
+        rel_pos_table: bool = False,
+        norm_eps: float = 1e-6,
+        act_layer: str = "gelu",
         attention: str = "fused",
         linear: Callable[[int, int], nn.Module] = nn.Linear,
     ) -> None:
@@ -52,27 +59,30 @@ class Block(nn.Module):
         Args:
             dim: Token width.
             num_heads: Number of attention heads.
-            mlp_ratio: Hidden width of the MLP over ``dim``.
+            mlp_ratio: Hidden width of the MLP over ``dim``, rounded to a whole number.
             drop_path: Probability of dropping each of the two branches, per image, in training.
             layer_scale_init: Start value of LayerScale, None for no LayerScale.
             window_size: Side of the attention windows in tokens, 0 for global attention.
             rel_pos_size: Grid the relative positions are stored for, None for none.
+            rel_pos_table: Whether they are a table of biases instead of decomposed.
+            norm_eps: Of both layer norms.
+            act_layer: timm's name of the MLP's activation.
             attention: ``fused`` or ``reference``.
             linear: Makes the linear layers of attention and MLP from their input and output widths.
         """
         super().__init__()
-        norm = partial(nn.LayerNorm, eps=1e-6)
+        norm = partial(nn.LayerNorm, eps=norm_eps)
 
         def layer_scale() -> nn.Module:
             return nn.Identity() if layer_scale_init is None else LayerScale(dim, layer_scale_init)
 
         self.window_size = window_size
         self.norm1 = norm(dim)
-        self.attn = Attention(dim, num_heads, rel_pos_size, attention, linear)
+        self.attn = Attention(dim, num_heads, rel_pos_size, rel_pos_table, attention, linear)
         self.ls1 = layer_scale()
         self.norm2 = norm(dim)
-        hidden = int(dim * mlp_ratio)
-        self.mlp = Mlp(dim, hidden_features=hidden)
+        hidden = round(dim * mlp_ratio)
+        self.mlp = Mlp(dim, hidden_features=hidden, act_layer=get_act_layer(act_layer))
         if linear is not nn.Linear:
             self.mlp.fc1, self.mlp.fc2 = linear(dim, hidden), linear(hidden, dim)
         self.ls2 = layer_scale()
@@ -111,10 +121,18 @@ class AnchorViT(Backbone):
         mlp_ratio: float = 4.0,
         drop_path_rate: float = 0.0,
         layer_scale_init: float | None = 1e-6,
+        norm_eps: float = 1e-6,
+        act_layer: str = "gelu",
+        pre_norm: bool = False,
         window_size: int = 14,
         global_block_indexes: Sequence[int] | None = None,
-        use_rel_pos: bool = True,
+        abs_pos: str | None = "interpolated",
+        use_rel_pos: bool | str = True,
+        rel_pos_table: bool = False,
         pretrain_img_size: int = 224,
+        pretrain_patch_size: int | None = None,
+        pretrain_pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
+        pretrain_pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
         attention: str = "fused",
         lora_rank: int = 0,
         lora_alpha: float | None = None,
@@ -128,15 +146,32 @@ class AnchorViT(Backbone):
             embed_dim: Token width.
             depth: Number of blocks.
             num_heads: Number of attention heads.
-            mlp_ratio: Hidden width of the MLPs over ``embed_dim``.
+            mlp_ratio: Hidden width of the MLPs over ``embed_dim``, rounded to a whole number.
             drop_path_rate: Stochastic depth of the last block; rises linearly from 0.
             layer_scale_init: Start value of LayerScale, None for no LayerScale.
+            norm_eps: Of all layer norms.
+            act_layer: Activation of the MLPs by timm's name: ``gelu``, ``gelu_tanh``,
+                ``quick_gelu``.
+            pre_norm: Whether a layer norm comes before the first block (CLIP).
             window_size: Side in tokens of the windows of the blocks that do not attend globally; 0
                 lets all blocks attend globally.
             global_block_indexes: Blocks that attend globally; None takes the last of each quarter.
-            use_rel_pos: Whether attention has decomposed relative positions.
-            pretrain_img_size: Side in pixels of the images of the pretraining; sets the stored grid
-                of absolute positions, which is interpolated to the grid at hand.
+            abs_pos: Absolute positions: ``interpolated``, the grid of the pretraining stretched to
+                the grid at hand, as in ViTDet; ``win``, that grid repeated in every window plus a
+                stretched one that starts at zero (absolute-win, https://arxiv.org/abs/2311.05613);
+                None for none (BEiT).
+            use_rel_pos: Whether attention has relative positions; ``global`` for those blocks only
+                that attend globally.
+            rel_pos_table: Whether relative positions are a table of one bias for each offset and
+                head (BEiT) instead of decomposed ones (ViTDet). A global block then materialises
+                its bias: heads x tokens x tokens numbers.
+            pretrain_img_size: Side in pixels of the images of the pretraining; with the patches'
+                it sets the stored grid of absolute positions.
+            pretrain_patch_size: Side of a patch in the pretraining, None for ``patch_size``.
+                Weights of other patches are resampled when they are loaded.
+            pretrain_pixel_mean: Mean of the pretraining's normalisation, RGB, 0 to 255. Weights are
+                brought to the detector's own normalisation when they are loaded.
+            pretrain_pixel_std: Its standard deviation.
             attention: ``fused`` or ``reference``.
             lora_rank: Above 0, the anchor is frozen but for a LoRA update of this rank of every
                 linear layer of attention and MLP (parameter-efficient tuning; paper, Figure 12a).
@@ -144,15 +179,25 @@ class AnchorViT(Backbone):
             out_feature: Name of the output.
 
         Raises:
-            InputError: For a block index outside the anchor, or a pretraining size that the patch
-                size does not divide.
+            InputError: For a block index outside the anchor, positions of an unknown kind, or a
+                pretraining size that is smaller than a patch.
         """
         super().__init__()
-        if pretrain_img_size % patch_size:
+        pretrain_patch_size = pretrain_patch_size or patch_size
+        pretrain_grid = pretrain_img_size // pretrain_patch_size
+        if not pretrain_grid:
             raise InputError(
-                f"pretrain_img_size={pretrain_img_size} is not a multiple of "
-                f"patch_size={patch_size}"
+                f"pretrain_img_size={pretrain_img_size} is smaller than a patch of the "
+                f"pretraining ({pretrain_patch_size})"
             )
+        for key, value, allowed in (
+            ("abs_pos", abs_pos, _ABS_POS),
+            ("use_rel_pos", use_rel_pos, _USE_REL_POS),
+        ):
+            if value not in allowed:
+                raise InputError(f"{key}={value!r} must be one of {list(allowed)}")
+        if abs_pos == "win" and not window_size:
+            raise InputError("abs_pos='win' repeats positions in every window: set a window_size")
         if global_block_indexes is None:
             global_block_indexes = last_of_each_quarter(depth)
         outside = [i for i in global_block_indexes if not 0 <= i < depth]
@@ -164,13 +209,39 @@ class AnchorViT(Backbone):
         self.embed_dim = embed_dim
         self.depth = depth
         self.patch_size = patch_size
+        self.window_size = window_size
+        self.abs_pos = abs_pos
+        self.pretrain_pixel_mean = tuple(pretrain_pixel_mean)
+        self.pretrain_pixel_std = tuple(pretrain_pixel_std)
+        # What weights have to agree with; ``families.anchor_arguments`` says it of timm's models.
+        self.pretraining = dict(
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            layer_scale_init=layer_scale_init,
+            norm_eps=norm_eps,
+            act_layer=act_layer,
+            pre_norm=pre_norm,
+            abs_pos=abs_pos,
+            use_rel_pos=use_rel_pos,
+            rel_pos_table=rel_pos_table,
+            pretrain_img_size=pretrain_img_size,
+            pretrain_patch_size=pretrain_patch_size,
+            pretrain_pixel_mean=self.pretrain_pixel_mean,
+            pretrain_pixel_std=self.pretrain_pixel_std,
+        )
         self.patch_embed = PatchEmbed(
             kernel_size=(patch_size, patch_size),
             stride=(patch_size, patch_size),
             embed_dim=embed_dim,
         )
-        num_positions = (pretrain_img_size // patch_size) ** 2
-        self.pos_embed = nn.Parameter(torch.zeros(1, num_positions, embed_dim))
+        self.pos_embed = self.pos_embed_global = None
+        if abs_pos:
+            self.pos_embed = nn.Parameter(torch.zeros(1, pretrain_grid**2, embed_dim))
+        if abs_pos == "win":
+            self.pos_embed_global = nn.Parameter(torch.zeros(1, pretrain_grid**2, embed_dim))
+        self.norm_pre = nn.LayerNorm(embed_dim, eps=norm_eps) if pre_norm else nn.Identity()
 
         linear: Callable[[int, int], nn.Module] = nn.Linear
         if lora_rank:
@@ -179,6 +250,7 @@ class AnchorViT(Backbone):
         for index, drop_path in enumerate(calculate_drop_path_rates(drop_path_rate, depth)):
             window = 0 if index in global_block_indexes else window_size
             side = window or img_size // patch_size
+            has_rel_pos = not window if use_rel_pos == "global" else use_rel_pos
             blocks.append(
                 Block(
                     dim=embed_dim,
@@ -187,7 +259,10 @@ class AnchorViT(Backbone):
                     drop_path=drop_path,
                     layer_scale_init=layer_scale_init,
                     window_size=window,
-                    rel_pos_size=(side, side) if use_rel_pos else None,
+                    rel_pos_size=(side, side) if has_rel_pos else None,
+                    rel_pos_table=rel_pos_table,
+                    norm_eps=norm_eps,
+                    act_layer=act_layer,
                     attention=attention,
                     linear=linear,
                 )
@@ -198,7 +273,8 @@ class AnchorViT(Backbone):
         self._out_feature_channels = {out_feature: embed_dim}
         self._out_feature_strides = {out_feature: patch_size}
 
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.apply(_init_linear)
         if lora_rank:
             for name, parameter in self.named_parameters():
@@ -214,7 +290,20 @@ class AnchorViT(Backbone):
             Tokens, (B, H / patch, W / patch, C).
         """
         x = self.patch_embed(images)
-        return x + get_abs_pos(self.pos_embed, False, (x.shape[1], x.shape[2]))
+        if self.abs_pos:
+            x = x + self._positions((x.shape[1], x.shape[2]))
+        return self.norm_pre(x)
+
+    def _positions(self, grid: tuple[int, int]) -> torch.Tensor:
+        """Absolute positions of a grid, (1, H, W, C)."""
+        if self.pos_embed_global is None:
+            return get_abs_pos(self.pos_embed, False, grid)
+        # Windows start at the upper left token; the last ones may reach beyond the grid.
+        side = self.window_size
+        repeats = [-(-length // side) for length in grid]
+        windows = get_abs_pos(self.pos_embed, False, (side, side)).tile(1, *repeats, 1)
+        stretched = get_abs_pos(self.pos_embed_global, False, grid)
+        return windows[:, : grid[0], : grid[1]] + stretched
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """

@@ -1,4 +1,8 @@
-"""Multi-head self-attention over a grid of tokens, with decomposed relative positions.
+"""Multi-head self-attention over a grid of tokens, with relative positions of two kinds.
+
+Decomposed ones, an inner product of the query with a vector for the row and one for the column
+offset (MViTv2, https://arxiv.org/abs/2112.01526; ViTDet and SAM), or a table, one number for each
+offset and head (BEiT, https://arxiv.org/abs/2106.08254).
 
 Two implementations of the same mathematics. ``reference`` writes out q·kᵀ, softmax and ·v: it is
 what a cost is counted on (fvcore has no handler for fused attention and drops it). ``fused`` runs
@@ -22,7 +26,7 @@ class Attention(nn.Module):
     """Self-attention in which every token sees every other token of its grid.
 
     Names and layouts of the parameters are timm's, plus ``rel_pos_h`` and ``rel_pos_w`` as
-    detectron2 has them.
+    detectron2 has them, or ``rel_pos_table``, (heads, 2 height - 1, 2 width - 1).
     """
 
     def __init__(
@@ -30,6 +34,7 @@ class Attention(nn.Module):
         dim: int,
         num_heads: int,
         rel_pos_size: tuple[int, int] | None = None,
+        rel_pos_table: bool = False,
         implementation: str = "fused",
         linear: Callable[[int, int], nn.Module] = nn.Linear,
     ) -> None:
@@ -39,6 +44,8 @@ class Attention(nn.Module):
             num_heads: Number of heads.
             rel_pos_size: Grid (height, width) the relative positions are stored for, None for no
                 relative positions. Other grids take interpolated ones.
+            rel_pos_table: Whether the relative positions are a table instead of decomposed. Its
+                bias of heads x tokens x tokens is materialised, so no flash kernel runs.
             implementation: ``fused`` or ``reference``.
             linear: Makes the two projections from their input and output widths.
 
@@ -53,12 +60,19 @@ class Attention(nn.Module):
         self.implementation = implementation
         self.qkv = linear(dim, dim * 3)
         self.proj = linear(dim, dim)
-        self.use_rel_pos = rel_pos_size is not None
-        if rel_pos_size is not None:
+        self.rel_pos: str | None = None
+        if rel_pos_size is None:
+            return
+        # Zero, so that a pretrained anchor starts as it was without them (ViTDet's default).
+        sides = [2 * side - 1 for side in rel_pos_size]
+        if rel_pos_table:
+            self.rel_pos = "table"
+            self.rel_pos_table = nn.Parameter(torch.zeros(num_heads, *sides))
+        else:
+            self.rel_pos = "decomposed"
             head_dim = dim // num_heads
-            # Zero, so that a pretrained anchor starts as it was without them (ViTDet's default).
-            self.rel_pos_h = nn.Parameter(torch.zeros(2 * rel_pos_size[0] - 1, head_dim))
-            self.rel_pos_w = nn.Parameter(torch.zeros(2 * rel_pos_size[1] - 1, head_dim))
+            self.rel_pos_h = nn.Parameter(torch.zeros(sides[0], head_dim))
+            self.rel_pos_w = nn.Parameter(torch.zeros(sides[1], head_dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """
@@ -83,16 +97,23 @@ class Attention(nn.Module):
         # detectron2's helper takes batch and heads as one dimension.
         q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        if self.use_rel_pos:
+        if self.rel_pos == "decomposed":
             logits = add_decomposed_rel_pos(logits, q, self.rel_pos_h, self.rel_pos_w, grid, grid)
+        elif self.rel_pos == "table":
+            logits = (logits.unflatten(0, (-1, self.num_heads)) + self._table_bias(grid)).flatten(
+                0, 1
+            )
         out = logits.softmax(dim=-1) @ v
         return out.unflatten(0, (-1, self.num_heads))
 
     def _fused(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: tuple[int, int]
     ) -> torch.Tensor:
-        if not self.use_rel_pos:
+        if self.rel_pos is None:
             return F.scaled_dot_product_attention(q, k, v)
+        if self.rel_pos == "table":
+            bias = self._table_bias(grid).to(q.dtype)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         # The bias of query i and key j is rel_h[i, row(j)] + rel_w[i, column(j)]: an inner product
         # of the query's two vectors with the one-hot codes of the key's row and column. Appended to
         # q and k it needs no (H*W, H*W) bias in memory.
@@ -110,6 +131,23 @@ class Attention(nn.Module):
         # Flash kernels want one size for q, k and v.
         v = F.pad(v, (0, height + width))
         return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :head_dim]
+
+    def _table_bias(self, grid: tuple[int, int]) -> torch.Tensor:
+        """Bias of every query and key, (heads, H*W, H*W)."""
+        table = self.rel_pos_table
+        sides = [2 * side - 1 for side in grid]
+        if list(table.shape[1:]) != sides:
+            table = F.interpolate(table[None], sides, mode="bicubic", align_corners=False)[0]
+        rows, columns = (_offsets(side, table.device) for side in grid)
+        # (heads, query row, key row, query column, key column)
+        bias = table[:, rows][..., columns]
+        return bias.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def _offsets(side: int, device: torch.device) -> torch.Tensor:
+    """Index of the offset query - key of two places among ``side``, (side, side)."""
+    places = torch.arange(side, device=device)
+    return places[:, None] - places[None, :] + side - 1
 
 
 def _key_codes(height: int, width: int, like: torch.Tensor) -> torch.Tensor:

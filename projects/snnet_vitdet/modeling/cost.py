@@ -142,7 +142,7 @@ def _tokens(grid: int, width: int) -> torch.Tensor:
 
 def _embedding(anchor: AnchorViT, image_size: int) -> Cost:
     image = torch.empty(1, 3, image_size, image_size, device="meta")
-    params = _params(anchor.patch_embed) + anchor.pos_embed.numel()
+    params = _params(anchor) - _params(anchor.blocks)
     return Cost(_count(anchor.embed, image), params)
 
 
