@@ -226,3 +226,82 @@ def test_a_pretraining_size_below_a_patch_is_an_error():
 def test_heads_that_do_not_divide_the_width_are_an_error():
     with pytest.raises(ValueError, match=r"width 24 is not a multiple of num_heads=5"):
         small_anchor(num_heads=5)
+
+
+def windows_only(**arguments):
+    return small_anchor(global_block_indexes=(), use_rel_pos=False, **arguments).eval()
+
+
+@torch.no_grad()
+def test_with_absolute_win_every_window_sees_what_the_pretraining_saw():
+    # A grid of the pretraining's 3 x 3 tokens is one window; nine of them are nine such images.
+    whole, win = windows_only(), windows_only(abs_pos="win")
+    win.load_state_dict(whole.state_dict() | {"pos_embed_global": torch.zeros(1, 9, 24)})
+    x = images(144, 144, batch=1)
+    crops = x.unfold(2, 48, 48).unfold(3, 48, 48).permute(0, 2, 3, 1, 4, 5).reshape(9, 3, 48, 48)
+    expected = whole(crops)["last_feat"].reshape(3, 3, 24, 3, 3).permute(2, 0, 3, 1, 4)
+    torch.testing.assert_close(win(x)["last_feat"][0], expected.reshape(24, 9, 9), **ROUNDING)
+    # Interpolated positions give every window its piece of them.
+    assert (whole(x)["last_feat"][0] - expected.reshape(24, 9, 9)).abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_the_global_part_of_absolute_win_is_stretched_over_a_grid_that_windows_do_not_divide():
+    anchor = windows_only(abs_pos="win")
+    tokens = anchor.embed(torch.zeros(1, 3, 80, 64))
+    assert tokens.shape == (1, 5, 4, 24)
+    own = anchor.pos_embed.reshape(3, 3, 24)
+    stretched = F.interpolate(
+        anchor.pos_embed_global.reshape(1, 3, 3, 24).permute(0, 3, 1, 2), (5, 4), mode="bicubic"
+    )[0]
+    for row, column in ((0, 0), (2, 2), (3, 3), (4, 1)):
+        expected = anchor.patch_embed.proj.bias + own[row % 3, column % 3]
+        expected = expected + stretched[:, row, column]
+        torch.testing.assert_close(tokens[0, row, column], expected, **ROUNDING)
+
+
+def test_absolute_win_starts_without_a_global_part_and_needs_windows():
+    anchor = AnchorViT(embed_dim=24, depth=2, num_heads=2, abs_pos="win")
+    assert anchor.pos_embed_global.shape == anchor.pos_embed.shape == (1, 196, 24)
+    assert anchor.pos_embed.any() and not anchor.pos_embed_global.any()
+    with pytest.raises(InputError, match="abs_pos='win' repeats positions in every window: set a"):
+        small_anchor(abs_pos="win", window_size=0)
+
+
+def test_relative_positions_can_be_left_to_global_blocks():
+    anchor = small_anchor(use_rel_pos="global")
+    kinds = [block.attn.rel_pos for block in anchor.blocks]
+    assert kinds == [None, "decomposed", None, "decomposed"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(abs_pos="tiled"), r"abs_pos='tiled' must be one of \['interpolated', 'win', None\]"),
+        (dict(use_rel_pos="all"), r"use_rel_pos='all' must be one of \[True, False, 'global'\]"),
+    ],
+)
+def test_positions_of_an_unknown_kind_are_an_error(changes, message):
+    with pytest.raises(InputError, match=message):
+        small_anchor(**changes)
+
+
+@torch.no_grad()
+def test_an_anchor_without_absolute_positions_adds_none():
+    anchor = small_anchor(abs_pos=None)
+    assert anchor.pos_embed is None
+    x = images()
+    torch.testing.assert_close(anchor.embed(x), anchor.patch_embed(x))
+
+
+@torch.no_grad()
+def test_windows_of_16_divide_the_grid_of_1024_pixels():
+    anchor = AnchorViT(
+        embed_dim=24, depth=2, num_heads=2, window_size=16, global_block_indexes=()
+    ).eval()
+    seen = []
+    for block in anchor.blocks:
+        block.attn.register_forward_hook(lambda _, x, __: seen.append(tuple(x[0].shape[:3])))
+    anchor(images(1024, 1024, batch=1))
+    # 4 x 4 windows without padding; 14 gives 5 x 5, the last ones mostly padding.
+    assert set(seen) == {(16, 16, 16)}

@@ -104,6 +104,51 @@ def test_bfloat16_stays_near_float32(implementation, rel_pos_size):
         torch.testing.assert_close(out.float(), expected, rtol=0.05, atol=0.05)
 
 
+TABLE_SIZES = pytest.mark.parametrize("size", [GRID, (8, 8), (2, 6)])
+
+
+def table_attention(size, implementation="fused", dtype=torch.float64):
+    layer = Attention(12, 3, size, rel_pos_table=True, implementation=implementation)
+    return randomise(layer).to(dtype)
+
+
+@TABLE_SIZES
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, EXACT), (torch.float32, ROUNDING)]
+)
+def test_a_table_is_the_same_fused_and_in_the_reference(size, dtype, tolerance):
+    layers = [table_attention(size, name, dtype) for name in ("fused", "reference")]
+    assert_same(*(output_and_gradients(layer, tokens(dtype)) for layer in layers), tolerance)
+
+
+def test_a_table_adds_the_number_of_the_offset():
+    layer = table_attention(GRID)
+    bias = layer._table_bias(GRID)
+    assert bias.shape == (3, 15, 15)
+    for head, query, key in ((0, 0, 0), (1, 14, 2), (2, 3, 11), (0, 7, 8)):
+        rows, columns = query // 3 - key // 3, query % 3 - key % 3
+        assert bias[head, query, key] == layer.rel_pos_table[head, rows + 4, columns + 2]
+
+
+def test_a_table_starts_at_zero_and_then_changes_nothing():
+    torch.manual_seed(0)
+    layer, without = Attention(12, 3, GRID, rel_pos_table=True), Attention(12, 3)
+    assert layer.rel_pos_table.shape == (3, 9, 5) and not layer.rel_pos_table.any()
+    without.load_state_dict(layer.state_dict(), strict=False)
+    x = tokens(torch.float32)
+    torch.testing.assert_close(layer(x), without(x), **ROUNDING)
+
+
+@pytest.mark.parametrize("implementation", ["fused", "reference"])
+def test_a_table_in_mixed_precision_stays_near_float32(implementation):
+    exact = table_attention((8, 8), implementation, torch.float32)
+    expected = exact(tokens(torch.float32))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = exact(tokens(torch.float32))
+    assert mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed.float(), expected, rtol=0.05, atol=0.05)
+
+
 def test_relative_positions_start_at_zero_and_then_change_nothing():
     torch.manual_seed(0)
     layer, without = Attention(12, 3, (5, 3)), Attention(12, 3)
