@@ -27,14 +27,17 @@ from torch.multiprocessing import ProcessRaisedException
 from snnet_vitdet.data import category_names
 from snnet_vitdet.engine import (
     ClassNames,
+    FreezeAnchors,
     StitchedAMPTrainer,
     StitchedTrainer,
     StrictCheckpointer,
+    apply_linear_scaling,
     checkpoint_to_evaluate,
     fit_stitching_layers,
     load_anchors,
     load_config,
     preflight,
+    training_plan,
 )
 from snnet_vitdet.errors import InputError, exit_with
 from snnet_vitdet.evaluation import BASELINE, evaluate_stitch, format_table, sweep
@@ -60,7 +63,12 @@ def costs_of(config):
 
 def build_trainer(config, model, data_loader, optimizer):
     """The trainer for the device, with the sampler of a stitched model."""
-    kwargs = {"scope": config.train.stitch_scope, "seed": config.train.seed}
+    kwargs = {
+        "scope": config.train.stitch_scope,
+        "accumulation_steps": config.train.accumulation.steps,
+        "accumulation_stitch": config.train.accumulation.stitch,
+        "seed": config.train.seed,
+    }
     kwargs["backbone"] = find_stitched_vit(model)
     if kwargs["backbone"] is not None:
         config.sampler.gflops = list(costs_of(config).gflops)
@@ -124,6 +132,17 @@ def do_train(config, resume):
             checkpointer.save("model_final")
         return
     data_loader.start_iteration = start_iter
+    plan = training_plan(
+        batch=config.dataloader.train.total_batch_size,
+        num_processes=comm.get_world_size(),
+        accumulation_steps=config.train.accumulation.steps,
+        # What counts after a resume is the checkpoint's.
+        learning_rate=max(g.get("initial_lr", g["lr"]) for g in optimizer.param_groups),
+        start_iter=start_iter,
+        max_iter=config.train.max_iter,
+        num_images=data_loader.num_images,
+    )
+    logger.info("Training: %s", plan)
 
     def evaluate():
         backbone = find_stitched_vit(model)
@@ -143,6 +162,7 @@ def do_train(config, resume):
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
+            FreezeAnchors(model, config.train.freeze_anchors),
             hooks.LRScheduler(scheduler=instantiate(config.lr_multiplier)),
             hooks.PeriodicCheckpointer(checkpointer, **config.train.checkpointer) if main else None,
             hooks.EvalHook(config.train.eval_period, evaluate),
@@ -243,6 +263,8 @@ def cli():
     setup_logger(name="snnet_vitdet")
     try:
         config = load_config(args.config_file, args.opts)
+        if not args.eval_only:
+            apply_linear_scaling(config)
         preflight(
             config,
             evaluation=args.eval_only,

@@ -22,6 +22,8 @@ FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/**/*ma
 RUNNABLE = [name for name in FILES if "/common/" not in name]
 STITCHED = [name for name in RUNNABLE if "snnet" in name]
 RECIPES = [name for name in RUNNABLE if name.startswith("configs/COCO/")]
+PAPER = [name for name in RECIPES if name.endswith("_100ep.py")]
+SHORT = [name for name in RECIPES if "_12ep" in name]
 
 SL = {"small": (12, 0.7), "large": (24, 0.8)}
 NANO = {"small": (4, 1.0), "large": (8, 1.0)}
@@ -30,6 +32,8 @@ CASCADE = "configs/COCO/cascade_mask_rcnn_snnet_deit3_s_l_100ep.py"
 DECAY = {
     CASCADE: SL,
     "configs/COCO/mask_rcnn_snnet_deit3_s_l_100ep.py": SL,
+    "configs/COCO/mask_rcnn_snnet_deit3_s_l_12ep.py": SL,
+    "configs/COCO/mask_rcnn_snnet_deit3_s_l_12ep_1gpu.py": SL,
     "configs/COCO/mask_rcnn_snnet_deit3_b_l_100ep.py": SL,
     "configs/COCO/mask_rcnn_snnet_deit3_s_b_100ep.py": {"small": (12, 0.7), "large": (12, 0.7)},
     "configs/COCO/mask_rcnn_vitdet_deit3_s_100ep.py": {"net": (12, 0.7)},
@@ -161,7 +165,7 @@ def test_config_is_saved_as_yaml_that_loads_again(name, load, tmp_path, caplog):
     assert first.read_text() == second.read_text()
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", PAPER)
 def test_coco_recipe_has_the_papers_numbers(name, load):
     config, model = load(name)
     # 100 epochs of ViTDet's 118,000 images at the paper's batch of 8.
@@ -186,7 +190,7 @@ def test_coco_recipe_has_the_papers_numbers(name, load):
     assert config.train.ddp.find_unused_parameters == (name in STITCHED)
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != CASCADE])
+@pytest.mark.parametrize("name", [name for name in PAPER if name != CASCADE])
 def test_baseline_and_supernet_differ_in_their_backbone_alone(name, load):
     config, _ = load(name)
     reference, _ = load("configs/COCO/mask_rcnn_snnet_deit3_s_l_100ep.py")
@@ -195,6 +199,37 @@ def test_baseline_and_supernet_differ_in_their_backbone_alone(name, load):
     for part in ("proposal_generator", "roi_heads"):
         assert config.model[part] == reference.model[part], part
     assert config.optimizer.params.overrides == reference.optimizer.params.overrides
+
+
+def test_twelve_epochs_are_those_of_the_recipe_they_shorten(load):
+    assert len(SHORT) == 2
+    for name in SHORT:
+        config, _ = load(name)
+        reference, _ = load("configs/COCO/mask_rcnn_snnet_deit3_s_l_100ep.py")
+        for section in ("data", "dataloader", "model", "optimizer", "sampler", "init", "sweep"):
+            assert config[section] == reference[section], (name, section)
+        batch = config.dataloader.train.total_batch_size
+        # ViTDet's epoch is of 118,000 images.
+        assert config.train.max_iter * batch == 12 * 118000
+        schedule = instantiate(config.lr_multiplier)
+        epochs = [(epoch + side) / 12 for epoch in (8, 11) for side in (-1e-4, 1e-4)]
+        assert [schedule(where) for where in epochs] == pytest.approx([1.0, 0.1, 0.1, 0.01])
+        # Its warm-up ends after as many images.
+        images, reference_images = (
+            c.lr_multiplier.warmup_length * c.train.max_iter * batch for c in (config, reference)
+        )
+        assert images == pytest.approx(reference_images) == pytest.approx(250 * 64)
+        # The end is one of the evaluations and checkpoints.
+        assert config.train.max_iter % config.train.eval_period == 0
+        assert config.train.max_iter % config.train.checkpointer.period == 0
+
+
+def test_one_gpu_trains_a_stitch_for_each_image_of_the_batch(load):
+    recipe = "configs/COCO/mask_rcnn_snnet_deit3_s_l_12ep{}.py"
+    ours, several = (load(recipe.format(suffix))[0].train for suffix in ("_1gpu", ""))
+    assert ours.accumulation == {"steps": 8, "stitch": "own"}
+    changed = {key for key in ours if ours[key] != several[key]}
+    assert changed == {"accumulation", "checkpointer", "output_dir"}
 
 
 def test_the_cascade_has_three_box_heads_of_rising_overlap_on_the_same_backbone(load):

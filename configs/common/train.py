@@ -15,6 +15,14 @@ train.ddp.fp16_compression = True
 train.ddp.find_unused_parameters = True
 # "shared": all processes train the same stitch in an iteration. "process": each draws its own.
 train.stitch_scope = "shared"
+# A process's part of the batch is split into this many micro-batches, whose gradients are added up
+# before the optimizer's step. stitch="own": each draws its own. "same": one for the iteration.
+train.accumulation = dict(steps=1, stitch="own")
+# Images an iteration that learning rate, max_iter, the periods of evaluation and checkpoints and
+# freeze_anchors are written for: they are scaled linearly to total_batch_size. None: not scaled.
+train.reference_batch_size = None
+# Iterations at the start in which both ViTs stand still and all the rest trains.
+train.freeze_anchors = 0
 # Scored every eval_period iterations and at the end; the sweep (--eval-only) scores many.
 train.eval_stitches = "anchors"
 

@@ -85,6 +85,11 @@ class TrainLoader:
         self._rank = rank
         self._world = world
 
+    @property
+    def num_images(self) -> int:
+        """Number of images of the data set: an epoch."""
+        return len(self._samples)
+
     def __iter__(self) -> Iterator[list[dict]]:
         loader = DataLoader(
             self._samples,

@@ -2,20 +2,25 @@
 
 from .checkpoint import ClassNames, StrictCheckpointer, checkpoint_to_evaluate
 from .config import load_config
+from .freezing import FreezeAnchors
 from .initialise import fit_stitching_layers, load_anchors
 from .lr_decay import LayerwiseDecay
 from .preflight import preflight
+from .schedule import apply_linear_scaling, training_plan
 from .trainer import StitchedAMPTrainer, StitchedTrainer
 
 __all__ = [
     "ClassNames",
+    "FreezeAnchors",
     "LayerwiseDecay",
     "StitchedAMPTrainer",
     "StitchedTrainer",
     "StrictCheckpointer",
+    "apply_linear_scaling",
     "checkpoint_to_evaluate",
     "fit_stitching_layers",
     "load_anchors",
     "load_config",
     "preflight",
+    "training_plan",
 ]

@@ -22,17 +22,26 @@ from snnet_vitdet.stitching import select_stitches
 
 from .checkpoint import checkpoint_to_evaluate, last_checkpoint
 from .initialise import anchors_of
-from .trainer import SCOPES
+from .trainer import ACCUMULATION_STITCHES, SCOPES
+from .values import check_whole_number
 
 __all__ = ["preflight"]
 
 logger = logging.getLogger(__name__)
 
+# The lowest value of numbers.
+_NUMBERS = {"train.seed": 0, "train.max_iter": 1}
+_TRAINING_NUMBERS = {
+    "dataloader.train.total_batch_size": 1,
+    "train.accumulation.steps": 1,
+    "train.freeze_anchors": 0,
+}
 _CHOICES = {
     "train.amp.precision": ("float16", "bfloat16"),
     "train.stitch_scope": SCOPES,
     "init.stitching_layers": ("least_squares", "random"),
 }
+_TRAINING_CHOICES = {"train.accumulation.stitch": ACCUMULATION_STITCHES}
 
 
 def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_processes: int) -> None:
@@ -48,11 +57,11 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
         InputError: For the first thing that is wrong.
     """
     _resolve_device(config)
-    for key, lowest in (("seed", 0), ("max_iter", 1)):
-        value = config.train[key]
-        if not isinstance(value, int) or value < lowest:
-            raise InputError(f"train.{key}={value} must be a whole number of at least {lowest}")
-    for key, allowed in _CHOICES.items():
+    # A sweep takes what an earlier version saved, which has fewer keys.
+    numbers = _NUMBERS if evaluation else _NUMBERS | _TRAINING_NUMBERS
+    for key, lowest in numbers.items():
+        check_whole_number(key, OmegaConf.select(config, key), lowest)
+    for key, allowed in (_CHOICES if evaluation else _CHOICES | _TRAINING_CHOICES).items():
         value = OmegaConf.select(config, key)
         if value not in allowed:
             raise InputError(f"{key}={value} must be one of {list(allowed)}")
@@ -85,7 +94,9 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
         )
     _check_writable(config.train.output_dir)
     if not evaluation:
-        _check_batch(config.dataloader.train.total_batch_size, num_processes)
+        batch = config.dataloader.train.total_batch_size
+        _check_batch(batch, num_processes, config.train.accumulation.steps)
+        _check_freezing(config.train, model, num_processes)
         _check_output_dir(config.train.output_dir, resume)
     if starts and not config.train.init_checkpoint:
         anchors = anchors_of(model)
@@ -162,11 +173,32 @@ def _check_stitches(config: DictConfig, model: nn.Module, training: bool) -> Non
         raise InputError(f"the sampler of this config cannot be built: {error}") from error
 
 
-def _check_batch(batch: int, num_processes: int) -> None:
+def _check_batch(batch: int, num_processes: int, steps: int) -> None:
     if batch % num_processes:
         raise InputError(
             f"dataloader.train.total_batch_size={batch} cannot be shared by {num_processes} "
             "processes: make it a multiple of them"
+        )
+    if batch % (num_processes * steps):
+        raise InputError(
+            f"dataloader.train.total_batch_size={batch} cannot be split into "
+            f"train.accumulation.steps={steps} micro-batches in each of {num_processes} processes: "
+            f"make it a multiple of {num_processes * steps}, or change the steps"
+        )
+
+
+def _check_freezing(train: DictConfig, model: nn.Module, num_processes: int) -> None:
+    if not train.freeze_anchors:
+        return
+    if not anchors_of(model):
+        raise InputError(
+            f"train.freeze_anchors={train.freeze_anchors}, but the backbone "
+            f"{type(model.backbone.net).__name__} has no anchor to freeze: leave the key out"
+        )
+    if num_processes > 1 and not train.ddp.find_unused_parameters:
+        raise InputError(
+            f"train.freeze_anchors={train.freeze_anchors} leaves parameters without gradient, for "
+            f"which {num_processes} processes would wait: add train.ddp.find_unused_parameters=True"
         )
 
 

@@ -1,92 +1,190 @@
-"""detectron2's trainers, with one sampled stitch an iteration."""
+"""detectron2's trainers, with a sampled stitch and accumulated gradients."""
 
+import contextlib
 import hashlib
 import struct
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import StitchedViT
+from snnet_vitdet.stitching import Stitch
 
-__all__ = ["SCOPES", "StitchedAMPTrainer", "StitchedTrainer"]
+__all__ = ["ACCUMULATION_STITCHES", "SCOPES", "StitchedAMPTrainer", "StitchedTrainer"]
 
 SCOPES = ("shared", "process")
+ACCUMULATION_STITCHES = ("own", "same")
 
 
-class _StitchSampling:
-    """Selects the iteration's stitch, then leaves the step to the trainer it is mixed into."""
+class StitchedTrainer(SimpleTrainer):
+    """Full precision; on a CPU too.
+
+    An iteration is one step of the optimizer. The batch of a process is split into micro-batches,
+    whose gradients are accumulated: as much arithmetic, less memory, and with a stitch for each of
+    them one process trains as many stitches an iteration as that many processes.
+    """
 
     def __init__(
         self,
-        *args: object,
+        model: nn.Module,
+        data_loader: Iterable[Sequence],
+        optimizer: torch.optim.Optimizer,
+        *,
         backbone: StitchedViT | None = None,
         sampler: Callable[[int, int], int] | None = None,
         scope: str = "shared",
+        accumulation_steps: int = 1,
+        accumulation_stitch: str = "own",
         seed: int = 0,
         **kwargs: object,
     ) -> None:
         """
         Args:
-            *args: Of the trainer.
+            model: Gives a dict of losses for a micro-batch; wrapped for several processes or not.
+            data_loader: Gives the batch of this process for each iteration.
+            optimizer: Of the model's parameters.
             backbone: The stitched backbone inside the model, not wrapped; None trains a model
                 without stitches (a baseline) with everything else alike.
             sampler: Gives the stitch id of (iteration, slot).
             scope: ``shared``: all processes train the same stitch in an iteration, so none waits
                 for another. ``process``: each draws its own.
+            accumulation_steps: Number of equal micro-batches of a process's batch.
+            accumulation_stitch: ``own``: each micro-batch draws its own stitch. ``same``: one
+                stitch for the whole iteration.
             seed: Seed of the model's own randomness.
-            **kwargs: Of the trainer.
+            **kwargs: Of detectron2's trainer. Gradients are always cleared before the forward, and
+                metrics written before the next iteration.
 
         Raises:
-            InputError: For an unknown scope.
+            InputError: For an unknown scope or accumulation_stitch.
         """
-        super().__init__(*args, **kwargs)
+        super().__init__(model, data_loader, optimizer, **kwargs)
         if scope not in SCOPES:
             raise InputError(f"train.stitch_scope must be one of {SCOPES}, got {scope!r}")
+        if accumulation_stitch not in ACCUMULATION_STITCHES:
+            raise InputError(
+                f"train.accumulation.stitch must be one of {ACCUMULATION_STITCHES}, got "
+                f"{accumulation_stitch!r}"
+            )
         self.backbone = backbone
         self.sampler = sampler
-        self.slot = comm.get_rank() if scope == "process" else 0
+        self.accumulation_steps = accumulation_steps
+        slots = range(accumulation_steps) if accumulation_stitch == "own" else [0]
+        # Disjoint between processes that draw their own.
+        first = comm.get_rank() * len(slots) if scope == "process" else 0
+        self.slots = [first + slots[step % len(slots)] for step in range(accumulation_steps)]
         self.seed = seed
 
     def run_step(self) -> None:
-        """One iteration on one stitch.
+        """One iteration: a forward and backward for each micro-batch, then a step.
 
         Raises:
-            FloatingPointError: If the loss is not finite; names the stitch.
+            FloatingPointError: If a loss is not finite; names the stitches.
+            InputError: If the batch cannot be split into equal micro-batches.
         """
+        assert self.model.training, "the model was changed to eval mode"
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+
+        self.optimizer.zero_grad()
+        stitches: list[Stitch] = []
+        losses: dict[str, torch.Tensor] = {}
+        for step, micro_batch in enumerate(self._split(batch)):
+            self._seed_model(step)
+            if self.backbone is not None:
+                stitch_id = self.sampler(self.iter, self.slots[step])
+                stitches.append(self.backbone.set_stitch(stitch_id))
+            # Forward included: that is where DDP decides whether the backward will reduce.
+            with self._reduced_in_the_last_of(step):
+                loss_dict = self._forward(micro_batch)
+                self._backward(sum(loss_dict.values()) / self.accumulation_steps)
+            for name, loss in loss_dict.items():
+                share = loss.detach() / self.accumulation_steps
+                losses[name] = losses[name] + share if name in losses else share
+        self.after_backward()
+        self._write(losses, data_time, stitches)
+        self._update()
+
+    def _split(self, batch: Sequence) -> list[Sequence]:
+        """The micro-batches: equal parts of the batch, in its order."""
+        size, rest = divmod(len(batch), self.accumulation_steps)
+        if rest or not size:
+            raise InputError(
+                f"the batch of {len(batch)} images of a process cannot be split into "
+                f"{self.accumulation_steps} equal micro-batches: change train.accumulation.steps"
+            )
+        return [batch[i * size : (i + 1) * size] for i in range(self.accumulation_steps)]
+
+    def _seed_model(self, step: int) -> None:
         # Stochastic depth and the sampling of anchors and proposals draw from torch's global
         # generator. Seeding it by iteration makes them, like the draw of the stitch, exact after a
-        # resume; by process, because each has other images.
-        torch.manual_seed(_step_seed(self.seed, self.iter, comm.get_rank()))
-        if self.backbone is None:
-            super().run_step()
+        # resume; by the place of the micro-batch in the batch of all processes, because each has
+        # other images, and the same ones however they are shared out.
+        place = comm.get_rank() * self.accumulation_steps + step
+        torch.manual_seed(_step_seed(self.seed, self.iter, place))
+
+    def _reduced_in_the_last_of(self, step: int) -> contextlib.AbstractContextManager:
+        """Without exchange of gradients between processes, unless the step is the last."""
+        if step + 1 < self.accumulation_steps and isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+    def _forward(self, batch: Sequence) -> dict[str, torch.Tensor]:
+        return self.model(batch)
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def _update(self) -> None:
+        self.optimizer.step()
+
+    def _write(
+        self, losses: dict[str, torch.Tensor], data_time: float, stitches: list[Stitch]
+    ) -> None:
+        if not stitches:
+            self._write_metrics(losses, data_time)
             return
-        stitch = self.backbone.set_stitch(self.sampler(self.iter, self.slot))
         self.storage.put_scalars(
-            stitch_id=stitch.id,
-            stitch_kind=self.backbone.space.kinds.index(stitch.kind),
+            stitch_id=stitches[-1].id,
+            stitch_kind=self.backbone.space.kinds.index(stitches[-1].kind),
             smoothing_hint=False,
         )
         try:
-            super().run_step()
+            self._write_metrics(losses, data_time)
         except FloatingPointError as error:
+            names = [f"stitch {s.id} ({s.name}, kind {s.kind})" for s in dict.fromkeys(stitches)]
             raise FloatingPointError(
-                f"{error}\nstitch {stitch.id} ({stitch.name}, kind {stitch.kind}), "
-                f"iteration {self.iter}"
+                f"{error}\n{', '.join(names)}, iteration {self.iter}"
             ) from error
 
 
-def _step_seed(seed: int, iteration: int, rank: int) -> int:
-    packed = struct.pack("<3Q", seed, iteration, rank)
+def _step_seed(seed: int, iteration: int, place: int) -> int:
+    packed = struct.pack("<3Q", seed, iteration, place)
     # torch takes a seed of 63 bits on every device.
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
 
 
-class StitchedTrainer(_StitchSampling, SimpleTrainer):
-    """Full precision; on a CPU too."""
+class StitchedAMPTrainer(StitchedTrainer, AMPTrainer):
+    """Automatic mixed precision; takes ``precision`` and ``grad_scaler`` as AMPTrainer does.
 
+    The state of the scaler is in the checkpoints as detectron2's trainer writes it.
+    """
 
-class StitchedAMPTrainer(_StitchSampling, AMPTrainer):
-    """Automatic mixed precision on a GPU."""
+    def _forward(self, batch: Sequence) -> dict[str, torch.Tensor]:
+        device = next(self.model.parameters()).device.type
+        with torch.autocast(device, dtype=self.precision):
+            return super()._forward(batch)
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        self.grad_scaler.scale(loss).backward()
+
+    def _update(self) -> None:
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()

@@ -1,0 +1,121 @@
+"""How long and how fast to train: linear scaling to the batch, and the plan in one sentence.
+
+Linear scaling (https://arxiv.org/abs/1706.02677, section 2.1): with k times the images in an
+iteration, k times the learning rate for a k-th of the iterations. Warm-up and milestones are
+fractions of the training in every recipe, so they follow by themselves.
+"""
+
+import logging
+from numbers import Real
+
+from omegaconf import DictConfig, OmegaConf
+
+from snnet_vitdet.errors import InputError
+
+from .values import check_whole_number
+
+__all__ = ["apply_linear_scaling", "scale_iterations", "training_plan"]
+
+logger = logging.getLogger(__name__)
+
+# Numbers of iterations, and the lowest that means something; 0 is off where it is allowed.
+_ITERATIONS = {
+    "train.max_iter": 1,
+    "train.eval_period": 0,
+    "train.checkpointer.period": 1,
+    "train.freeze_anchors": 0,
+}
+_REFERENCE = "train.reference_batch_size"
+_BATCH = "dataloader.train.total_batch_size"
+_LR = "optimizer.lr"
+
+
+def scale_iterations(iterations: int, reference: int, batch: int) -> int:
+    """The number of iterations in which as many images are seen.
+
+    Args:
+        iterations: Number of iterations at the reference; 0 stands for off and stays.
+        reference: Images an iteration that the number was written for.
+        batch: Images an iteration now.
+
+    Returns:
+        The nearest whole number, at least 1.
+    """
+    return max(1, round(iterations * reference / batch)) if iterations else 0
+
+
+def apply_linear_scaling(config: DictConfig) -> None:
+    """Scales learning rate and iterations from ``train.reference_batch_size`` to the batch.
+
+    The reference becomes the batch, so that nothing is scaled twice: neither by another call nor
+    from the config.yaml in which a training saves what it used.
+
+    Args:
+        config: The whole config, overrides applied; changed in place. Without a reference, nothing
+            is.
+
+    Raises:
+        InputError: If the reference, the batch or a value to be scaled is no number that can be.
+    """
+    # A config.yaml of an earlier version does not have the key.
+    reference = OmegaConf.select(config, _REFERENCE)
+    if reference is None:
+        return
+    batch = OmegaConf.select(config, _BATCH)
+    check_whole_number(_REFERENCE, reference, 1)
+    check_whole_number(_BATCH, batch, 1)
+    if batch == reference:
+        return
+    lr = OmegaConf.select(config, _LR)
+    if not isinstance(lr, Real) or not lr > 0:
+        raise InputError(f"{_LR}={lr} must be a number above 0")
+    scaled = {_LR: (lr, lr * (batch / reference))}
+    for key, lowest in _ITERATIONS.items():
+        value = OmegaConf.select(config, key)
+        check_whole_number(key, value, lowest)
+        scaled[key] = (value, scale_iterations(value, reference, batch))
+    for key, (_, value) in scaled.items():
+        OmegaConf.update(config, key, value)
+    OmegaConf.update(config, _REFERENCE, batch)
+    logger.info(
+        "Scaled linearly from %d to %d images an iteration: %s.",
+        reference,
+        batch,
+        ", ".join(f"{key} {_text(old)} → {_text(new)}" for key, (old, new) in scaled.items()),
+    )
+
+
+def _text(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def training_plan(
+    *,
+    batch: int,
+    num_processes: int,
+    accumulation_steps: int,
+    learning_rate: float,
+    start_iter: int,
+    max_iter: int,
+    num_images: int,
+) -> str:
+    """What a training is going to do, in one sentence.
+
+    Args:
+        batch: Images an iteration over all processes.
+        num_processes: Number of processes that share them.
+        accumulation_steps: Micro-batches an iteration in each process.
+        learning_rate: Before warm-up, milestones and layer-wise decay.
+        start_iter: First iteration; above 0 if the training continues.
+        max_iter: Number of iterations in all.
+        num_images: Number of training images.
+    """
+    size = batch // (num_processes * accumulation_steps)
+    places = f"{num_processes} process{'es' if num_processes > 1 else ''}"
+    micro = f"{accumulation_steps} micro-batch{'es' if accumulation_steps > 1 else ''}"
+    length = f"{max_iter} iterations" + (f", from {start_iter} on" if start_iter else "")
+    return (
+        f"{batch} images an iteration ({places} x {micro} of {size}), learning rate "
+        f"{learning_rate:g}, {length}: {max_iter * batch / num_images:.2f} epochs of {num_images} "
+        "images."
+    )
