@@ -1,0 +1,290 @@
+"""Every override of an ablation, trained for an iteration or more: it does what its row says.
+
+What the configs of the ablations change is in test_ablations.py; LoRA on the anchors of a stitched
+detector is trained in test_train_net.py.
+"""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import train_net
+from detectron2.engine import default_argument_parser
+
+from snnet_vitdet.engine import load_config
+from snnet_vitdet.modeling import stitch_costs
+from snnet_vitdet.stitching import ResourceConstrainedSampler, StitchSpace, UniformSampler
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+DEPTHS = (4, 8)
+NET = "model.backbone.net"
+LAYERS = "backbone.net.stitching_layers."
+SNNETV1 = (f"{NET}.max_cuts=1", f"{NET}.kinds=[S,L,FS]")
+UNIFORM = "sampler._target_=snnet_vitdet.stitching.UniformSampler"
+# So many iterations draw more than one kind of every space below.
+SEVERAL = 8
+
+
+@dataclass
+class Run:
+    """What a training started from and ended with, and the stitch id of each of its iterations."""
+
+    before: dict
+    after: dict
+    ids: list[int]
+
+    @property
+    def moved(self):
+        """Names of the weights that the training has changed."""
+        return {n for n, value in self.before.items() if not torch.equal(value, self.after[n])}
+
+
+def run_main(config, *flags):
+    """A run inside this process."""
+    train_net.main(default_argument_parser().parse_args(list(flags)), config)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_config, tmp_path_factory, restored_logging):
+    """Trains the tiny detector, or another config, with overrides; once for the same ones."""
+    runs = {}
+
+    def trained(*overrides, iterations=2, make_config=tiny_config):
+        key = (overrides, iterations, make_config)
+        if key not in runs:
+            output = tmp_path_factory.mktemp("run")
+            common = (
+                f"train.output_dir={output}",
+                f"train.max_iter={iterations}",
+                "train.log_period=1",
+                "train.eval_period=0",
+                "train.eval_stitches=[0]",
+                "init.num_images=2",
+            )
+            # Last, so that it overrides these, too.
+            run_main(make_config(*common, *overrides))
+            before, after = (
+                torch.load(output / name)["model"] for name in ("model_init.pth", "model_final.pth")
+            )
+            lines = map(json.loads, (output / "metrics.json").read_text().splitlines())
+            ids = [int(m.get("stitch_id", -1)) for m in lines if "total_loss" in m]
+            runs[key] = Run(before, after, ids)
+        return runs[key]
+
+    return trained
+
+
+def layer_name(transition):
+    """The name of a stitching layer in a checkpoint of the tiny detector."""
+    if transition.cut == DEPTHS[0]:
+        return f"{LAYERS}exit"
+    return f"{LAYERS}{('small_to_large', 'large_to_small')[transition.source]}.{transition.cut}"
+
+
+def layers_of(names):
+    """The stitching layers that some names lie in."""
+    return {name.rpartition(".")[0] for name in names if name.startswith(LAYERS)}
+
+
+def crossed_layers(run, space):
+    """The stitching layers that some iteration has crossed, of which there has to be one."""
+    layers = {layer_name(t) for i in run.ids for t in space[i].transitions}
+    assert layers
+    return layers
+
+
+def draws(sampler, count):
+    return [sampler(iteration) for iteration in range(count)]
+
+
+# ------------------------------------------------------------------------------ space and sampling
+
+
+@pytest.mark.parametrize(
+    ("overrides", "space"),
+    [
+        (SNNETV1, StitchSpace(DEPTHS, 1, ("S", "L", "FS"))),
+        ((f"{NET}.max_cuts=1",), StitchSpace(DEPTHS, 1)),
+        ((f"{NET}.kinds=[FSF,SFS]",), StitchSpace(DEPTHS, kinds=("SFS", "FSF"))),
+        # Without an exit projection.
+        ((f"{NET}.kinds=[L,SFS]",), StitchSpace(DEPTHS, kinds=("L", "SFS"))),
+    ],
+    ids=["SN-Netv1", "one cut", "round trips", "large ends"],
+)
+def test_stitches_of_the_space_alone_are_built_and_trained(overrides, space, trained, tiny_config):
+    run = trained(*overrides, iterations=SEVERAL)
+    costs = stitch_costs(tiny_config(*overrides).model)
+    assert [stitch.name for stitch in costs.space] == [stitch.name for stitch in space]
+    assert run.ids == draws(ResourceConstrainedSampler(costs.gflops, step=0.002), SEVERAL)
+    assert len({space[i].kind for i in run.ids}) > 1
+    # Which stitch an id was in the model shows in what has been trained.
+    assert layers_of(run.before) == {layer_name(t) for t in space.transitions}
+    assert layers_of(run.moved) == crossed_layers(run, space)
+
+
+def test_uniform_sampling_draws_all_stitches_alike(trained, tiny_config):
+    run = trained(UNIFORM, iterations=SEVERAL)
+    gflops = stitch_costs(tiny_config().model).gflops
+    assert run.ids == draws(UniformSampler(gflops), SEVERAL)
+    assert run.ids != draws(ResourceConstrainedSampler(gflops, step=0.002), SEVERAL)
+
+
+def test_another_step_of_ros_draws_from_other_bins(trained, tiny_config):
+    run = trained("sampler.step=0.0005", iterations=SEVERAL)
+    gflops = stitch_costs(tiny_config().model).gflops
+    default, fine = (ResourceConstrainedSampler(gflops, step) for step in (0.002, 0.0005))
+    assert 1 < len(default.bins) < len(fine.bins)
+    assert run.ids == draws(fine, SEVERAL)
+    assert run.ids != draws(default, SEVERAL)
+
+
+# -------------------------------------------------------------------------------- stitching layers
+
+
+def assert_trained_with_rank(run, rank):
+    """Bitwise frozen matrices, updates of this rank that moved where a stitch crossed."""
+    crossed = crossed_layers(run, StitchSpace(DEPTHS))
+    moved = run.moved
+    for layer in layers_of(run.before):
+        num_out, num_in = run.before[f"{layer}.weight"].shape
+        assert run.before[f"{layer}.lora_a"].shape == (num_out, rank)
+        assert run.before[f"{layer}.lora_b"].shape == (rank, num_in)
+        assert not run.before[f"{layer}.lora_a"].any()
+        assert f"{layer}.weight" not in moved
+        for name in ("lora_a", "lora_b", "bias"):
+            assert (f"{layer}.{name}" in moved) == (layer in crossed), (layer, name)
+
+
+@pytest.mark.parametrize("rank", [4, 16])
+def test_a_rank_trains_the_update_and_leaves_the_fit(rank, trained):
+    run = trained(f"{NET}.lora_rank={rank}")
+    assert_trained_with_rank(run, rank)
+    # The rank has no part in the fit.
+    other = trained(f"{NET}.lora_rank=0")
+    for layer in layers_of(run.before):
+        assert torch.equal(run.before[f"{layer}.weight"], other.before[f"{layer}.weight"])
+
+
+def test_rank_64_of_wider_anchors(trained):
+    """A rank is at most the smaller width, of which the tiny detector has 32."""
+    widths = (f"{NET}.small.embed_dim=64", f"{NET}.large.embed_dim=96")
+    assert_trained_with_rank(trained(f"{NET}.lora_rank=64", *widths), 64)
+
+
+def test_rank_0_trains_the_fitted_matrix_itself(trained):
+    run = trained(f"{NET}.lora_rank=0")
+    assert not any(".lora_" in name for name in run.before)
+    crossed = crossed_layers(run, StitchSpace(DEPTHS))
+    assert {layer for layer in crossed if f"{layer}.weight" in run.moved} == crossed
+    assert layers_of(run.moved) == crossed
+
+
+def test_snnetv1_as_a_whole(trained, tiny_config):
+    run = trained(*SNNETV1, UNIFORM, f"{NET}.lora_rank=0", iterations=SEVERAL)
+    space = StitchSpace(DEPTHS, 1, ("S", "L", "FS"))
+    assert run.ids == draws(UniformSampler([1.0] * len(space)), SEVERAL)
+    assert not any(".lora_" in name for name in run.before)
+    assert {f"{layer}.weight" for layer in crossed_layers(run, space)} <= run.moved
+
+
+def test_random_start_leaves_out_the_fit_alone(trained):
+    fitted, random = trained(), trained("init.stitching_layers=random")
+    differing = {n for n, v in random.before.items() if not torch.equal(v, fitted.before[n])}
+    layers = layers_of(random.before)
+    assert differing == {f"{layer}.{end}" for layer in layers for end in ("weight", "bias")}
+    # Trained by LoRA as it is.
+    assert_trained_with_rank(random, 4)
+
+
+def test_num_images_reach_the_fit(tiny_config, tmp_path, monkeypatch, restored_logging):
+    seen = []
+    fit = train_net.fit_stitching_layers
+
+    def spy(model, samples):
+        seen.append([])
+
+        def recorded():
+            for sample in samples:
+                seen[-1].append(sample["file_name"])
+                yield sample
+
+        return fit(model, recorded())
+
+    monkeypatch.setattr(train_net, "fit_stitching_layers", spy)
+    for count in (1, 5):
+        output = f"train.output_dir={tmp_path / str(count)}"
+        changes = (f"init.num_images={count}", "train.max_iter=1", "train.eval_stitches=[0]")
+        run_main(tiny_config(output, *changes))
+    assert [len(set(names)) for names in seen] == [len(names) for names in seen] == [1, 5]
+
+
+# ---------------------------------------------------------------------- tuning and initialisation
+
+
+@pytest.fixture(scope="module")
+def alone_config(tiny_scenes):
+    """Makes the config of a baseline of COCO, as small as the tiny detector."""
+    tiny = [
+        f"data.train_json={tiny_scenes.train_json}",
+        f"data.train_images={tiny_scenes.train_images}",
+        f"data.test_json={tiny_scenes.test_json}",
+        f"data.test_images={tiny_scenes.test_images}",
+        "dataloader.train.mapper.instance_mask_format=bitmask",
+        "data.image_size=64",
+        "dataloader.train.total_batch_size=2",
+        "dataloader.train.num_workers=0",
+        "dataloader.test.num_workers=0",
+        "train.device=cpu",
+        "model.roi_heads.num_classes=6",
+        "model.roi_heads.batch_size_per_image=16",
+        "model.proposal_generator.pre_nms_topk=[60,40]",
+        "model.proposal_generator.post_nms_topk=[40,20]",
+        *(f"{NET}.{size}" for size in ("embed_dim=32", "num_heads=2", "window_size=2", "depth=4")),
+        f"{NET}.global_block_indexes=[1,3]",
+        "init.weights.net=null",
+    ]
+    file = str(ROOT / "configs/COCO/mask_rcnn_vitdet_deit3_b_100ep.py")
+    # A baseline has nothing to fit.
+    return lambda *overrides: load_config(
+        file, [*tiny, *(o for o in overrides if not o.startswith("init.num_images"))]
+    )
+
+
+def test_tuning_by_lora_of_an_anchor_alone(alone_config, trained):
+    run = trained(f"{NET}.lora_rank=4", f"{NET}.use_rel_pos=False", make_config=alone_config)
+    anchor = {name for name in run.before if name.startswith("backbone.net.")}
+    updates = {name for name in anchor if name.endswith((".lora_a", ".lora_b"))}
+    # Stochastic depth may have dropped a branch of every image, which then stays.
+    assert run.moved & anchor <= updates
+    assert {n for n in updates if ".blocks.0." in n} <= run.moved
+    assert not any("rel_pos" in name for name in anchor)
+    for head in ("backbone.simfp_", "proposal_generator.", "roi_heads."):
+        assert any(name.startswith(head) for name in run.moved)
+
+
+def test_the_sweep_at_initialisation_runs_every_stitch_of_what_a_training_starts_from(
+    tiny_config, trained, tmp_path, monkeypatch, restored_logging
+):
+    swept = {}
+    sweep = train_net.sweep
+
+    def spy(model, *args, **kwargs):
+        swept.update({name: value.clone() for name, value in model.state_dict().items()})
+        return sweep(model, *args, **kwargs)
+
+    monkeypatch.setattr(train_net, "sweep", spy)
+    changes = ("init.num_images=2", "sweep.at_initialisation=True")
+    run_main(tiny_config(f"train.output_dir={tmp_path}", *changes), "--eval-only")
+    # The fit, bit by bit; untrained heads would score as badly without it.
+    start = trained().before
+    assert swept.keys() == start.keys()
+    assert all(torch.equal(value, start[name]) for name, value in swept.items())
+    with open(tmp_path / "sweep" / "stitches.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == [stitch.name for stitch in StitchSpace(DEPTHS)]
+    assert {row["iteration"] for row in rows} == {"0"}
