@@ -44,6 +44,18 @@ CHANGES = {
     "stitching_rank_64": ("s_l", {f"{NET}.lora_rank": 64}),
     "stitching_random_start": ("s_l", {"init.stitching_layers": "random"}),
     "fit_10_images": ("s_l", {"init.num_images": 10}),
+    "positions_abs_win": (
+        "s_l",
+        {
+            f"{NET}.{anchor}.{key}": value
+            for anchor in ("small", "large")
+            for key, value in (("abs_pos", "win"), ("use_rel_pos", "global"))
+        },
+    ),
+    "positions_window_16": (
+        "s_l",
+        {f"{NET}.{anchor}.window_size": 16 for anchor in ("small", "large")},
+    ),
     "tuning_lora_4_b_l": (
         "b_l",
         {

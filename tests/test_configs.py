@@ -13,21 +13,24 @@ from fvcore.common.param_scheduler import ParamScheduler
 
 from snnet_vitdet.data.scenes import CATEGORIES
 from snnet_vitdet.engine import load_config
+from snnet_vitdet.engine.initialise import anchors_of
 from snnet_vitdet.modeling import StitchedViT, find_stitched_vit, stitch_costs
 from snnet_vitdet.modeling.cost import build_on_meta
+from snnet_vitdet.modeling.timm_weights import check_weights
 from snnet_vitdet.stitching import ResourceConstrainedSampler
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/**/*mask_*.py"))
 RUNNABLE = [name for name in FILES if "/common/" not in name]
 STITCHED = [name for name in RUNNABLE if "snnet" in name]
-RECIPES = [name for name in RUNNABLE if name.startswith("configs/COCO/")]
+RECIPES = [name for name in RUNNABLE if name.startswith(("configs/COCO/", "configs/families/"))]
 PAPER = [name for name in RECIPES if name.endswith("_100ep.py")]
 SHORT = [name for name in RECIPES if "_12ep" in name]
 
 SL = {"small": (12, 0.7), "large": (24, 0.8)}
 NANO = {"small": (4, 1.0), "large": (8, 1.0)}
-# Depth and decay per layer of each anchor: DeiT3's depths; 0.7 for 12 blocks, 0.8 for 24.
+FAMILIES = ("mae", "augreg", "sam", "beitv2", "dinov2", "clip")
+# Depth and decay per layer of each anchor: 0.7 for 12 blocks, 0.8 for 24, 0.9 for 32.
 CASCADE = "configs/COCO/cascade_mask_rcnn_snnet_deit3_s_l_100ep.py"
 DECAY = {
     CASCADE: SL,
@@ -39,11 +42,14 @@ DECAY = {
     "configs/COCO/mask_rcnn_vitdet_deit3_s_100ep.py": {"net": (12, 0.7)},
     "configs/COCO/mask_rcnn_vitdet_deit3_b_100ep.py": {"net": (12, 0.7)},
     "configs/COCO/mask_rcnn_vitdet_deit3_l_100ep.py": {"net": (24, 0.8)},
+    "configs/COCO/mask_rcnn_snnet_deit3_l_h_100ep.py": {"small": (24, 0.8), "large": (32, 0.9)},
+    **{f"configs/families/mask_rcnn_snnet_{family}_b_l_100ep.py": SL for family in FAMILIES},
+    "configs/families/mask_rcnn_snnet_dinov2_s_deit3_l_100ep.py": SL,
     "configs/custom/mask_rcnn_snnet_coco_json.py": NANO,
     "configs/custom/mask_rcnn_snnet_deit3_s_l_coco_json.py": SL,
     "configs/shapes/mask_rcnn_snnet_nano.py": NANO,
 }
-WIDTHS = {"s": 384, "b": 768, "l": 1024}
+WIDTHS = {"s": 384, "b": 768, "l": 1024, "h": 1280}
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +89,9 @@ def test_model_has_the_anchors_and_classes_of_its_config(name, load):
     assert {key: anchor.depth for key, anchor in anchors.items()} == {
         key: depth for key, (depth, _) in DECAY[name].items()
     }
-    letters = re.search(r"deit3_((?:[sbl]_?)+)_", name)
+    letters = re.findall(r"_([sblh])(?=_)", name)
     if letters:
-        widths = [WIDTHS[letter] for letter in letters[1].split("_")]
+        widths = [WIDTHS[letter] for letter in letters]
         assert [anchor.embed_dim for anchor in anchors.values()] == widths
     assert (find_stitched_vit(model) is not None) == (name in STITCHED)
     # COCO's, the generated scenes', else those of the annotation file.
@@ -94,10 +100,20 @@ def test_model_has_the_anchors_and_classes_of_its_config(name, load):
     assert config.model.backbone.square_pad == config.data.image_size
 
 
+@pytest.mark.parametrize("name", [name for name in RUNNABLE if "nano" not in name])
+def test_anchors_are_those_that_the_weights_of_the_config_ask_for(name, load):
+    config, model = load(name)
+    weights = {key: source for key, source in config.init.weights.items() if source}
+    for anchor, source in weights.items():
+        check_weights(anchors_of(model)[anchor], source)
+    assert weights or name == "configs/custom/mask_rcnn_snnet_coco_json.py"
+
+
 def expected_factor(parameter, decay):
     """ViTDet's rule, written down anew: layer l of n learns at rate ** (n + 1 - l)."""
     match = re.match(
-        r"backbone\.net\.(?:(small|large)\.)?(pos_embed|patch_embed|blocks\.\d+)", parameter
+        r"backbone\.net\.(?:(small|large)\.)?(pos_embed|patch_embed|norm_pre|blocks\.\d+)",
+        parameter,
     )
     if match is None:
         return 1.0
@@ -145,7 +161,7 @@ def test_sampler_takes_the_real_costs_and_reaches_every_stitch(name, load):
     sampler_config.seed = config.train.seed
     sampler = instantiate(sampler_config)
     assert isinstance(sampler, ResourceConstrainedSampler)
-    assert len(space) == (134 if DECAY[name]["small"][0] == 12 else 14)
+    assert len(space) == {4: 14, 12: 134, 24: 554}[DECAY[name]["small"][0]]
     assert len(sampler.probabilities()) == len(space)
     assert min(sampler.probabilities()) > 0
     # Several budgets, or ROS would be no constraint at all.

@@ -1,13 +1,13 @@
-"""DeiT3 as anchors; sizes of timm's deit3_{small,base,large}_patch16_224.
+"""DeiT3 as anchors; sizes of timm's deit3_{small,base,large}_patch16_224 and deit3_huge_patch14_224.
 
-Stochastic depth: base and large as ViTDet trains them; ViTDet has no small, which takes base's.
+Stochastic depth: base, large and huge as ViTDet trains them; ViTDet has no small, which takes base's.
 """
 
 from detectron2.config import LazyCall as L
 
 from snnet_vitdet.modeling import AnchorViT
 
-# Of all three. Keys with an underscore stay in this file.
+# Of all. Keys with an underscore stay in this file.
 _shared = dict(
     img_size="${data.image_size}",
     patch_size=16,
@@ -46,6 +46,18 @@ deit3_large = L(AnchorViT)(
     **_shared,
 )
 
+deit3_huge = L(AnchorViT)(
+    embed_dim=1280,
+    depth=32,
+    num_heads=16,
+    drop_path_rate=0.5,
+    global_block_indexes=[7, 15, 23, 31],
+    # Resampled to patches of 16 pixels, which every other anchor has.
+    pretrain_patch_size=14,
+    **_shared,
+)
+
 small_weights = "deit3_small_patch16_224.fb_in22k_ft_in1k"
 base_weights = "deit3_base_patch16_224.fb_in22k_ft_in1k"
 large_weights = "deit3_large_patch16_224.fb_in22k_ft_in1k"
+huge_weights = "deit3_huge_patch14_224.fb_in22k_ft_in1k"

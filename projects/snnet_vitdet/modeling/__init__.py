@@ -3,6 +3,7 @@
 from .anchor import AnchorViT
 from .attention import attention_implementation
 from .cost import anchor_alone, baseline_cost, stitch_costs
+from .families import anchor_arguments, plain_vit_names
 from .stitched_vit import StitchedViT, find_stitched_vit
 from .timm_weights import load_anchor_weights
 
@@ -10,9 +11,11 @@ __all__ = [
     "AnchorViT",
     "StitchedViT",
     "anchor_alone",
+    "anchor_arguments",
     "attention_implementation",
     "baseline_cost",
     "find_stitched_vit",
     "load_anchor_weights",
+    "plain_vit_names",
     "stitch_costs",
 ]

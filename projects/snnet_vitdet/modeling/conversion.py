@@ -124,13 +124,13 @@ def _convert_attention(
 
 def _resize_table(table: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """BEiT's table (offsets + 3, heads) as (heads, rows, columns) of another grid."""
-    side = round((len(table) - 3) ** 0.5)
-    if side**2 != len(table) - 3:
+    if round((len(table) - 3) ** 0.5) ** 2 != len(table) - 3:
         return table  # not square: refused as misshapen
-    # The last three are for the class token.
-    table = table[:-3].T.reshape(-1, side, side).contiguous()
-    grid = tuple((length + 1) // 2 for length in shape[1:])
-    return resize_rel_pos_bias_table(table, grid, (len(table), *shape[1:]))
+    table = table[:-3]  # the last three are for the class token
+    rows, columns = shape[1:]
+    grid = ((rows + 1) // 2, (columns + 1) // 2)
+    table = resize_rel_pos_bias_table(table, grid, (rows * columns, table.shape[1]))
+    return table.T.reshape(-1, rows, columns)
 
 
 def _renormalise(
