@@ -3,11 +3,13 @@ import math
 
 import pytest
 import torch
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, SimpleTrainer, launch
+from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from snnet_vitdet.engine import StitchedTrainer
+from snnet_vitdet.engine import StitchedAMPTrainer, StitchedTrainer
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import AnchorViT, StitchedViT
 from snnet_vitdet.stitching import UniformSampler
@@ -21,12 +23,14 @@ class StubDetector(nn.Module):
     def __init__(self, backbone):
         super().__init__()
         self.backbone = backbone
-        self.noise = []
+        self.noise, self.losses = [], []
 
     def forward(self, images):
         features = self.backbone(images)["last_feat"]
         self.noise.append(torch.rand(()).item())
-        return {"loss_features": (features - self.noise[-1]).square().mean()}
+        loss = (features - self.noise[-1]).square().mean()
+        self.losses.append(loss.item())
+        return {"loss_features": loss}
 
 
 class Record(HookBase):
@@ -40,7 +44,7 @@ class Record(HookBase):
 
     def after_backward(self):
         named = self.trainer.model.named_parameters()
-        self.gradients.append({name for name, p in named if p.grad is not None})
+        self.gradients.append({name: p.grad.clone() for name, p in named if p.grad is not None})
 
     def after_step(self):
         backbone = self.trainer.model.backbone
@@ -58,27 +62,31 @@ def make_backbone():
 
 
 class Images:
-    """Endless images that depend on the iteration; NaN at one of them."""
+    """Endless batches that depend on the iteration; NaN at one of them.
 
-    def __init__(self, start=0, nan_at=None):
-        self.iteration, self.nan_at = start, nan_at
+    Of several parts of the batches, only one is given.
+    """
+
+    def __init__(self, start=0, nan_at=None, batch=1, part=0, parts=1):
+        self.iteration, self.nan_at, self.batch = start, nan_at, batch
+        self.part = slice(part * batch // parts, (part + 1) * batch // parts)
 
     def __iter__(self):
         return self
 
     def __next__(self):
         generator = torch.Generator().manual_seed(self.iteration)
-        images = torch.randn(1, 3, 32, 32, generator=generator)
+        images = torch.randn(self.batch, 3, 32, 32, generator=generator)
         if self.iteration == self.nan_at:
-            images[:] = math.nan
+            images[0] = math.nan
         self.iteration += 1
-        return images
+        return images[self.part]
 
 
-def make_trainer(model, start=0, nan_at=None, **kwargs):
+def make_trainer(model, start=0, nan_at=None, cls=StitchedTrainer, images=None, **kwargs):
     """A trainer with weight decay and momentum, and the record it fills."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
-    trainer = StitchedTrainer(model, Images(start, nan_at), optimizer, **kwargs)
+    trainer = cls(model, images or Images(start, nan_at), optimizer, **kwargs)
     record = Record()
     trainer.register_hooks([record])
     return trainer, record
@@ -206,3 +214,285 @@ def test_baseline_without_stitches_trains_in_the_same_way():
 def test_unknown_scope_is_refused():
     with pytest.raises(InputError, match=r"stitch_scope must be one of .*'process'.* got 'gpu'"):
         train_stitched(scope="gpu")
+
+
+# ------------------------------------------------------------------------------- micro-batches
+
+
+class ReplayingDetector(StubDetector):
+    """The stub on the stitches and the noise of another training."""
+
+    def __init__(self, stitches, noise):
+        super().__init__(make_backbone())
+        self.stitches, self.noise = iter(stitches), iter(noise)
+
+    def forward(self, images):
+        self.backbone.set_stitch(next(self.stitches).id)
+        features = self.backbone(images)["last_feat"]
+        return {"loss_features": (features - next(self.noise)).square().mean()}
+
+
+def test_one_micro_batch_is_bitwise_a_step_of_detectron2s_trainer():
+    trainer, record = train_stitched(stop=8)
+    plain = ReplayingDetector(record.stitches, trainer.model.noise)
+    reference, plain_record = make_trainer(plain, cls=SimpleTrainer)
+    reference.train(0, 8)
+    for name, value in reference.model.state_dict().items():
+        assert torch.equal(value, trainer.model.state_dict()[name]), name
+    states = [t.optimizer.state_dict()["state"] for t in (reference, trainer)]
+    assert states[0].keys() == states[1].keys()
+    for parameter, state in states[0].items():
+        for name, value in state.items():
+            assert torch.equal(value, states[1][parameter][name]), (parameter, name)
+    for ours, theirs in zip(record.metrics, plain_record.metrics, strict=True):
+        assert ours["total_loss"] == theirs["total_loss"]
+
+
+def first_iteration(rank, steps, parts, monkeypatch, **kwargs):
+    """What the process of that rank does with its part of eight images: gradients and record."""
+    monkeypatch.setattr(comm, "get_rank", lambda: rank)
+    backbone = make_backbone()
+    images = Images(batch=8, part=rank, parts=parts)
+    trainer, record = make_trainer(
+        StubDetector(backbone),
+        images=images,
+        backbone=backbone,
+        sampler=SAMPLER,
+        accumulation_steps=steps,
+        **kwargs,
+    )
+    trainer.train(0, 1)
+    return record.gradients[0], record, trainer.model.losses
+
+
+def test_gradient_and_losses_are_the_mean_of_those_of_the_micro_batches(monkeypatch):
+    gradients, record, losses = first_iteration(0, 4, 1, monkeypatch)
+    # Each micro-batch alone, as one of four processes has it: two images, a stitch and noise.
+    alone = [first_iteration(rank, 1, 4, monkeypatch, scope="process") for rank in range(4)]
+    stitches = [single.stitches[0] for _, single, _ in alone]
+    assert [stitch.id for stitch in stitches] == [SAMPLER(0, slot) for slot in range(4)]
+    assert len(set(stitches)) > 2
+    assert gradients.keys() == set().union(*(single.keys() for single, _, _ in alone))
+    for name, gradient in gradients.items():
+        singles = [single[name] for single, _, _ in alone if name in single]
+        torch.testing.assert_close(gradient, sum(singles) / 4, rtol=1e-5, atol=1e-8)
+    assert losses == pytest.approx([single[0] for _, _, single in alone])
+    (metrics,) = record.metrics
+    assert metrics["total_loss"] == pytest.approx(sum(losses) / 4)
+    # Of several stitches, the metrics have the last one's.
+    assert metrics["stitch_id"] == stitches[-1].id != stitches[0].id
+
+
+def test_micro_batches_of_one_stitch_give_the_gradient_of_the_whole_batch(monkeypatch):
+    # A loss that is a mean over the images, but for the noise.
+    monkeypatch.setattr(torch, "rand", lambda _: torch.tensor(0.5))
+    whole, record, _ = first_iteration(0, 1, 1, monkeypatch)
+    split, same, _ = first_iteration(0, 4, 1, monkeypatch, accumulation_stitch="same")
+    assert same.stitches == record.stitches
+    assert whole.keys() == split.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(split[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("scope", "stitch", "slots"),
+    [
+        ("shared", "own", [0, 1, 2]),
+        ("process", "own", [15, 16, 17]),
+        ("shared", "same", [0, 0, 0]),
+        ("process", "same", [5, 5, 5]),
+    ],
+)
+def test_slots_that_micro_batches_draw_from(scope, stitch, slots, monkeypatch):
+    monkeypatch.setattr(comm, "get_rank", lambda: 5)
+    asked = []
+
+    def sampler(iteration, slot):
+        asked.append((iteration, slot))
+        return 0
+
+    backbone = make_backbone()
+    trainer, _ = make_trainer(
+        StubDetector(backbone),
+        images=Images(batch=3),
+        backbone=backbone,
+        sampler=sampler,
+        scope=scope,
+        accumulation_steps=3,
+        accumulation_stitch=stitch,
+    )
+    trainer.train(4, 6)
+    assert asked == [(iteration, slot) for iteration in (4, 5) for slot in slots]
+
+
+def test_nan_loss_names_all_stitches_of_the_iteration():
+    backbone = make_backbone()
+    model = StubDetector(backbone)
+    trainer, record = make_trainer(
+        model,
+        images=Images(batch=3, nan_at=1),
+        backbone=backbone,
+        sampler=SAMPLER,
+        accumulation_steps=3,
+    )
+    with pytest.raises(FloatingPointError) as error:
+        trainer.train(0, 3)
+    stitches = [backbone.space[SAMPLER(1, slot)] for slot in range(3)]
+    assert stitches.pop() == stitches[1]  # named once
+    names = ", ".join(f"stitch {s.id} ({s.name}, kind {s.kind})" for s in stitches)
+    assert f"{names}, iteration 1" in str(error.value)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, record.before[1][name]), name
+
+
+def test_baseline_accumulates_without_stitches():
+    torch.manual_seed(0)
+    model = StubDetector(make_anchor(8, 4))
+    trainer, record = make_trainer(model, images=Images(batch=4), accumulation_steps=2)
+    trainer.train(0, 20)
+    assert record.metrics[-1]["total_loss"] < record.metrics[0]["total_loss"]
+    assert len(model.noise) == 40
+
+
+def test_batch_that_cannot_be_split_is_refused():
+    with pytest.raises(InputError, match="batch of 1 images .* into 2 equal micro-batches"):
+        train_stitched(accumulation_steps=2)
+    with pytest.raises(InputError, match=r"accumulation.stitch must be one of .* got 'all'"):
+        train_stitched(accumulation_stitch="all")
+
+
+# ------------------------------------------------------------------------------ mixed precision
+
+
+def train_amp(stop=3, enabled=True, disturb=None):
+    """Mixed precision as on a GPU, but for the type; returns the trainer and its record."""
+    backbone = make_backbone()
+    model = StubDetector(backbone)
+    trainer, record = make_trainer(
+        model,
+        images=Images(batch=4),
+        cls=StitchedAMPTrainer,
+        backbone=backbone,
+        sampler=SAMPLER,
+        accumulation_steps=4,
+        precision=torch.bfloat16,
+        grad_scaler=torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=enabled),
+    )
+    if disturb is not None:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(lambda gradient: disturb(model, gradient))
+    trainer.train(0, stop)
+    return trainer, record
+
+
+def test_loss_scaling_is_undone_before_the_step_and_counted_once_an_iteration():
+    scaled, record = train_amp()
+    plain, plain_record = train_amp(enabled=False)
+    # Mixed precision it is: another gradient than in full precision.
+    backbone = make_backbone()
+    full, full_record = make_trainer(
+        StubDetector(backbone),
+        images=Images(batch=4),
+        backbone=backbone,
+        sampler=SAMPLER,
+        accumulation_steps=4,
+    )
+    full.train(0, 1)
+    name = next(key for key in full_record.gradients[0] if key.endswith("qkv.weight"))
+    assert not torch.equal(full_record.gradients[0][name], plain_record.gradients[0][name])
+    # A power of two scales exactly; recorded before the step, the gradients are scaled.
+    assert record.gradients[0].keys() == plain_record.gradients[0].keys()
+    for name, gradient in record.gradients[0].items():
+        assert torch.equal(gradient, 1024 * plain_record.gradients[0][name]), name
+    for name, value in scaled.model.state_dict().items():
+        assert torch.equal(value, plain.model.state_dict()[name]), name
+    state = scaled.state_dict()["grad_scaler"]
+    assert (state["scale"], state["_growth_tracker"]) == (1024.0, 3)
+
+
+def test_overflow_in_one_micro_batch_skips_the_step_and_lowers_the_scale():
+    def overflow(model, gradient):
+        # In the second micro-batch of the second iteration.
+        return gradient * (math.inf if len(model.noise) == 6 else 1)
+
+    trainer, record = train_amp(disturb=overflow)
+    for name, value in record.before[1].items():
+        assert torch.equal(value, record.before[2][name]), name
+    assert trainer.state_dict()["grad_scaler"]["scale"] == 512.0
+    moved = [n for n, v in record.before[0].items() if not torch.equal(v, record.before[1][n])]
+    assert moved
+    # A checkpoint has the scaler's state, and gives it back.
+    other, _ = train_amp(stop=0)
+    other.load_state_dict(trainer.state_dict())
+    assert other.grad_scaler.get_scale() == 512.0
+
+
+# ---------------------------------------------------------------------------- several processes
+
+# Stitch ids by iteration and slot: 0 is the small anchor alone, 1 the large one. The small one is
+# in an early micro-batch of both processes, then of one, then in the last one of one.
+TABLE = ((0, 1, 0, 1), (0, 1, 1, 1), (1, 1, 1, 0))
+
+
+def from_table(iteration, slot):
+    return TABLE[iteration][slot]
+
+
+def train_by_table(images, folder, **kwargs):
+    """Trains on the table, by plain gradient descent; saves weights and first gradients."""
+    torch.set_num_threads(1)
+    backbone = make_backbone()
+    model = StubDetector(backbone)
+    wrapped = create_ddp_model(model, find_unused_parameters=True, device_ids=None)
+    exchanges = []
+    if wrapped is not model:
+
+        def exchange(_, bucket):
+            exchanges.append(trainer.iter)
+            return allreduce_hook(None, bucket)
+
+        wrapped.register_comm_hook(None, exchange)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = StitchedTrainer(
+        wrapped, images, optimizer, backbone=backbone, sampler=from_table, **kwargs
+    )
+    gradients = []
+
+    class Keep(HookBase):
+        def after_backward(self):
+            named = model.named_parameters()
+            gradients.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+    trainer.register_hooks([Keep()])
+    trainer.train(0, len(TABLE))
+    state = {"model": model.state_dict(), "gradients": gradients, "exchanges": exchanges}
+    torch.save(state, f"{folder}/{comm.get_world_size()}_{comm.get_rank()}.pth")
+
+
+def train_half_of_the_table(folder):
+    images = Images(batch=8, part=comm.get_rank(), parts=2)
+    train_by_table(images, folder, scope="process", accumulation_steps=2)
+
+
+@pytest.mark.slow
+def test_two_processes_of_two_micro_batches_train_what_one_of_four_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    launch(train_half_of_the_table, 2, dist_url="auto", args=(str(tmp_path),))
+    train_by_table(Images(batch=8), str(tmp_path), accumulation_steps=4)
+    first, second, alone = (torch.load(tmp_path / f"{name}.pth") for name in ("2_0", "2_1", "1_0"))
+    # Once an iteration: the model is small enough for one bucket.
+    assert first["exchanges"] == second["exchanges"] == [0, 1, 2]
+    small = {n for n in alone["gradients"][0] if n.startswith("backbone.small.blocks.")}
+    assert small
+    for iteration, expected in enumerate(alone["gradients"]):
+        assert small < expected.keys()
+        for other in (first, second):
+            assert other["gradients"][iteration].keys() == expected.keys()
+            for name, gradient in expected.items():
+                torch.testing.assert_close(
+                    other["gradients"][iteration][name], gradient, rtol=1e-4, atol=1e-7
+                )
+    for name, value in alone["model"].items():
+        assert torch.equal(first["model"][name], second["model"][name]), name
+        torch.testing.assert_close(first["model"][name], value, rtol=1e-4, atol=1e-6)
