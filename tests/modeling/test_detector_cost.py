@@ -80,6 +80,20 @@ def test_the_table_counts_cascade_heads_as_detectron2_does():
     assert table[table.space["SF-1"].id].flops == pytest.approx(flops, rel=AGREEMENT)
 
 
+def test_the_table_counts_other_anchors_as_detectron2_does():
+    # One norm more, and positions of every kind: a table, none, absolute-win, some decomposed.
+    config = nano_config()
+    config.backbone.net.small.update(pre_norm=True, abs_pos="win", use_rel_pos="global")
+    config.backbone.net.large.update(abs_pos=None, rel_pos_table=True)
+    model, table = build(config), stitch_costs(config)
+    for name in ("FS-2", "SF-1"):
+        flops, _ = traced_stitch(model, name)
+        assert table[table.space[name].id].flops == pytest.approx(flops, rel=AGREEMENT)
+    for anchor in ("small", "large"):
+        alone = anchor_alone(config, anchor)
+        assert baseline_cost(alone).params == sum(p.numel() for p in build(alone).parameters())
+
+
 @pytest.mark.parametrize("anchor", ["small", "large"])
 def test_the_cost_of_a_baseline_equals_detectron2s_count(anchor):
     config = anchor_alone(nano_config(), anchor)
