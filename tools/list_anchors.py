@@ -4,8 +4,8 @@
     python tools/list_anchors.py
     python tools/list_anchors.py vit_base_patch14_dinov2.lvd142m
 
-Given a name, prints what an anchor of its weights is, as overrides. Needs no network and no weights:
-the models are built without memory (torch's meta device).
+Given a name, prints what an anchor of its weights is, as overrides. Needs neither network nor
+weights: the models are built without memory (torch's meta device).
 """
 
 import argparse

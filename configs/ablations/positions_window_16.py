@@ -1,4 +1,4 @@
-"""Windows of 16 tokens: 64 = 4 x 16, so the grid of 1024 pixels is not padded (not in the paper)."""
+"""Windows of 16 tokens: 64 = 4 x 16, so the grid of 1024 pixels is not padded (not the paper)."""
 
 from ..COCO.mask_rcnn_snnet_deit3_s_l_100ep import (
     data,

@@ -13,8 +13,7 @@ from ..COCO.mask_rcnn_snnet_deit3_b_l_100ep import (
 )
 from ..common.models.families import beitv2_base, beitv2_large, beitv2_weights
 
-# Its global blocks materialise their biases: heads x 4096 x 4096 numbers each, 0.5 GB in half precision.
-
+# A global block materialises its bias: heads x 4096 x 4096 numbers, 0.5 GB in half precision.
 model.backbone.net.small = beitv2_base
 model.backbone.net.large = beitv2_large
 init.weights = beitv2_weights

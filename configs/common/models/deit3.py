@@ -1,6 +1,6 @@
-"""DeiT3 as anchors; sizes of timm's deit3_{small,base,large}_patch16_224 and deit3_huge_patch14_224.
+"""DeiT3 as anchors: timm's deit3_{small,base,large}_patch16_224 and deit3_huge_patch14_224.
 
-Stochastic depth: base, large and huge as ViTDet trains them; ViTDet has no small, which takes base's.
+Stochastic depth: base, large and huge as ViTDet trains them; it has no small, which takes base's.
 """
 
 from detectron2.config import LazyCall as L
