@@ -283,6 +283,52 @@ def test_a_training_killed_before_its_final_file_gets_it_when_resumed(
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
 
+def fewer_resources(output):
+    return [
+        *training_overrides(output),
+        "train.max_iter=6",
+        "train.checkpointer.period=2",
+        "train.accumulation.steps=2",
+        "train.freeze_anchors=3",
+        "init.num_images=2",
+    ]
+
+
+@pytest.mark.slow
+def test_micro_batches_and_frozen_anchors_are_resumed_exactly(
+    tiny_config, tmp_path, restored_logging
+):
+    whole = tmp_path / "whole"
+    run_main(tiny_config(*fewer_resources(whole)))
+    plan = "2 images an iteration (1 process x 2 micro-batches of 1), learning rate 0.0005, 6 iter"
+    assert f"Training: {plan}ations: 1.50 epochs of 8 images." in (whole / "log.txt").read_text()
+    # Two micro-batches draw two stitches, of which the second is logged.
+    sampler = ResourceConstrainedSampler(
+        stitch_costs(tiny_config().model).gflops, step=0.002, seed=0
+    )
+    stitches = [m["stitch_id"] for m in metrics_of(whole) if "total_loss" in m]
+    assert stitches == [sampler(i, 1) for i in range(6)] != [sampler(i, 0) for i in range(6)]
+
+    start, frozen, thawed = (
+        torch.load(whole / f"{name}.pth")["model"]
+        for name in ("model_init", "model_0000001", "model_0000003")
+    )
+    anchors = {n for n in start if n.startswith(("backbone.net.small.", "backbone.net.large."))}
+    moved = {name for name in start if not torch.equal(start[name], frozen[name])}
+    assert moved and not moved & anchors
+    assert any(not torch.equal(start[name], thawed[name]) for name in anchors)
+
+    for last in ("model_0000001.pth", "model_0000003.pth"):
+        output = tmp_path / last.removesuffix(".pth")
+        output.mkdir()
+        shutil.copy(whole / last, output)
+        (output / "last_checkpoint").write_text(last)
+        run_main(tiny_config(*fewer_resources(output)), "--resume")
+        assert_same_tensors(weights(output), weights(whole))
+        log = (output / "log.txt").read_text()
+        assert f"6 iterations, from {int(last[6:13]) + 1} on: " in log
+
+
 # ------------------------------------------------------------------------------- several processes
 
 
@@ -384,6 +430,33 @@ def test_two_processes_train_the_same_weights_and_leave_what_did_not_run_alone(
     assert {name for name in blocks if name.endswith("qkv.weight")} - idle <= moved
 
 
+@pytest.mark.slow
+def test_two_processes_thaw_the_anchors_together_and_accumulate(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    config = tiny_config(
+        *fewer_resources(tmp_path),
+        "train.max_iter=4",
+        "train.freeze_anchors=2",
+        "train.stitch_scope=process",
+        "dataloader.train.total_batch_size=4",
+    )
+    launch(train_in_a_process, 2, dist_url="auto", args=(config, str(tmp_path)))
+    first, second = (torch.load(tmp_path / f"rank{rank}.pth") for rank in (0, 1))
+    assert_same_tensors(first["model"], second["model"])
+    start, frozen = (
+        torch.load(tmp_path / f"{name}.pth")["model"] for name in ("model_init", "model_0000001")
+    )
+    anchors = {n for n in start if n.startswith(("backbone.net.small.", "backbone.net.large."))}
+    moved = {name for name in start if not torch.equal(start[name], frozen[name])}
+    assert moved and not moved & anchors
+    # Four stitches an iteration run nearly all blocks.
+    moved = {name for name in anchors if not torch.equal(start[name], first["model"][name])}
+    assert any(name.startswith("backbone.net.small.blocks.") for name in moved)
+    assert any(name.startswith("backbone.net.large.blocks.") for name in moved)
+    assert first["with_gradient"] == second["with_gradient"]
+    assert set(first["with_gradient"]) & anchors
+
+
 def blocks_of(stitch):
     """The blocks a stitch runs, as ``small.blocks.0``."""
     return {
@@ -459,6 +532,33 @@ def test_unreadable_image_ends_the_training_with_its_name(tiny_overrides, tiny_s
     assert str(broken) in last
 
 
+# ------------------------------------------------------------------------------- linear scaling
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"], ["--eval-only"]], ids=str)
+def test_schedule_is_scaled_once_before_it_is_checked(
+    flags, tiny_overrides, tmp_path, monkeypatch, restored_logging
+):
+    started = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(train_net, "launch", lambda *_, args, **__: started.append(args[1]))
+    (tmp_path / "some.pth").touch()
+    overrides = (
+        f"train.output_dir={tmp_path / 'output'}",
+        f"train.init_checkpoint={tmp_path / 'some.pth'}",
+        "train.reference_batch_size=8",
+        "train.max_iter=300",
+    )
+    argv = ["train_net.py", "--config-file", NANO, *flags, *tiny_overrides, *overrides]
+    monkeypatch.setattr(sys, "argv", argv)
+    train_net.cli()
+    (config,) = started
+    # A sweep trains nothing.
+    expected = (8, 300, 5e-4) if flags == ["--eval-only"] else (2, 1200, 1.25e-4)
+    train = config.train
+    assert (train.reference_batch_size, train.max_iter, config.optimizer.lr) == expected
+
+
 # --------------------------------------------------------------------------------------- bad input
 
 
@@ -524,6 +624,11 @@ def test_wrong_override_is_refused(flags, override, expected, refused):
 
 def test_missing_weights_are_refused(refused):
     assert "gone.pth does not exist" in refused("init.weights.small=gone.pth")
+
+
+def test_schedule_that_cannot_be_scaled_is_refused(refused):
+    message = refused("train.reference_batch_size=0")
+    assert "train.reference_batch_size=0 must be a whole number of at least 1" in message
 
 
 @pytest.mark.parametrize("damage", ["truncated", "wrong width"])

@@ -69,6 +69,18 @@ def test_gpu_that_is_not_there_is_refused_with_both_remedies(device, check, monk
         ("train.max_iter=1e3", "train.max_iter=1000.0 must be a whole number"),
         ("train.amp.precision=half", r"train.amp.precision=half must be one of \['float16', 'bflo"),
         ("train.stitch_scope=rank", r"train.stitch_scope=rank must be one of \['shared', 'proc"),
+        (
+            "train.accumulation.stitch=all",
+            r"accumulation.stitch=all must be one of \['own', 'same'",
+        ),
+        (
+            "train.accumulation.steps=0",
+            "train.accumulation.steps=0 must be a whole number of at le",
+        ),
+        ("train.accumulation.steps=2.0", "train.accumulation.steps=2.0 must be a whole number"),
+        ("train.freeze_anchors=-1", "train.freeze_anchors=-1 must be a whole number of at least 0"),
+        ("train.freeze_anchors=true", "train.freeze_anchors=True must be a whole number"),
+        ("dataloader.train.total_batch_size=0", "total_batch_size=0 must be a whole number of at"),
         ("init.stitching_layers=zero", "init.stitching_layers=zero must be one of"),
         ("init.num_images=0", "init.num_images=0 must be a whole number above 0"),
         ("sampler.step=0", "the sampler of this config cannot be built: step must be a positive"),
@@ -120,6 +132,41 @@ def test_batch_that_the_processes_cannot_share_is_refused(check):
         check(num_processes=3)
     # A sweep has no training batch.
     check(num_processes=3, evaluation=True)
+
+
+def test_batch_that_the_processes_cannot_split_into_micro_batches_is_refused(check):
+    batch, steps = "dataloader.train.total_batch_size=8", "train.accumulation.steps=4"
+    expected = r"=8 cannot be split into train.accumulation.steps=4 .* a multiple of 16, or change"
+    with pytest.raises(InputError, match=expected):
+        check(batch, steps, num_processes=4)
+    check(batch, steps, num_processes=2)
+    check(batch, steps, num_processes=4, evaluation=True)
+
+
+def test_frozen_anchors_that_processes_would_wait_for_are_refused(check):
+    freeze, find = "train.freeze_anchors=5", "train.ddp.find_unused_parameters"
+    with pytest.raises(InputError, match=f"freeze_anchors=5 leaves .* add {find}=True"):
+        check(freeze, f"{find}=False", num_processes=2)
+    check(freeze, f"{find}=False", num_processes=1)
+    check(freeze, num_processes=2)
+    check(f"{find}=False", num_processes=2)
+
+
+def test_freezing_a_backbone_without_anchors_is_refused(check, monkeypatch):
+    monkeypatch.setattr("snnet_vitdet.engine.preflight.anchors_of", lambda _: {})
+    with pytest.raises(InputError, match="the backbone StitchedViT has no anchor to freeze: leave"):
+        check("train.freeze_anchors=5")
+
+
+def test_sweep_takes_a_config_from_before_there_were_micro_batches(tiny_config, tmp_path):
+    (tmp_path / "some.pth").touch()
+    config = tiny_config(
+        f"train.output_dir='{tmp_path / 'output'}'",
+        f"train.init_checkpoint='{tmp_path / 'some.pth'}'",
+    )
+    for key in ("accumulation", "reference_batch_size", "freeze_anchors"):
+        del config.train[key]
+    preflight(config, evaluation=True, resume=False, num_processes=1)
 
 
 def test_output_folder_that_cannot_be_made_is_refused(check, tmp_path):

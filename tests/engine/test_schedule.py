@@ -1,0 +1,164 @@
+import logging
+
+import pytest
+from detectron2.config import LazyConfig, instantiate
+
+from snnet_vitdet.engine import apply_linear_scaling, load_config, training_plan
+from snnet_vitdet.engine.schedule import scale_iterations
+from snnet_vitdet.errors import InputError
+
+TWELVE = "configs/COCO/mask_rcnn_snnet_deit3_s_l_12ep.py"
+BATCH = "dataloader.train.total_batch_size"
+
+
+def values_of(config):
+    train = config.train
+    return {
+        "reference": train.reference_batch_size,
+        "lr": config.optimizer.lr,
+        "max_iter": train.max_iter,
+        "eval_period": train.eval_period,
+        "checkpointer.period": train.checkpointer.period,
+        "freeze_anchors": train.freeze_anchors,
+    }
+
+
+@pytest.fixture
+def load(root):
+    """Loads the twelve epochs at a batch of 8, with overrides."""
+    return lambda *overrides: load_config(str(root / TWELVE), overrides)
+
+
+@pytest.mark.parametrize(
+    ("iterations", "reference", "batch", "expected"),
+    [
+        (177000, 8, 64, 22125),
+        (177000, 8, 4, 354000),
+        (1000, 8, 3, 2667),
+        (5, 8, 64, 1),
+        (0, 8, 64, 0),
+        (7, 8, 8, 7),
+    ],
+)
+def test_iterations_are_those_that_see_as_many_images(iterations, reference, batch, expected):
+    assert scale_iterations(iterations, reference, batch) == expected
+
+
+def test_nothing_is_scaled_unless_asked_for(load, caplog):
+    for overrides in ((f"{BATCH}=64",), (f"{BATCH}=8", "train.reference_batch_size=8")):
+        config, expected = load(*overrides), load(*overrides)
+        with caplog.at_level(logging.INFO, logger="snnet_vitdet"):
+            apply_linear_scaling(config)
+        assert config == expected
+    assert not caplog.records
+
+
+def test_learning_rate_and_iterations_are_scaled_to_the_batch_and_told(load, caplog):
+    config = load(f"{BATCH}=64", "train.reference_batch_size=8", "train.freeze_anchors=2000")
+    others = load(f"{BATCH}=64")
+    with caplog.at_level(logging.INFO, logger="snnet_vitdet"):
+        apply_linear_scaling(config)
+    assert values_of(config) == {
+        "reference": 64,
+        "lr": pytest.approx(8e-4),
+        "max_iter": 22125,
+        # 29500 / 8 is 3687.5, 7375 / 8 is 921.9
+        "eval_period": 3688,
+        "checkpointer.period": 922,
+        "freeze_anchors": 250,
+    }
+    assert [record.getMessage() for record in caplog.records] == [
+        "Scaled linearly from 8 to 64 images an iteration: optimizer.lr 0.0001 → 0.0008, "
+        "train.max_iter 177000 → 22125, train.eval_period 29500 → 3688, "
+        "train.checkpointer.period 7375 → 922, train.freeze_anchors 2000 → 250."
+    ]
+    # All groups learn at the scaled rate; nothing else has changed.
+    assert config.optimizer.params.base_lr == config.optimizer.lr
+    others.optimizer.lr = config.optimizer.lr
+    others.train = config.train
+    assert config == others
+
+
+def test_warm_up_and_milestones_see_as_many_images_after_scaling(load):
+    reference, scaled = load(), load(f"{BATCH}=64", "train.reference_batch_size=8")
+    apply_linear_scaling(scaled)
+    for epoch in (0, 0.07, 0.1, 0.2, 7.9, 8.1, 10.9, 11.1):
+        rates = [
+            config.optimizer.lr
+            / config.dataloader.train.total_batch_size
+            * instantiate(config.lr_multiplier)(
+                # Iterations are whole numbers.
+                int(epoch * 118000 / config.dataloader.train.total_batch_size)
+                / config.train.max_iter
+            )
+            for config in (reference, scaled)
+        ]
+        assert rates[0] == pytest.approx(rates[1], rel=1e-2), epoch
+
+
+def test_saved_config_is_not_scaled_again(load, tmp_path):
+    config = load(f"{BATCH}=24", "train.reference_batch_size=8")
+    apply_linear_scaling(config)
+    once = values_of(config)
+    apply_linear_scaling(config)
+    assert values_of(config) == once
+    path = str(tmp_path / "config.yaml")
+    LazyConfig.save(config, path)
+    saved = load_config(path)
+    apply_linear_scaling(saved)
+    assert values_of(saved) == once
+    # What it says is for its batch: another one is scaled from there.
+    other = load_config(path, [f"{BATCH}=8"])
+    apply_linear_scaling(other)
+    # But for what rounding has taken.
+    expected = {**values_of(load()), "reference": 8}
+    assert values_of(other) == {k: pytest.approx(v, rel=1e-3) for k, v in expected.items()}
+
+
+def test_evaluation_that_is_off_stays_off(load):
+    config = load(f"{BATCH}=64", "train.reference_batch_size=8", "train.eval_period=0")
+    apply_linear_scaling(config)
+    assert (config.train.eval_period, config.train.freeze_anchors) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.reference_batch_size=0", "reference_batch_size=0 must be a whole number of at le"),
+        ("train.reference_batch_size=8.0", "reference_batch_size=8.0 must be a whole number"),
+        (f"{BATCH}=0", f"{BATCH}=0 must be a whole number of at least 1"),
+        ("optimizer.lr=fast", "optimizer.lr=fast must be a number above 0"),
+        ("optimizer.lr=0", "optimizer.lr=0 must be a number above 0"),
+        ("train.max_iter=1e3", "train.max_iter=1000.0 must be a whole number of at least 1"),
+        ("train.max_iter=true", "train.max_iter=True must be a whole number of at least 1"),
+        ("train.checkpointer.period=0", "train.checkpointer.period=0 must be a whole number of at"),
+        ("train.freeze_anchors=-1", "train.freeze_anchors=-1 must be a whole number of at least 0"),
+    ],
+)
+def test_value_that_cannot_be_scaled_is_refused(override, expected, load):
+    config = load(f"{BATCH}=64", "train.reference_batch_size=8", override)
+    before = values_of(config)
+    with pytest.raises(InputError, match=expected):
+        apply_linear_scaling(config)
+    assert values_of(config) == before
+
+
+def test_plan_says_how_the_batch_is_shared_and_how_many_epochs_it_makes():
+    plan = {
+        "batch": 8,
+        "num_processes": 1,
+        "accumulation_steps": 8,
+        "learning_rate": 1e-4,
+        "start_iter": 0,
+        "max_iter": 177000,
+        "num_images": 118000,
+    }
+    assert training_plan(**plan) == (
+        "8 images an iteration (1 process x 8 micro-batches of 1), learning rate 0.0001, 177000 "
+        "iterations: 12.00 epochs of 118000 images."
+    )
+    plan |= {"num_processes": 2, "accumulation_steps": 1, "start_iter": 40, "num_images": 117266}
+    assert training_plan(**plan) == (
+        "8 images an iteration (2 processes x 1 micro-batch of 4), learning rate 0.0001, 177000 "
+        "iterations, from 40 on: 12.08 epochs of 117266 images."
+    )
