@@ -1,4 +1,4 @@
-"""Absolute-win positions, relative ones in global blocks alone (arXiv 2311.05613; not the paper)."""
+"""Absolute-win positions, relative ones in global blocks (arXiv 2311.05613, not the paper)."""
 
 from ..COCO.mask_rcnn_snnet_deit3_s_l_100ep import (
     data,
