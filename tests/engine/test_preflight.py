@@ -1,5 +1,6 @@
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -153,7 +154,8 @@ def test_frozen_anchors_that_processes_would_wait_for_are_refused(check):
 
 
 def test_freezing_a_backbone_without_anchors_is_refused(check, monkeypatch):
-    monkeypatch.setattr("snnet_vitdet.engine.preflight.anchors_of", lambda _: {})
+    # The package has a function of the module's name.
+    monkeypatch.setattr(import_module(preflight.__module__), "anchors_of", lambda _: {})
     with pytest.raises(InputError, match="the backbone StitchedViT has no anchor to freeze: leave"):
         check("train.freeze_anchors=5")
 
