@@ -1,4 +1,4 @@
-"""Every stitch alike instead of resource-constrained sampling (Figure 10b)."""
+"""Every stitch alike instead of resource-constrained sampling, with LoRA as it is."""
 
 from detectron2.config import LazyCall as L
 

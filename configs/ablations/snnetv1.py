@@ -1,4 +1,4 @@
-"""SN-Netv1 as a whole: its space, uniform sampling, fully trained stitching layers (Figure 16)."""
+"""SN-Netv1 as a whole: its space, uniform sampling, full stitching layers (Figures 4, 10a, 16)."""
 
 from detectron2.config import LazyCall as L
 

@@ -1,4 +1,4 @@
-"""Two-way stitching alone: SN-Netv1's sampling and stitching layers (Figure 10a)."""
+"""Two-way stitching alone: SN-Netv1's sampling and stitching layers (Figures 10a, 10b)."""
 
 from .sampling_uniform import (
     data,

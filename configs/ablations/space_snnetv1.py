@@ -1,4 +1,4 @@
-"""SN-Netv1's space: the anchors and fast-to-slow stitches, 13 networks (Figures 10a and 16)."""
+"""SN-Netv1's space, the anchors and fast-to-slow stitches: 13 networks, with ROS and LoRA."""
 
 from ..COCO.mask_rcnn_snnet_deit3_s_l_100ep import (
     data,

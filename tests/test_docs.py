@@ -1,0 +1,175 @@
+"""What the documents name is there: files, commands, overrides, and the counts of reproduce.md."""
+
+import re
+import shlex
+from itertools import product
+from pathlib import Path
+
+import pytest
+from detectron2.config import instantiate
+from detectron2.engine import default_argument_parser
+
+from snnet_vitdet.engine import load_config
+from snnet_vitdet.modeling import anchor_alone, baseline_cost, stitch_costs
+from snnet_vitdet.stitching import StitchSpace
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+REPRODUCE = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")
+SL = "configs/COCO/mask_rcnn_snnet_deit3_s_l_100ep.py"
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def code_spans(text):
+    """Inline code outside fences, on one line each."""
+    return [" ".join(s.split()) for s in re.findall(r"`([^`]+)`", FENCE.sub("", text))]
+
+
+def commands(text):
+    """The commands in the fences, each as a list of words."""
+    fenced = "\n".join(body for language, body in FENCE.findall(text) if not language)
+    lines = fenced.replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("python ")]
+
+
+def alternatives(path):
+    """``a_{s,b}.py`` as a_s.py and a_b.py."""
+    parts = re.split(r"\{([^}]*)\}", path)
+    choices = [part.split(",") if i % 2 else [part] for i, part in enumerate(parts)]
+    return ["".join(choice) for choice in product(*choices)]
+
+
+def table_rows(text, heading):
+    """Cells of the rows below the header whose first cell is ``heading``."""
+    lines = text.splitlines()
+    (start,) = [i for i, line in enumerate(lines) if line.startswith(f"| {heading} |")]
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_named_files_are_there(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    named = re.findall(r"(?<![\w/.])(?:configs|tools|tests|docs)/[\w/{},*.-]*\.(?:py|md)", text)
+    missing = [path for name in named for path in alternatives(name) if not list(ROOT.glob(path))]
+    assert not missing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_between_the_documents_lead_somewhere(document):
+    text = FENCE.sub("", (ROOT / document).read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("http"):
+            continue
+        file, _, anchor = target.partition("#")
+        path = (ROOT / document).parent / file if file else ROOT / document
+        assert path.is_file(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            # As GitHub makes anchors: lower case, no punctuation, dashes for spaces.
+            slugs = [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings]
+            assert anchor in slugs, target
+
+
+@pytest.mark.parametrize("words", commands(REPRODUCE), ids=" ".join)
+def test_a_command_to_reproduce_is_accepted(words):
+    _, program, *arguments = words
+    assert (ROOT / program).is_file()
+    if program != "train_net.py":
+        assert program == "tools/list_stitches.py"
+        arguments = [a for a in arguments if a not in ("--csv", "stitches.csv")]
+    args = default_argument_parser().parse_args(arguments)
+    load_config(str(ROOT / args.config_file), args.opts)
+
+
+def test_overrides_to_reproduce_are_accepted():
+    with_config = 0
+    for span in code_spans(REPRODUCE):
+        words = shlex.split(span)
+        if words[0].startswith("configs/") and words[0].endswith(".py"):
+            load_config(str(ROOT / words[0]), words[1:])
+            with_config += 1
+        elif re.fullmatch(r"[\w.]+=\S+", words[0]):
+            load_config(str(ROOT / SL), words)
+    # Or the page is no longer written in a way that is found.
+    assert with_config > 30
+
+
+def test_every_config_of_an_ablation_is_in_the_tables_of_configs():
+    """A row names its overrides, which the embedded default takes as well, and its configs."""
+    text = (ROOT / "docs/configs.md").read_text(encoding="utf-8")
+    section = text[text.index("## Ablations") :]
+    named = set()
+    for line in section.splitlines():
+        if not line.startswith("| ") or line.startswith("| ---"):
+            continue
+        _, override, configs = line.strip("|").split("|")[:3]
+        named.update(code_spans(configs))
+        for span in code_spans(override):
+            words = [word for word in shlex.split(span) if not word.startswith("--")]
+            load_config(str(ROOT / "configs/shapes/mask_rcnn_snnet_nano.py"), words)
+    assert named == {path.stem for path in (ROOT / "configs/ablations").glob("*.py")}
+
+
+def test_experiments_of_the_paper_all_have_a_row():
+    """Its figures with results and its table; 1 and 2a are drawings."""
+    rows = " ".join(re.findall(r"^\| (Figure[^|]*)\|", REPRODUCE, re.MULTILINE))
+    figures = {"2b", "12a", "12b", "10a", "10b", "10c"} | {
+        str(number) for number in range(3, 18) if number not in (10, 12)
+    }
+    assert set(re.findall(r"\b(\d+[abc]?)\b", rows)) == figures
+    assert "Table 1" in REPRODUCE
+
+
+# Of all rows a second each.
+@pytest.mark.slow
+def test_counts_are_those_of_the_configs():
+    rows = table_rows(REPRODUCE, "config")
+    for name, stitches, bins, mean, share in rows:
+        config = load_config(str(ROOT / name.strip("`")))
+        costs = stitch_costs(config.model)
+        config.sampler.gflops = list(costs.gflops)
+        sampler = instantiate(config.sampler)
+        pairs = zip(sampler.probabilities(), costs.gflops, strict=True)
+        expected = sum(probability * gflops for probability, gflops in pairs)
+        large = baseline_cost(anchor_alone(config.model, "large")).gflops
+        counted = len(costs.space), getattr(sampler, "bins", "")
+        assert (stitches, bins) == (str(counted[0]), counted[1] and str(len(counted[1]))), name
+        assert (mean, share) == (f"{expected:.1f}", f"{expected / large:.3f}"), name
+    for name, gflops, share in table_rows(REPRODUCE, "baseline"):
+        cost = baseline_cost(load_config(str(ROOT / name.strip("`"))).model).gflops
+        assert float(gflops) == round(cost, 1), name
+        assert float(share) == round(cost / 1807.4, 3), name
+
+
+def test_figure_3_is_counted_as_written():
+    gflops = stitch_costs(load_config(str(ROOT / SL)).model).gflops
+    rows = table_rows(REPRODUCE, "sampling of the 134 stitches of S and L")
+    config = load_config(str(ROOT / SL)).sampler
+    config.gflops = list(gflops)
+    for (name, bins, anchors, rarest, commonest), step in zip(
+        rows, (None, 10, 50, 111), strict=True
+    ):
+        if step is None:
+            probabilities = [1 / 134] * 134
+        else:
+            assert f"step {step}" in name
+            config.step = step
+            sampler = instantiate(config)
+            assert bins == str(len(sampler.bins))
+            probabilities = sampler.probabilities()
+        share = probabilities[0] + probabilities[1]
+        assert anchors.endswith(f"= {100 * share:.1f} %")
+        assert rarest == f"1/{round(1 / min(probabilities))}"
+        assert commonest == f"1/{round(1 / max(probabilities))}"
+    config.step = 10
+    alone = [ids[0] for ids in instantiate(config).bins.values() if len(ids) == 1]
+    space = StitchSpace((12, 24))
+    written = re.search(r"alone in their bins \(([^)]*)\)", " ".join(REPRODUCE.split()))[1].split(
+        ", "
+    )
+    assert {space[i].name for i in alone} == {"S", "L", *written}
