@@ -168,7 +168,8 @@ def test_an_interrupted_generation_leaves_nothing_behind(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_callers_at_the_same_time_end_with_one_whole_set(tmp_path):
+def test_callers_at_the_same_time_end_with_one_whole_set(tmp_path, caplog):
+    caplog.set_level("INFO", logger="snnet_vitdet.data.shapes")
     root = tmp_path / "scenes"
     generate_shapes(str(root), 1, 1, 64, seed=9)
     results, errors = [], []
@@ -186,6 +187,8 @@ def test_callers_at_the_same_time_end_with_one_whole_set(tmp_path):
         thread.join()
     assert errors == []
     assert len(set(results)) == 1
+    # The first call's set is replaced once; who comes later finds it made.
+    assert caplog.text.count("made with other parameters") == 1
     assert os.listdir(tmp_path) == ["scenes"]
     generate_shapes(str(tmp_path / "alone"), 4, 2, 64)
     assert contents(root) == contents(tmp_path / "alone")

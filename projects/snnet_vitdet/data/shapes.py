@@ -1,6 +1,7 @@
 """The embedded data: generated scenes in COCO format, made once and checked when reused."""
 
-import errno
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -8,6 +9,7 @@ import os
 import shutil
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,25 +80,53 @@ def generate_shapes(
         raise InputError(f"The seed of the generated scenes must not be negative, but is {seed}.")
 
     target = Path(os.path.abspath(root))
-    problem = _problem(target, parameters)
-    if problem is None:
-        logger.info("Reusing the generated scenes in %s.", target)
-        return _paths(target)
-    logger.info("Generating %d scenes in %s (%s).", num_train + num_test, target, problem)
-    partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
-        partial.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _alone_in(target.parent):
+            _ensure_set(target, parameters)
     except OSError as error:
         raise InputError(
             f"Cannot create {target} for the generated scenes ({error.strerror}): choose a folder "
             "that can be written."
         ) from error
-    try:
-        _write_set(partial, parameters)
-        _move_into_place(partial, target, parameters)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return _paths(target)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Lets other programs and threads that generate scenes below a folder wait."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Released with the descriptor, also when the program is killed; leaves no file behind. Not
+        # every network filesystem can lock.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _ensure_set(target: Path, parameters: dict) -> None:
+    problem = _problem(target, parameters)
+    if problem is None:
+        logger.info("Reusing the generated scenes in %s.", target)
+        return
+    total = parameters["num_train"] + parameters["num_test"]
+    logger.info("Generating %d scenes in %s (%s).", total, target, problem)
+    partial, outdated = (
+        target.with_name(f"{target.name}.{what}-{uuid.uuid4().hex[:8]}")
+        for what in ("partial", "outdated")
+    )
+    try:
+        partial.mkdir()
+        _write_set(partial, parameters)
+        # A folder is replaced as a whole: nobody reads a mixture of two sets.
+        if target.exists():
+            target.rename(outdated)
+        partial.rename(target)
+    finally:
+        for folder in (partial, outdated):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _paths(root: Path) -> ShapesPaths:
@@ -148,30 +178,6 @@ def _digests(root: Path) -> dict[str, str]:
             images.update(hashlib.sha256(path.read_bytes()).digest())
         digests[split] = images.hexdigest()
     return digests
-
-
-def _move_into_place(partial: Path, target: Path, parameters: dict) -> None:
-    for _ in range(5):
-        try:
-            # Refuses a folder that is not empty, so it never mixes two sets.
-            partial.rename(target)
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        if _problem(target, parameters) is None:
-            logger.info("Another program has generated the same scenes meanwhile: using those.")
-            return
-        outdated = target.with_name(f"{target.name}.outdated-{uuid.uuid4().hex[:8]}")
-        try:
-            target.rename(outdated)
-        except FileNotFoundError:
-            continue  # another program has moved it away first
-        shutil.rmtree(outdated, ignore_errors=True)
-    raise InputError(
-        f"{target} keeps changing while scenes are generated for it: give each program that uses "
-        "other parameters a folder of its own."
-    )
 
 
 def _write_set(root: Path, parameters: dict) -> None:
