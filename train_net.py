@@ -40,7 +40,14 @@ from snnet_vitdet.engine import (
     training_plan,
 )
 from snnet_vitdet.errors import InputError, exit_with
-from snnet_vitdet.evaluation import BASELINE, evaluate_stitch, format_table, sweep
+from snnet_vitdet.evaluation import (
+    BASELINE,
+    CocoScorer,
+    evaluate_stitch,
+    format_table,
+    sweep,
+    two_stage_sweep,
+)
 from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, stitch_costs
 from snnet_vitdet.report import plot_pareto
 from snnet_vitdet.stitching import select_stitches
@@ -191,6 +198,7 @@ def provenance_of(config, checkpoint):
         for node in nodes
     )
     return {
+        "precision": config.sweep.precision,
         **{name: os.path.abspath(path) for name, path in files.items()},
         **{f"{name}_bytes": stat.st_size for name, stat in stats.items()},
         **{f"{name}_mtime": stat.st_mtime for name, stat in stats.items()},
@@ -221,17 +229,33 @@ def do_sweep(config, resume):
     checkpoint, iteration = load_for_sweep(config, model)
     backbone = find_stitched_vit(model)
     output_dir = os.path.join(config.train.output_dir, "sweep")
-    table = sweep(
-        model,
-        select_stitches(config.sweep.stitch_ids, backbone.space) if backbone else [0],
-        costs_of(config),
-        instantiate(config.dataloader.test),
-        lambda: instantiate(config.dataloader.evaluator),
-        output_dir,
-        iteration=iteration,
-        provenance=provenance_of(config, checkpoint),
-        resume=resume,
-    )
+    scorer = None
+    if backbone is not None and config.sweep.mode == "one_pass":
+        scorer = CocoScorer(instantiate(config.dataloader.evaluator.dataset_name))
+    data_loader = instantiate(config.dataloader.test)
+    costs, provenance = costs_of(config), provenance_of(config, checkpoint)
+
+    def run(stitch_ids, folder, subset):
+        return sweep(
+            model,
+            stitch_ids,
+            costs,
+            data_loader,
+            lambda: instantiate(config.dataloader.evaluator),
+            folder,
+            scorer=scorer,
+            subset=subset,
+            precision=config.sweep.precision,
+            iteration=iteration,
+            provenance=provenance,
+            resume=resume,
+        )
+
+    ids = select_stitches(config.sweep.stitch_ids, backbone.space) if backbone else [0]
+    if 0 < config.sweep.subset < len(data_loader.dataset):
+        table = two_stage_sweep(run, ids, output_dir, config.sweep.subset)
+    else:
+        table = run(ids, output_dir, 0)
     if comm.is_main_process():
         plot_pareto(table.rows(), os.path.join(output_dir, "pareto.png"))
         logger.info("Results in %s:\n%s", output_dir, format_table(table))

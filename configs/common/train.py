@@ -29,6 +29,13 @@ train.eval_stitches = "anchors"
 sweep = dict(
     # all, anchors, a list of ids, or ranges, kinds and names such as "0-12,40,FS,SFS-2-7"
     stitch_ids="all",
+    # "one_pass": every image goes through all stitches together, shared parts of walks once, the
+    # APs by faster-coco-eval. "separate": one evaluation by dataloader.evaluator for each stitch.
+    mode="one_pass",
+    # Above 0: all stitches on so many images, then the anchors and the frontier on all images.
+    subset=0,
+    # "float32", or on a GPU "float16" or "bfloat16" for speed at slightly different scores.
+    precision="float32",
     # Instead of a checkpoint, what a training starts from: pretrained anchors and the fit of init.
     at_initialisation=False,
 )

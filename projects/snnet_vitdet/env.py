@@ -36,6 +36,7 @@ REQUIREMENTS = {
     "timm>=1.0.22": "timm",
     "safetensors>=0.4": "safetensors",
     "pycocotools>=2.0.8": "pycocotools",
+    "faster-coco-eval>=1.6": "faster_coco_eval",
     "matplotlib>=3.6": "matplotlib",
     "fvcore>=0.1.5.post20221221,<0.1.6": "fvcore",
     "iopath>=0.1.9": "iopath",

@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from detectron2.config import instantiate
+from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -30,7 +33,7 @@ __all__ = ["preflight"]
 logger = logging.getLogger(__name__)
 
 # The lowest value of numbers.
-_NUMBERS = {"train.seed": 0, "train.max_iter": 1}
+_NUMBERS = {"train.seed": 0, "train.max_iter": 1, "sweep.subset": 0}
 _TRAINING_NUMBERS = {
     "dataloader.train.total_batch_size": 1,
     "train.accumulation.steps": 1,
@@ -40,6 +43,8 @@ _CHOICES = {
     "train.amp.precision": ("float16", "bfloat16"),
     "train.stitch_scope": SCOPES,
     "init.stitching_layers": ("least_squares", "random"),
+    "sweep.mode": ("one_pass", "separate"),
+    "sweep.precision": ("float32", "float16", "bfloat16"),
 }
 _TRAINING_CHOICES = {"train.accumulation.stitch": ACCUMULATION_STITCHES}
 
@@ -86,6 +91,8 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
             f"{num_classes} categories: set it to that"
         )
     _check_stitches(config, model, training=starts or not evaluation)
+    if evaluation:
+        _check_sweep(config, model)
     if evaluation and not starts:
         checkpoint_to_evaluate(config.train.init_checkpoint, config.train.output_dir)
     elif config.train.init_checkpoint and not os.path.isfile(config.train.init_checkpoint):
@@ -171,6 +178,26 @@ def _check_stitches(config: DictConfig, model: nn.Module, training: bool) -> Non
         instantiate(sampler)
     except (TypeError, ValueError) as error:
         raise InputError(f"the sampler of this config cannot be built: {error}") from error
+
+
+def _check_sweep(config: DictConfig, model: nn.Module) -> None:
+    if find_stitched_vit(model) is None or config.sweep.mode == "separate":
+        if config.sweep.subset:
+            raise InputError(
+                f"sweep.subset={config.sweep.subset} is for a stitched detector and "
+                "sweep.mode=one_pass: leave it out"
+            )
+        return
+    evaluator = config.dataloader.evaluator
+    own = {key: evaluator.get(key) for key in ("tasks", "max_dets_per_image") if evaluator.get(key)}
+    target = evaluator._target_
+    target = locate(target) if isinstance(target, str) else target
+    if type(model) is not GeneralizedRCNN or target is not COCOEvaluator or own:
+        raise InputError(
+            "sweep.mode=one_pass runs a GeneralizedRCNN and scores as detectron2's COCOEvaluator "
+            f"does by default, but the model is a {type(model).__name__}, and dataloader.evaluator "
+            f"a {target.__name__} with {own}: set sweep.mode=separate"
+        )
 
 
 def _check_batch(batch: int, num_processes: int, steps: int) -> None:

@@ -3,14 +3,18 @@
 from .pareto import pareto_front
 from .results import ResultsTable, StitchResult
 from .results_text import format_table
+from .scoring import CocoScorer
 from .sweep import BASELINE, evaluate_stitch, sweep
+from .two_stage import two_stage_sweep
 
 __all__ = [
     "BASELINE",
+    "CocoScorer",
     "ResultsTable",
     "StitchResult",
     "evaluate_stitch",
     "format_table",
     "pareto_front",
     "sweep",
+    "two_stage_sweep",
 ]

@@ -38,7 +38,7 @@ METRICS = tuple(f"{task}_{ap}" for task in TASKS for ap in AP_NAMES)
 COLUMNS = (
     *("stitch_id", "name", "kind", "cuts", "gflops", "params_m"),
     *METRICS,
-    *("on_pareto", "iteration"),
+    *("on_pareto", "iteration", "num_images"),
 )
 """The columns of ``stitches.csv`` and the keys of each row of ``stitches.json``, in order."""
 
@@ -60,6 +60,7 @@ class StitchResult:
         metrics: AP on 0–100 under the names in ``METRICS``; one left out becomes NaN.
         iteration: how many iterations the weights were trained for, 0 for stitches right after the
             least-squares fit; None where the checkpoint does not say.
+        num_images: how many images the metrics are of; None where nobody counted.
 
     Raises:
         TypeError: if a value is of the wrong type.
@@ -74,6 +75,7 @@ class StitchResult:
     params_m: float
     metrics: Mapping[str, float] = field(hash=False)
     iteration: int | None = None
+    num_images: int | None = None
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.metrics) - set(METRICS)):
@@ -90,10 +92,11 @@ class StitchResult:
             "params_m": _amount("params_m", self.params_m),
             "metrics": {name: _ap(name, self.metrics.get(name, math.nan)) for name in METRICS},
         }
-        if self.iteration is not None:
-            values["iteration"] = operator.index(self.iteration)
-            if values["iteration"] < 0:
-                raise ValueError(f"iteration must be 0 or more, got {self.iteration}")
+        for label in ("iteration", "num_images"):
+            if getattr(self, label) is not None:
+                values[label] = operator.index(getattr(self, label))
+                if values[label] < 0:
+                    raise ValueError(f"{label} must be 0 or more, got {values[label]}")
         if values["stitch_id"] < 0:
             raise ValueError(f"stitch_id must be 0 or more, got {values['stitch_id']}")
         for label, value in values.items():
@@ -129,13 +132,17 @@ class ResultsTable:
         """Give one flat row a stitch, by id, with the keys of ``COLUMNS`` in their order.
 
         ``on_pareto`` says whether no other stitch in this table is as cheap and as good in box AP,
-        so it can change as stitches are added; it is False where there is no box AP. A score that
-        is not there is NaN.
+        so it can change as stitches are added; it is False where there is no box AP, or one of
+        fewer images than other stitches have. A score that is not there is NaN.
         """
         results = list(self)
+        most = max((result.num_images or 0 for result in results), default=0)
         on_pareto = pareto_front(
             [result.gflops for result in results],
-            [result.metrics["bbox_AP"] for result in results],
+            [
+                result.metrics["bbox_AP"] if (result.num_images or 0) == most else math.nan
+                for result in results
+            ],
         )
         return [
             {
@@ -148,6 +155,7 @@ class ResultsTable:
                 **result.metrics,
                 "on_pareto": on_front,
                 "iteration": result.iteration,
+                "num_images": result.num_images,
             }
             for result, on_front in zip(results, on_pareto, strict=True)
         ]
@@ -292,6 +300,7 @@ def _from_row(position: int, row: Any) -> StitchResult:
         params_m=row["params_m"],
         metrics={name: math.nan if row[name] is None else row[name] for name in METRICS},
         iteration=row["iteration"],
+        num_images=row["num_images"],
     )
 
 

@@ -48,9 +48,16 @@ def _scored(rows: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
     return [row for row in rows if not math.isnan(row[metric])]
 
 
+def _on_all_images(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows whose scores are of the most images, which alone can be compared with each other."""
+    most = max(row["num_images"] or 0 for row in rows)
+    return [row for row in rows if (row["num_images"] or 0) == most]
+
+
 def _best(rows: list[dict[str, Any]], metric: str) -> dict[str, Any] | None:
     """The row with the highest score, the cheapest of them in a tie, which is on the frontier."""
-    return max(_scored(rows, metric), key=lambda row: (row[metric], -row["gflops"]), default=None)
+    rows = _scored(_on_all_images(rows), metric)
+    return max(rows, key=lambda row: (row[metric], -row["gflops"]), default=None)
 
 
 def _mark(row: dict[str, Any], best: dict[str, Any] | None) -> str:
@@ -91,7 +98,10 @@ def _summary(rows: list[dict[str, Any]], task: str, best: dict[str, Any] | None)
         f"{sum(row['on_pareto'] for row in rows)} on the frontier (*)",
         f"best {label} AP {best[f'{task}_AP']:.1f} by stitch {best['stitch_id']} ({best['name']})",
     ]
-    if ap50 := [row[f"{task}_AP50"] for row in _scored(rows, f"{task}_AP50")]:
+    full = _on_all_images(rows)
+    if len(full) < len(rows):
+        parts.insert(1, f"{len(rows) - len(full)} of them scored on a subset of the images only")
+    if ap50 := [row[f"{task}_AP50"] for row in _scored(full, f"{task}_AP50")]:
         parts.append(f"mean {label} AP50 {math.fsum(ap50) / len(ap50):.1f}")
     if missing := len(rows) - len(_scored(rows, f"{task}_AP")):
         parts.append(f"{missing} without a score")

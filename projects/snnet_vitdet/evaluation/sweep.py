@@ -1,7 +1,8 @@
-"""Evaluating many stitches of one trained model, one after the other.
+"""Evaluating many stitches of one trained model, each as if it were alone.
 
-Each stitch goes through detectron2's ``inference_on_dataset`` with an evaluator of its own, so its
-AP is what a run with that stitch alone gives. A row is written as soon as its stitch is finished.
+In one pass, images go through all stitches together; separately, each stitch goes through
+detectron2's ``inference_on_dataset`` with an evaluator of its own. The APs are the same. A row is
+written as soon as its stitch is scored.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
@@ -24,7 +26,9 @@ from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import find_stitched_vit
 from snnet_vitdet.stitching import Cost, Stitch, merged
 
+from .one_pass import evaluate_in_one_pass, fixed_subset
 from .results import METRICS, ResultsTable, StitchResult, write_atomically
+from .scoring import CocoScorer
 
 __all__ = ["BASELINE", "evaluate_stitch", "sweep"]
 
@@ -73,6 +77,9 @@ def sweep(
     make_evaluator: Callable[[], DatasetEvaluator],
     output_dir: str,
     *,
+    scorer: CocoScorer | None = None,
+    subset: int = 0,
+    precision: str = "float32",
     iteration: int | None = None,
     provenance: Mapping[str, object] | None = None,
     resume: bool = False,
@@ -84,8 +91,12 @@ def sweep(
         stitch_ids: Which stitches; ``[0]`` for a detector without stitches.
         costs: Cost of every stitch of the model's space, by id.
         data_loader: A test loader as detectron2 builds it.
-        make_evaluator: Gives a fresh evaluator for every stitch.
+        make_evaluator: Gives a fresh evaluator for every stitch that is evaluated separately.
         output_dir: Folder for ``stitches.csv`` and ``stitches.json``, written after every stitch.
+        scorer: Scores what one pass over all stitches detects. None, or a detector without
+            stitches, evaluates each separately.
+        subset: Scores on so many of the images, always the same ones; 0 for all. In one pass only.
+        precision: ``float32``, or ``float16`` or ``bfloat16`` for autocast to it.
         iteration: How many iterations the weights were trained for, if known.
         provenance: What the results depend on besides the stitch (weights, data, …), as plain JSON.
         resume: Whether to keep the rows that are already in ``output_dir``.
@@ -106,43 +117,61 @@ def sweep(
     if num_kept := len(stitches) - len(open_stitches):
         logger.info("%d of %d stitches are there already.", num_kept, len(stitches))
     num_images = len(data_loader.dataset)
-    start = time.perf_counter()
-    with merged(model):
-        for count, stitch in enumerate(open_stitches, start=1):
-            began = time.perf_counter()
-            with _quiet():
-                evaluator = make_evaluator()
-            metrics = evaluate_stitch(model, stitch, data_loader, evaluator)
-            now = time.perf_counter()
+    images = fixed_subset(num_images, subset) if subset else None
+    if scorer is None or backbone is None:
+        if subset:
+            raise InputError("sweep.subset needs sweep.mode=one_pass and a stitched detector")
+        scores = _evaluate_separately(model, open_stitches, data_loader, make_evaluator)
+    else:
+        folder = os.path.join(output_dir, "detections")
+        scores = evaluate_in_one_pass(
+            model, open_stitches, data_loader, scorer, folder, provenance, images
+        )
+    with merged(model), _autocast(model, precision):
+        for count, (stitch, metrics) in enumerate(scores, start=1):
+            cost = costs[stitch.id]
             table.add(
                 StitchResult(
                     stitch.id,
                     stitch.name,
                     stitch.kind,
                     stitch.cuts,
-                    costs[stitch.id].gflops,
-                    costs[stitch.id].params_m,
+                    cost.gflops,
+                    cost.params_m,
                     metrics,
                     iteration,
+                    num_images if images is None else len(images),
                 )
             )
             if comm.is_main_process():
                 table.write(output_dir)
-            remaining = (now - start) / count * (len(open_stitches) - count)
             logger.info(
-                "stitch %d of %d: %s (id %d), %.1f GFLOPs, box AP %.1f, mask AP %.1f, "
-                "%.1f images/s, ETA %s",
+                "stitch %d of %d: %s (id %d), %.1f GFLOPs, box AP %.1f, mask AP %.1f",
                 count,
                 len(open_stitches),
                 stitch.name,
                 stitch.id,
-                costs[stitch.id].gflops,
+                cost.gflops,
                 metrics.get("bbox_AP", math.nan),
                 metrics.get("segm_AP", math.nan),
-                num_images / (now - began),
-                datetime.timedelta(seconds=round(remaining)),
             )
     return table
+
+
+def _evaluate_separately(
+    model: nn.Module,
+    stitches: Sequence[Stitch],
+    data_loader: Sequence,
+    make_evaluator: Callable[[], DatasetEvaluator],
+) -> Iterator[tuple[Stitch, dict[str, float]]]:
+    start = time.perf_counter()
+    for count, stitch in enumerate(stitches, start=1):
+        with _quiet():
+            evaluator = make_evaluator()
+        yield stitch, evaluate_stitch(model, stitch, data_loader, evaluator)
+        remaining = (time.perf_counter() - start) / count * (len(stitches) - count)
+        if remaining:
+            logger.info("ETA %s", datetime.timedelta(seconds=round(remaining)))
 
 
 def _open_table(output_dir: str, provenance: dict, resume: bool) -> ResultsTable:
@@ -174,6 +203,13 @@ def _difference(before: dict | None, now: dict) -> str:
         return f"{_PROVENANCE} is missing or damaged"
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     return ", ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys)
+
+
+def _autocast(model: nn.Module, precision: str) -> contextlib.AbstractContextManager:
+    if precision == "float32":
+        return contextlib.nullcontext()
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, dtype=getattr(torch, precision))
 
 
 @contextmanager

@@ -8,7 +8,18 @@ from detectron2.modeling import Backbone
 from torch import nn
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.stitching import LARGE, SMALL, Stitch, StitchingLayers, StitchSpace
+from snnet_vitdet.stitching import (
+    LARGE,
+    SMALL,
+    BlockStep,
+    EmbeddingStep,
+    PrefixNode,
+    PrefixTree,
+    Step,
+    Stitch,
+    StitchingLayers,
+    StitchSpace,
+)
 
 from .anchor import AnchorViT
 
@@ -66,6 +77,7 @@ class StitchedViT(Backbone):
         self._out_features = [out_feature]
         self._out_feature_channels = {out_feature: large.embed_dim}
         self._out_feature_strides = {out_feature: large.patch_size}
+        self._given: dict[str, torch.Tensor] | None = None
         large_alone = [stitch for stitch in self.space if stitch.kind == "L"]
         self._stitch = large_alone[0] if large_alone else self.space[0]
 
@@ -103,6 +115,19 @@ class StitchedViT(Backbone):
         finally:
             self._stitch = before
 
+    @contextmanager
+    def giving(self, features: dict[str, torch.Tensor]) -> Iterator[None]:
+        """Lets ``forward`` return features that are there already, for what is built on top.
+
+        Args:
+            features: As ``forward_tree`` yields them.
+        """
+        self._given = features
+        try:
+            yield
+        finally:
+            self._given = None
+
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """
         Args:
@@ -112,6 +137,8 @@ class StitchedViT(Backbone):
             The features of the stitch in effect by the name of the output, (B, D2, H / patch,
             W / patch) with D2 the large anchor's width.
         """
+        if self._given is not None:
+            return self._given
         stitch = self._stitch
         x = self.anchors[stitch.segments[0].anchor].embed(images)
         transitions = iter(stitch.transitions)
@@ -123,6 +150,48 @@ class StitchedViT(Backbone):
         for transition in transitions:  # the exit projection, if the walk ends in the small anchor
             x = self.stitching_layers[transition](x)
         return {self._out_features[0]: x.permute(0, 3, 1, 2)}
+
+    def forward_tree(
+        self, images: torch.Tensor, tree: PrefixTree
+    ) -> Iterator[tuple[Stitch, dict[str, torch.Tensor]]]:
+        """The features of many stitches, with every shared beginning of walks run once.
+
+        The operations are those of ``forward`` with each stitch in effect, in the same order, so
+        the features are the same to the bit. At most ``max_cuts + 2`` sets of tokens are alive at a
+        time, besides what the caller keeps. For inference: no checkpointing.
+
+        Args:
+            images: (B, 3, H, W), normalised; H and W multiples of the patch size.
+            tree: Of stitches of this space.
+
+        Yields:
+            Each stitch with its features as ``forward`` returns them; not in the order of ids.
+        """
+        for root in tree.roots.values():
+            for stitch, x in self._visit(root, images):
+                yield stitch, {self._out_features[0]: x.permute(0, 3, 1, 2)}
+
+    def _visit(self, node: PrefixNode, x: torch.Tensor) -> Iterator[tuple[Stitch, torch.Tensor]]:
+        while True:
+            x = self._take(node.step, x)
+            for stitch in node.ends:
+                yield stitch, x
+            if not node.children:
+                return
+            # Changes of anchor branch off first, from tokens that are still needed; the walk on
+            # in the same anchor comes last and takes them along, so they are freed.
+            *branches, node = sorted(
+                node.children.values(), key=lambda child: isinstance(child.step, BlockStep)
+            )
+            for branch in branches:
+                yield from self._visit(branch, x)
+
+    def _take(self, step: Step, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(step, EmbeddingStep):
+            return self.anchors[step.anchor].embed(x)
+        if isinstance(step, BlockStep):
+            return self.anchors[step.anchor].blocks[step.index](x)
+        return self.stitching_layers[step](x)
 
     @torch.no_grad()
     def stage_tokens(

@@ -7,6 +7,7 @@ from .cost import Cost, CostParts, CostTable
 from .layers import StitchingLayer, StitchingLayers
 from .least_squares import AffineMap, TokenMoments
 from .low_rank import LowRankLinear, merged
+from .prefix_tree import BlockStep, EmbeddingStep, PrefixNode, PrefixTree, Step
 from .sampling import ResourceConstrainedSampler, UniformSampler
 from .selection import select_stitches
 from .space import LARGE, SMALL, Segment, Stitch, StitchSpace, Transition
@@ -15,12 +16,17 @@ __all__ = [
     "LARGE",
     "SMALL",
     "AffineMap",
+    "BlockStep",
     "Cost",
     "CostParts",
     "CostTable",
+    "EmbeddingStep",
     "LowRankLinear",
+    "PrefixNode",
+    "PrefixTree",
     "ResourceConstrainedSampler",
     "Segment",
+    "Step",
     "Stitch",
     "StitchSpace",
     "StitchingLayer",

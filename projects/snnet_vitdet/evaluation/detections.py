@@ -1,0 +1,154 @@
+"""The detections of many stitches, packed into arrays and kept on disk until they are scored.
+
+134 stitches on COCO's 5,000 images find tens of millions of objects; as the dictionaries that
+COCO's scorers take they would need tens of GB. Packed, and written every few images, a process
+holds those of a few images, and later those of one stitch.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["DetectionStore"]
+
+_MANIFEST = "manifest.json"
+_FIELDS = ("image_ids", "classes", "boxes", "scores", "sizes", "lengths", "rles")
+
+
+class DetectionStore:
+    """A folder of files, each with the detections of all stitches in some images.
+
+    A file appears under its name when it is whole, so after an interruption what is there can be
+    built upon. The numbers are kept to the bit: what comes out is what went in.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], rank: int = 0, images_per_file: int = 50
+    ) -> None:
+        """
+        Args:
+            folder: The folder; processes share it.
+            rank: Index of this process.
+            images_per_file: After so many images a file is written, which bounds the memory.
+        """
+        self.folder = Path(folder)
+        self.rank = rank
+        self.images_per_file = images_per_file
+        self._pending: dict[int, list[dict[str, np.ndarray]]] = {}
+        self._pending_images: list[int] = []
+
+    def open(self, plan: Mapping[str, object], stitch_ids: Iterable[int]) -> list[int]:
+        """Gets the folder ready; on one process, before the others use it.
+
+        Args:
+            plan: What the files depend on besides the stitches: what is in the folder is kept if
+                it has the same plan.
+            stitch_ids: Whose detections are wanted.
+
+        Returns:
+            Whose detections are in the files: those wanted or, in a folder that is kept, more.
+        """
+        plan, wanted = json.loads(json.dumps(plan)), sorted(stitch_ids)
+        path = self.folder / _MANIFEST
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            if manifest["plan"] == plan and set(wanted) <= set(manifest["stitch_ids"]):
+                return manifest["stitch_ids"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # none, or not one of ours: made anew
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        path.write_text(json.dumps({"plan": plan, "stitch_ids": wanted}), encoding="utf-8")
+        return wanted
+
+    def num_images_done(self) -> int:
+        """How many images of this process are in the files."""
+        return sum(len(np.load(path)["images"]) for path in self._files(self.rank))
+
+    def add(self, stitch_id: int, detections: Sequence[Mapping[str, object]]) -> None:
+        """Takes the detections of a stitch in the image that the next :meth:`end_image` ends.
+
+        Args:
+            stitch_id: The stitch.
+            detections: As detectron2's ``instances_to_coco_json`` makes them: all with a
+                segmentation (RLE), or none.
+        """
+        self._pending.setdefault(stitch_id, []).append(_pack(detections))
+
+    def end_image(self, image_id: int) -> None:
+        """Says that all stitches have seen an image."""
+        self._pending_images.append(image_id)
+        if len(self._pending_images) >= self.images_per_file:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is pending."""
+        if not self._pending_images:
+            return
+        arrays = {"images": np.array(self._pending_images, dtype=np.int64)}
+        for stitch_id, packed in self._pending.items():
+            for name in _FIELDS:
+                arrays[f"{stitch_id}/{name}"] = np.concatenate([fields[name] for fields in packed])
+        number = sum(1 for _ in self._files(self.rank))
+        path = self.folder / f"{self.rank:04d}-{number:06d}.npz"
+        temporary = path.with_suffix(".tmp")
+        with open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        self._pending, self._pending_images = {}, []
+
+    def detections_of(self, stitch_id: int) -> list[dict]:
+        """All detections of a stitch, of all processes, as they were given to :meth:`add`."""
+        detections = []
+        for path in self._files():
+            with np.load(path) as arrays:
+                if f"{stitch_id}/scores" in arrays:
+                    packed = {name: arrays[f"{stitch_id}/{name}"] for name in _FIELDS}
+                    detections.extend(_unpack(packed))
+        return detections
+
+    def image_ids(self) -> list[int]:
+        """The images that are in the files of all processes."""
+        return [int(i) for path in self._files() for i in np.load(path)["images"]]
+
+    def delete(self) -> None:
+        """Deletes the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _files(self, rank: int | None = None) -> list[Path]:
+        return sorted(self.folder.glob("*.npz" if rank is None else f"{rank:04d}-*.npz"))
+
+
+def _pack(detections: Sequence[Mapping[str, object]]) -> dict[str, np.ndarray]:
+    rles = [d["segmentation"] for d in detections if "segmentation" in d]
+    counts = [rle["counts"].encode("ascii") for rle in rles]
+    return {
+        "image_ids": np.array([d["image_id"] for d in detections], dtype=np.int64),
+        "classes": np.array([d["category_id"] for d in detections], dtype=np.int32),
+        # detectron2's are single precision; Python has them as doubles of the same value.
+        "boxes": np.array([d["bbox"] for d in detections], dtype=np.float32).reshape(-1, 4),
+        "scores": np.array([d["score"] for d in detections], dtype=np.float32),
+        "sizes": np.array([rle["size"] for rle in rles], dtype=np.int32).reshape(-1, 2),
+        "lengths": np.array([len(c) for c in counts], dtype=np.int64),
+        "rles": np.frombuffer(b"".join(counts), dtype=np.uint8),
+    }
+
+
+def _unpack(packed: Mapping[str, np.ndarray]) -> Iterator[dict]:
+    text = packed["rles"].tobytes().decode("ascii")
+    ends = np.cumsum(packed["lengths"]).tolist()
+    sizes = packed["sizes"].tolist()
+    columns = (packed[name].tolist() for name in ("image_ids", "classes", "boxes", "scores"))
+    for index, (image_id, category, box, score) in enumerate(zip(*columns, strict=True)):
+        detection = {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
+        if ends:
+            start = ends[index - 1] if index else 0
+            rle = {"size": sizes[index], "counts": text[start : ends[index]]}
+            detection["segmentation"] = rle
+        yield detection

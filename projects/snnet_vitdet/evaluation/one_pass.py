@@ -1,0 +1,194 @@
+"""All stitches of a detector on each image in turn, with the shared beginnings of walks run once.
+
+An image is read and resized once, its backbone features come from one walk along a tree of all
+stitches, and only pyramid and heads run for each. What comes out is what the stitch alone gives.
+"""
+
+import datetime
+import logging
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from detectron2.data.samplers import InferenceSampler
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from torch import nn
+from torch.utils.data import DataLoader
+
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.modeling import StitchedViT, find_stitched_vit
+from snnet_vitdet.stitching import PrefixTree, Stitch
+
+from .detections import DetectionStore
+from .scoring import CocoScorer
+
+__all__ = [
+    "batches_from",
+    "detect",
+    "evaluate_in_one_pass",
+    "fixed_subset",
+    "supports_one_pass",
+]
+
+logger = logging.getLogger(__name__)
+
+_LOG_SECONDS = 20
+
+
+def evaluate_in_one_pass(
+    model: GeneralizedRCNN,
+    stitches: Sequence[Stitch],
+    data_loader: DataLoader,
+    scorer: CocoScorer,
+    folder: str,
+    plan: Mapping[str, object],
+    images: Sequence[int] | None = None,
+) -> Iterator[tuple[Stitch, dict[str, float]]]:
+    """Scores many stitches with one reading of the images. All processes must run through it.
+
+    Detections wait in a folder that all processes share, until every image is done; an interrupted
+    pass goes on from what is there. Then each process scores a part of the stitches.
+
+    Args:
+        model: The detector; put into evaluation mode for the while.
+        stitches: Which stitches.
+        data_loader: A test loader as detectron2 builds it.
+        scorer: Of the loader's annotations.
+        folder: Where the detections wait; deleted when all stitches are scored.
+        plan: What they depend on besides the stitches, as plain JSON.
+        images: Indexes of the images to take from the loader's data set, None for all.
+
+    Yields:
+        A stitch and its AP on 0–100 by the names in ``METRICS``.
+    """
+    if not stitches:
+        return
+    store = DetectionStore(folder, comm.get_rank())
+    plan = {**plan, "num_processes": comm.get_world_size(), "images": images}
+    ids = store.open(plan, (s.id for s in stitches)) if comm.is_main_process() else []
+    space = model.backbone.net.space
+    tree = PrefixTree(space[i] for i in comm.all_gather(ids)[0])
+    training = model.training
+    model.eval()
+    try:
+        _detect_all(model, data_loader, images, tree, store)
+    finally:
+        model.train(training)
+    comm.synchronize()
+    image_ids = None if images is None else store.image_ids()
+    world = comm.get_world_size()
+    for first in range(0, len(stitches), world):
+        group = stitches[first : first + world]
+        metrics = {}
+        if comm.get_rank() < len(group):
+            detections = store.detections_of(group[comm.get_rank()].id)
+            metrics = scorer.score(detections, image_ids)
+        yield from zip(group, comm.all_gather(metrics), strict=False)
+    comm.synchronize()
+    if comm.is_main_process():
+        store.delete()
+
+
+def _detect_all(
+    model: GeneralizedRCNN,
+    data_loader: DataLoader,
+    images: Sequence[int] | None,
+    tree: PrefixTree,
+    store: DetectionStore,
+) -> None:
+    done = store.num_images_done()
+    batches = batches_from(data_loader, images, done)
+    total = done + sum(map(len, batches.batch_sampler))
+    if done:
+        logger.info("The detections of %d of %d images are there already.", done, total)
+    start = last_report = time.monotonic()
+    count = 0
+    for batch in batches:
+        for stitch, found in detect(model, batch, tree):
+            for sample, instances in zip(batch, found, strict=True):
+                image_id = sample["image_id"]
+                store.add(stitch.id, instances_to_coco_json(instances.to("cpu"), image_id))
+        for sample in batch:
+            store.end_image(sample["image_id"])
+        count += len(batch)
+        now = time.monotonic()
+        if now - last_report > _LOG_SECONDS:
+            last_report = now
+            remaining = (now - start) / count * (total - done - count)
+            logger.info(
+                "%d of %d images, %.2f s an image for all stitches, ETA %s",
+                done + count,
+                total,
+                (now - start) / count,
+                datetime.timedelta(seconds=round(remaining)),
+            )
+    store.flush()
+
+
+def supports_one_pass(model: nn.Module) -> bool:
+    """Whether a model is one whose inference is known: a GeneralizedRCNN on stitched anchors."""
+    return type(model) is GeneralizedRCNN and isinstance(find_stitched_vit(model), StitchedViT)
+
+
+@torch.no_grad()
+def detect(
+    model: GeneralizedRCNN, batch: Sequence[dict], tree: PrefixTree
+) -> Iterator[tuple[Stitch, list[Instances]]]:
+    """What each of many stitches detects in a batch of images.
+
+    Args:
+        model: In evaluation mode.
+        batch: Mapped images, as the model takes them.
+        tree: Of the stitches.
+
+    Yields:
+        A stitch and, for each image, what the model with this stitch alone detects.
+
+    Raises:
+        InputError: If the model is not one that can be taken apart.
+    """
+    if not supports_one_pass(model):
+        raise InputError(
+            f"one pass over all stitches is for a GeneralizedRCNN on a StitchedViT, not for "
+            f"{type(model).__name__}: set sweep.mode=separate"
+        )
+    pyramid, backbone = model.backbone, model.backbone.net
+    images = model.preprocess_image(batch)
+    for stitch, features in backbone.forward_tree(images.tensor, tree):
+        with backbone.giving(features):
+            levels = pyramid(images.tensor)
+        proposals, _ = model.proposal_generator(images, levels, None)
+        results, _ = model.roi_heads(images, levels, proposals, None)
+        outputs = GeneralizedRCNN._postprocess(results, batch, images.image_sizes)
+        yield stitch, [output["instances"] for output in outputs]
+
+
+def batches_from(
+    loader: DataLoader, images: Sequence[int] | None = None, first: int = 0
+) -> DataLoader:
+    """A test loader of detectron2's for some of its images.
+
+    Args:
+        loader: The loader.
+        images: Indexes into its data set, shared by the processes; None for all.
+        first: How many images of this process are left out at the start.
+    """
+    own = [index for batch in loader.batch_sampler for index in batch]
+    if images is not None:
+        own = [images[position] for position in InferenceSampler(len(images))]
+    own, size = own[first:], loader.batch_sampler.batch_size
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=[own[i : i + size] for i in range(0, len(own), size)],
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+    )
+
+
+def fixed_subset(num_images: int, size: int) -> list[int]:
+    """Indexes of images drawn once for all, ascending; all of them if there are no more."""
+    return sorted(random.Random(0).sample(range(num_images), min(size, num_images)))

@@ -1,0 +1,62 @@
+"""A sweep in two stages: all stitches on some images, then the best of them on all images."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+
+from detectron2.utils import comm
+
+from .pareto import pareto_front
+from .results import TASKS, ResultsTable
+
+__all__ = ["frontier_candidates", "two_stage_sweep"]
+
+logger = logging.getLogger(__name__)
+
+
+def frontier_candidates(table: ResultsTable) -> list[int]:
+    """Ids of the anchors and of all stitches that are on the frontier of box or of mask AP."""
+    results = list(table)
+    chosen = {result.stitch_id for result in results if not result.cuts}
+    for task in TASKS:
+        on_front = pareto_front(
+            [result.gflops for result in results],
+            [result.metrics[f"{task}_AP"] for result in results],
+        )
+        chosen |= {r.stitch_id for r, is_on in zip(results, on_front, strict=True) if is_on}
+    return sorted(chosen)
+
+
+def two_stage_sweep(
+    sweep: Callable[[Sequence[int], str, int], ResultsTable],
+    stitch_ids: Sequence[int],
+    output_dir: str,
+    subset: int,
+) -> ResultsTable:
+    """Scores all stitches on a subset, then those that may be on the frontier on everything.
+
+    Args:
+        sweep: Scores stitches (ids) into a folder on so many images, 0 for all.
+        stitch_ids: Which stitches.
+        output_dir: Folder of the results; those of the first stage go to ``subset/`` in it.
+        subset: How many images the first stage takes.
+
+    Returns:
+        One row a stitch: of all images for the candidates, of the subset for the others, which
+        ``num_images`` tells.
+    """
+    first = sweep(stitch_ids, os.path.join(output_dir, "subset"), subset)
+    # Only the main process has the scores.
+    chosen = comm.all_gather(frontier_candidates(first) if comm.is_main_process() else [])[0]
+    logger.info(
+        "%d of %d stitches go on to all images: the anchors and the frontier on the subset.",
+        len(chosen),
+        len(stitch_ids),
+    )
+    table = sweep(chosen, output_dir, 0)
+    if comm.is_main_process():
+        for result in first:
+            if result.stitch_id not in table:
+                table.add(result)
+        table.write(output_dir)
+    return table
