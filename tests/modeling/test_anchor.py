@@ -305,3 +305,28 @@ def test_windows_of_16_divide_the_grid_of_1024_pixels():
     anchor(images(1024, 1024, batch=1))
     # 4 x 4 windows without padding; 14 gives 5 x 5, the last ones mostly padding.
     assert set(seen) == {(16, 16, 16)}
+
+
+def test_activation_checkpointing_changes_memory_and_nothing_else():
+    x = images()
+    outputs, gradients, saved = [], [], []
+    for checkpointing in (False, True):
+        anchor = small_anchor(activation_checkpointing=checkpointing, drop_path_rate=0.5).train()
+        kept = []
+        torch.manual_seed(1)  # stochastic depth is drawn again in the backward pass
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t
+        ):
+            out = anchor(x)["last_feat"]
+        saved.append(sum(kept))
+        out.square().mean().backward()
+        outputs.append(out.detach())
+        gradients.append({name: p.grad for name, p in anchor.named_parameters()})
+    assert torch.equal(*outputs)
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
+    assert saved[1] < 0.3 * saved[0]
+    # Not in inference, where there is nothing to keep.
+    anchor.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(anchor(x)["last_feat"], small_anchor().eval()(x)["last_feat"])

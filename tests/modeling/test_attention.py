@@ -5,6 +5,7 @@ import torch
 from detectron2.modeling.backbone.vit import Attention as Detectron2Attention
 from vits import randomise
 
+from snnet_vitdet.modeling import attention as attention_module
 from snnet_vitdet.modeling import attention_implementation
 from snnet_vitdet.modeling.attention import Attention
 
@@ -202,3 +203,21 @@ def test_unknown_implementations_and_indivisible_widths_are_errors():
     assert layer.implementation == "fused"
     with pytest.raises(ValueError, match=r"width 10 is not a multiple of num_heads=3"):
         Attention(10, 3)
+
+
+def test_what_depends_on_the_grid_is_made_once_and_serves_training_after_inference():
+    layer = attention((5, 3))
+    with torch.inference_mode():
+        layer(tokens())
+    codes = attention_module._key_codes(5, 3, torch.float64, torch.device("cpu"))
+    assert codes is attention_module._key_codes(5, 3, torch.float64, torch.device("cpu"))
+    assert not codes.is_inference()
+    output_and_gradients(layer, tokens())
+
+
+@pytest.mark.parametrize("table", [False, True], ids=["decomposed", "table"])
+def test_an_exported_layer_gives_what_the_layer_gives_and_leaves_no_trace(table):
+    layer = randomise(Attention(12, 3, GRID, rel_pos_table=table)).eval()
+    x = tokens(torch.float32)
+    exported = torch.export.export(layer, (x,)).module()
+    torch.testing.assert_close(exported(x), layer(x), **ROUNDING)

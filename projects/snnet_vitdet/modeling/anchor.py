@@ -20,6 +20,7 @@ from detectron2.modeling.backbone.utils import (
 )
 from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates, get_act_layer
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.stitching import LowRankLinear
@@ -134,6 +135,7 @@ class AnchorViT(Backbone):
         pretrain_pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
         pretrain_pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
         attention: str = "fused",
+        activation_checkpointing: bool = False,
         lora_rank: int = 0,
         lora_alpha: float | None = None,
         out_feature: str = "last_feat",
@@ -173,6 +175,8 @@ class AnchorViT(Backbone):
                 brought to the detector's own normalisation when they are loaded.
             pretrain_pixel_std: Its standard deviation.
             attention: ``fused`` or ``reference``.
+            activation_checkpointing: Whether training keeps only what goes into each block, and
+                computes the rest again in the backward pass: less memory, a forward pass more.
             lora_rank: Above 0, the anchor is frozen but for a LoRA update of this rank of every
                 linear layer of attention and MLP (parameter-efficient tuning; paper, Figure 12a).
             lora_alpha: Scale of that update times its rank, None for the rank.
@@ -211,6 +215,7 @@ class AnchorViT(Backbone):
         self.patch_size = patch_size
         self.window_size = window_size
         self.abs_pos = abs_pos
+        self.activation_checkpointing = activation_checkpointing
         self.pretrain_pixel_mean = tuple(pretrain_pixel_mean)
         self.pretrain_pixel_std = tuple(pretrain_pixel_std)
         # What weights have to agree with; ``families.anchor_arguments`` says it of timm's models.
@@ -313,10 +318,25 @@ class AnchorViT(Backbone):
         Returns:
             The output of the last block by the name of the output, (B, C, H / patch, W / patch).
         """
-        x = self.embed(images)
-        for block in self.blocks:
-            x = block(x)
+        x = self.run_blocks(self.embed(images), 0, self.depth)
         return {self._out_features[0]: x.permute(0, 3, 1, 2)}
+
+    def run_blocks(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Blocks ``start`` … ``stop - 1``.
+
+        Args:
+            x: Tokens, (B, h, w, C).
+            start: First block.
+            stop: Block after the last.
+
+        Returns:
+            Tokens, (B, h, w, C).
+        """
+        recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
+        for index in range(start, stop):
+            block = self.blocks[index]
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        return x
 
 
 def _init_linear(module: nn.Module) -> None:

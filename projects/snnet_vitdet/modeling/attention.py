@@ -11,10 +11,11 @@ torch's scaled_dot_product_attention and is the default.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache, wraps
 
 import torch
 import torch.nn.functional as F
-from detectron2.modeling.backbone.utils import add_decomposed_rel_pos, get_rel_pos
+from detectron2.modeling.backbone.utils import add_decomposed_rel_pos
 from torch import nn
 
 __all__ = ["ATTENTION_IMPLEMENTATIONS", "Attention", "attention_implementation"]
@@ -120,12 +121,10 @@ class Attention(nn.Module):
         height, width = grid
         head_dim = q.shape[-1]
         queries = q.unflatten(2, grid)
-        rel_h = torch.einsum(
-            "bnhwc,hkc->bnhwk", queries, get_rel_pos(height, height, self.rel_pos_h)
-        )
-        rel_w = torch.einsum("bnhwc,wkc->bnhwk", queries, get_rel_pos(width, width, self.rel_pos_w))
+        rel_h = torch.einsum("bnhwc,hkc->bnhwk", queries, _vectors(self.rel_pos_h, height))
+        rel_w = torch.einsum("bnhwc,wkc->bnhwk", queries, _vectors(self.rel_pos_w, width))
         rel = torch.cat([rel_h, rel_w], dim=-1).flatten(2, 3).to(q.dtype)
-        codes = _key_codes(height, width, like=k).expand(*k.shape[:2], -1, -1)
+        codes = _key_codes(height, width, k.dtype, k.device).expand(*k.shape[:2], -1, -1)
         q = torch.cat([q * head_dim**-0.5, rel], dim=-1)
         k = torch.cat([k, codes], dim=-1)
         # Flash kernels want one size for q, k and v.
@@ -144,16 +143,41 @@ class Attention(nn.Module):
         return bias.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
+def _vectors(rel_pos: torch.Tensor, side: int) -> torch.Tensor:
+    """The vector of every offset between two places among ``side``, (side, side, C).
+
+    Stored ones of another grid are interpolated, as detectron2's ``get_rel_pos`` does.
+    """
+    if len(rel_pos) != 2 * side - 1:
+        rel_pos = F.interpolate(rel_pos.T[None], 2 * side - 1, mode="linear")[0].T
+    return rel_pos[_offsets(side, rel_pos.device)]
+
+
+def _kept(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Keeps what a function of grid, type and device has made: some MB for each."""
+    # A later training could not use tensors of the inference mode.
+    cached = lru_cache(maxsize=32)(torch.inference_mode(False)(make))
+
+    @wraps(make)
+    def kept(*key: object) -> torch.Tensor:
+        # A compiler traces with tensors that have no values, which must not be kept.
+        return make(*key) if torch.compiler.is_compiling() else cached(*key)
+
+    return kept
+
+
+@_kept
 def _offsets(side: int, device: torch.device) -> torch.Tensor:
     """Index of the offset query - key of two places among ``side``, (side, side)."""
     places = torch.arange(side, device=device)
     return places[:, None] - places[None, :] + side - 1
 
 
-def _key_codes(height: int, width: int, like: torch.Tensor) -> torch.Tensor:
+@_kept
+def _key_codes(height: int, width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """One-hot row and column of every token of a grid, (H*W, H + W)."""
-    rows = torch.eye(height, dtype=like.dtype, device=like.device).repeat_interleave(width, dim=0)
-    columns = torch.eye(width, dtype=like.dtype, device=like.device).repeat(height, 1)
+    rows = torch.eye(height, dtype=dtype, device=device).repeat_interleave(width, dim=0)
+    columns = torch.eye(width, dtype=dtype, device=device).repeat(height, 1)
     return torch.cat([rows, columns], dim=1)
 
 

@@ -145,8 +145,7 @@ class StitchedViT(Backbone):
         for index, (anchor, start, stop) in enumerate(stitch.segments):
             if index:
                 x = self.stitching_layers[next(transitions)](x)
-            for block in self.anchors[anchor].blocks[start:stop]:
-                x = block(x)
+            x = self.anchors[anchor].run_blocks(x, start, stop)
         for transition in transitions:  # the exit projection, if the walk ends in the small anchor
             x = self.stitching_layers[transition](x)
         return {self._out_features[0]: x.permute(0, 3, 1, 2)}
@@ -190,7 +189,7 @@ class StitchedViT(Backbone):
         if isinstance(step, EmbeddingStep):
             return self.anchors[step.anchor].embed(x)
         if isinstance(step, BlockStep):
-            return self.anchors[step.anchor].blocks[step.index](x)
+            return self.anchors[step.anchor].run_blocks(x, step.index, step.index + 1)
         return self.stitching_layers[step](x)
 
     @torch.no_grad()
@@ -210,8 +209,7 @@ class StitchedViT(Backbone):
         for stage in range(self.space.num_stages):
             for index, anchor in enumerate(self.anchors):
                 start, stop = self.space.boundaries[index][stage : stage + 2]
-                for block in anchor.blocks[start:stop]:
-                    tokens[index] = block(tokens[index])
+                tokens[index] = anchor.run_blocks(tokens[index], start, stop)
             yield stage + 1, tokens[SMALL], tokens[LARGE]
 
 
