@@ -37,6 +37,8 @@ from snnet_vitdet.engine import (
     load_anchors,
     load_config,
     preflight,
+    rehearse,
+    synthetic_batch,
     training_plan,
 )
 from snnet_vitdet.errors import InputError, exit_with
@@ -104,6 +106,34 @@ def initialise(config, model, data_loader):
         fit_stitching_layers(model, data_loader.fit_samples(config.init.num_images))
 
 
+def rehearse_training(config, model, optimizer):
+    """Finds out in the first minute whether the largest stitch fits into the memory."""
+    train, steps = config.train, config.train.accumulation.steps
+    mapper = config.dataloader.train.mapper
+    batch = synthetic_batch(
+        config.dataloader.train.total_batch_size // (comm.get_world_size() * steps),
+        config.data.image_size,
+        model.roi_heads.num_classes,
+        mapper.get("instance_mask_format", "polygon"),
+    )
+    peak = rehearse(
+        model.train(),
+        optimizer,
+        [cost.gflops for cost in costs_of(config)],
+        batch,
+        precision=getattr(torch, train.amp.precision) if train.amp.enabled else None,
+        accumulates=steps > 1,
+    )
+    if peak is not None:
+        total = torch.cuda.get_device_properties(train.device).total_memory
+        logger.info(
+            "Rehearsed the most expensive stitch, optimizer's state included: peak %.1f of %.1f "
+            "GiB.",
+            peak / 2**30,
+            total / 2**30,
+        )
+
+
 def do_train(config, resume):
     """Trains from the start, or on from the last checkpoint of the output folder."""
     model = build_model(config)
@@ -150,6 +180,8 @@ def do_train(config, resume):
         num_images=data_loader.num_images,
     )
     logger.info("Training: %s", plan)
+    if config.train.rehearsal and config.train.device.startswith("cuda"):
+        rehearse_training(config, model, optimizer)
 
     def evaluate():
         backbone = find_stitched_vit(model)

@@ -23,6 +23,9 @@ train.accumulation = dict(steps=1, stitch="own")
 train.reference_batch_size = None
 # Iterations at the start in which both ViTs stand still and all the rest trains.
 train.freeze_anchors = 0
+# Before the first iteration, run the most expensive stitch once, to see whether it fits into the
+# memory of the GPU.
+train.rehearsal = True
 # Scored every eval_period iterations and at the end; the sweep (--eval-only) scores many.
 train.eval_stitches = "anchors"
 

@@ -6,6 +6,7 @@ from .freezing import FreezeAnchors
 from .initialise import fit_stitching_layers, load_anchors
 from .lr_decay import LayerwiseDecay
 from .preflight import preflight
+from .rehearsal import rehearse, synthetic_batch
 from .schedule import apply_linear_scaling, training_plan
 from .trainer import StitchedAMPTrainer, StitchedTrainer
 
@@ -22,5 +23,7 @@ __all__ = [
     "load_anchors",
     "load_config",
     "preflight",
+    "rehearse",
+    "synthetic_batch",
     "training_plan",
 ]
