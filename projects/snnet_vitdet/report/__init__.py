@@ -1,5 +1,6 @@
 """Pictures made from results."""
 
+from .benchmark_plot import plot_benchmark
 from .pareto_plot import plot_pareto
 
-__all__ = ["plot_pareto"]
+__all__ = ["plot_benchmark", "plot_pareto"]

@@ -1,0 +1,14 @@
+"""How fast the detectors are and how much memory they take, side by side with detectron2's own."""
+
+from .cases import Case, block_cases, inference_cases, sweep_cases, training_cases
+from .measuring import Measurement, measure
+
+__all__ = [
+    "Case",
+    "Measurement",
+    "block_cases",
+    "inference_cases",
+    "measure",
+    "sweep_cases",
+    "training_cases",
+]
