@@ -14,7 +14,7 @@ from snnet_vitdet.evaluation.results import METRICS, ResultsTable, StitchResult
 HEADER = (
     "stitch_id,name,kind,cuts,gflops,params_m,"
     "bbox_AP,bbox_AP50,bbox_AP75,bbox_APs,bbox_APm,bbox_APl,"
-    "segm_AP,segm_AP50,segm_AP75,segm_APs,segm_APm,segm_APl,on_pareto,iteration"
+    "segm_AP,segm_AP50,segm_AP75,segm_APs,segm_APm,segm_APl,on_pareto,iteration,num_images"
 )
 
 
@@ -39,6 +39,7 @@ def _result(
     ap=40.0,
     metrics=None,
     iteration=None,
+    num_images=None,
 ):
     return StitchResult(
         stitch_id=stitch_id,
@@ -49,6 +50,7 @@ def _result(
         params_m=30.25,
         metrics=_metrics(ap) if metrics is None else metrics,
         iteration=iteration,
+        num_images=num_images,
     )
 
 
@@ -158,9 +160,9 @@ def test_csv_has_the_header_of_the_contract_and_readable_values(tmp_path):
     lines = (tmp_path / "stitches.csv").read_text(encoding="utf-8").split("\n")
     assert lines[0] == HEADER
     assert lines[1].startswith("0,small,S,,1.0000,30.2500,33.3333,53.3333,")
-    assert lines[1].endswith(",true,")
+    assert lines[1].endswith(",true,,")
     assert lines[3].startswith("4,SFS-3-7,SFS,3-7,3.0000,")
-    assert lines[4] == "9,FS-1,FS,1,2.5000,30.2500,,,,,,,12.0000,,,,,,false,"
+    assert lines[4] == "9,FS-1,FS,1,2.5000,30.2500,,,,,,,12.0000,,,,,,false,,"
     assert lines[5:] == [""]
 
 
@@ -375,7 +377,7 @@ def test_rows_say_how_long_the_weights_were_trained(tmp_path):
     table.write(tmp_path)
     assert [row["iteration"] for row in ResultsTable.read(tmp_path).rows()] == [0, 700, None]
     lines = (tmp_path / "stitches.csv").read_text().splitlines()
-    assert [line.rpartition(",")[2] for line in lines] == ["iteration", "0", "700", ""]
+    assert [line.split(",")[-2] for line in lines] == ["iteration", "0", "700", ""]
 
 
 def test_the_printed_table_says_that_nothing_was_trained():
@@ -385,6 +387,69 @@ def test_the_printed_table_says_that_nothing_was_trained():
     assert "before any training" not in format_table(partly)
 
 
-def test_a_negative_iteration_is_refused():
-    with pytest.raises(ValueError, match="iteration must be 0 or more, got -1"):
-        _result(iteration=-1)
+@pytest.mark.parametrize("column", ["iteration", "num_images"])
+def test_a_negative_count_is_refused(column):
+    with pytest.raises(ValueError, match=f"{column} must be 0 or more, got -1"):
+        _result(**{column: -1})
+
+
+# Scores of different images
+
+
+def _two_stage_table():
+    """A frontier on all 50 images; on 5, one stitch that is better and one that is cheaper."""
+    return _table(
+        _result(0, name="S", kind="S", cuts=(), gflops=1.0, ap=30.0, num_images=50),
+        _result(1, name="L", kind="L", cuts=(), gflops=3.0, ap=40.0, num_images=50),
+        _result(2, gflops=2.0, ap=60.0, num_images=5),
+        _result(3, gflops=0.5, ap=20.0, num_images=5),
+    )
+
+
+def test_rows_say_of_how_many_images_their_scores_are(tmp_path):
+    _two_stage_table().write(tmp_path)
+    rows = ResultsTable.read(tmp_path).rows()
+    assert [row["num_images"] for row in rows] == [50, 50, 5, 5]
+    lines = (tmp_path / "stitches.csv").read_text().splitlines()
+    assert [line.split(",")[-1] for line in lines] == ["num_images", "50", "50", "5", "5"]
+
+
+def test_only_scores_of_the_most_images_are_on_the_frontier_and_beat_others():
+    assert [row["on_pareto"] for row in _two_stage_table().rows()] == [True, True, False, False]
+    equal = _table(*(_result(i, gflops=3.0 - i, ap=40.0 - i, num_images=5) for i in range(3)))
+    assert [row["on_pareto"] for row in equal.rows()] == [True, True, True]
+    uncounted = _table(_result(0, ap=30.0), _result(1, ap=40.0, gflops=3.0, num_images=1))
+    assert [row["on_pareto"] for row in uncounted.rows()] == [False, True]
+
+
+def test_best_and_mean_are_among_the_scores_of_the_most_images():
+    lines = format_table(_two_stage_table()).splitlines()
+    assert lines[-1] == (
+        "4 stitches, 2 of them scored on a subset of the images only, 2 on the frontier (*), "
+        "best box AP 40.0 by stitch 1 (L), mean box AP50 55.0"
+    )
+    assert ["best" in line for line in lines[3:-1]] == [False, True, False, False]
+
+
+def test_results_without_a_number_of_images_are_read(tmp_path):
+    """As sweeps wrote them before they counted."""
+    _two_stage_table().write(tmp_path)
+    path = tmp_path / "stitches.json"
+    rows = json.loads(path.read_text())
+    for row in rows:
+        del row["num_images"]
+    path.write_text(json.dumps(rows))
+    table = ResultsTable.read(tmp_path)
+    assert [result.num_images for result in table] == [None] * 4
+    assert [result.gflops for result in table] == [1.0, 3.0, 2.0, 0.5]
+    # What this version does not know may change what the rest means.
+    path.write_text(json.dumps([{**row, "num_crops": 3} for row in rows]))
+    with pytest.raises(InputError, match="row 0 does not have the columns"):
+        ResultsTable.read(tmp_path)
+
+
+def test_a_result_is_put_in_place_of_another():
+    table = _two_stage_table()
+    table.put(_result(2, ap=35.0, num_images=50))
+    assert [result.num_images for result in table] == [50, 50, 50, 5]
+    assert [row["on_pareto"] for row in table.rows()] == [True, True, True, False]

@@ -161,7 +161,7 @@ def test_columns_of_both_files_are_those_of_the_design(run, tmp_path):
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
     scores = [f"{t}_{ap}" for t in ("bbox", "segm") for ap in names]
     columns = ["stitch_id", "name", "kind", "cuts", "gflops", "params_m", *scores]
-    columns += ["on_pareto", "iteration"]
+    columns += ["on_pareto", "iteration", "num_images"]
     with open(tmp_path / "stitches.csv", newline="") as file:
         header, *rows = csv.reader(file)
     assert header == columns

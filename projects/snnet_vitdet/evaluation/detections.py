@@ -33,7 +33,8 @@ class DetectionStore:
         Args:
             folder: The folder; processes share it.
             rank: Index of this process.
-            images_per_file: After so many images a file is written, which bounds the memory.
+            images_per_file: After so many images, or the batch that reaches them, a file is
+                written, which bounds the memory.
         """
         self.folder = Path(folder)
         self.rank = rank
@@ -67,10 +68,10 @@ class DetectionStore:
 
     def num_images_done(self) -> int:
         """How many images of this process are in the files."""
-        return sum(len(np.load(path)["images"]) for path in self._files(self.rank))
+        return len(self._image_ids(self.rank))
 
     def add(self, stitch_id: int, detections: Sequence[Mapping[str, object]]) -> None:
-        """Takes the detections of a stitch in the image that the next :meth:`end_image` ends.
+        """Takes the detections of a stitch in an image that the next :meth:`end_batch` ends.
 
         Args:
             stitch_id: The stitch.
@@ -79,9 +80,12 @@ class DetectionStore:
         """
         self._pending.setdefault(stitch_id, []).append(_pack(detections))
 
-    def end_image(self, image_id: int) -> None:
-        """Says that all stitches have seen an image."""
-        self._pending_images.append(image_id)
+    def end_batch(self, image_ids: Iterable[int]) -> None:
+        """Says that all stitches have seen these images, of which no other has been added yet.
+
+        A file never has a part of a batch: resumed, the batch would be counted twice in part.
+        """
+        self._pending_images.extend(image_ids)
         if len(self._pending_images) >= self.images_per_file:
             self.flush()
 
@@ -115,11 +119,18 @@ class DetectionStore:
 
     def image_ids(self) -> list[int]:
         """The images that are in the files of all processes."""
-        return [int(i) for path in self._files() for i in np.load(path)["images"]]
+        return self._image_ids()
 
     def delete(self) -> None:
         """Deletes the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _image_ids(self, rank: int | None = None) -> list[int]:
+        image_ids = []
+        for path in self._files(rank):
+            with np.load(path) as arrays:
+                image_ids.extend(arrays["images"].tolist())
+        return image_ids
 
     def _files(self, rank: int | None = None) -> list[Path]:
         return sorted(self.folder.glob("*.npz" if rank is None else f"{rank:04d}-*.npz"))

@@ -47,11 +47,12 @@ def evaluate_in_one_pass(
     folder: str,
     plan: Mapping[str, object],
     images: Sequence[int] | None = None,
+    resume: bool = False,
 ) -> Iterator[tuple[Stitch, dict[str, float]]]:
     """Scores many stitches with one reading of the images. All processes must run through it.
 
     Detections wait in a folder that all processes share, until every image is done; an interrupted
-    pass goes on from what is there. Then each process scores a part of the stitches.
+    pass can go on from what is there. Then each process scores a part of the stitches.
 
     Args:
         model: The detector; put into evaluation mode for the while.
@@ -61,13 +62,19 @@ def evaluate_in_one_pass(
         folder: Where the detections wait; deleted when all stitches are scored.
         plan: What they depend on besides the stitches, as plain JSON.
         images: Indexes of the images to take from the loader's data set, None for all.
+        resume: Whether to use the detections that are in the folder already.
 
     Yields:
         A stitch and its AP on 0–100 by the names in ``METRICS``.
+
+    Raises:
+        InputError: If the processes do not see each other's detections.
     """
+    store = DetectionStore(folder, comm.get_rank())
+    if comm.is_main_process() and not (resume and stitches):
+        store.delete()
     if not stitches:
         return
-    store = DetectionStore(folder, comm.get_rank())
     plan = {**plan, "num_processes": comm.get_world_size(), "images": images}
     ids = store.open(plan, (s.id for s in stitches)) if comm.is_main_process() else []
     space = model.backbone.net.space
@@ -79,14 +86,20 @@ def evaluate_in_one_pass(
     finally:
         model.train(training)
     comm.synchronize()
-    image_ids = None if images is None else store.image_ids()
+    image_ids = store.image_ids()
+    num_images = len(data_loader.dataset if images is None else images)
+    if len(image_ids) != num_images:
+        raise InputError(
+            f"{folder} has the detections of {len(image_ids)} of {num_images} images: all "
+            "machines have to share this folder; put train.output_dir on a file system they share"
+        )
     world = comm.get_world_size()
     for first in range(0, len(stitches), world):
         group = stitches[first : first + world]
         metrics = {}
         if comm.get_rank() < len(group):
             detections = store.detections_of(group[comm.get_rank()].id)
-            metrics = scorer.score(detections, image_ids)
+            metrics = scorer.score(detections, None if images is None else image_ids)
         yield from zip(group, comm.all_gather(metrics), strict=False)
     comm.synchronize()
     if comm.is_main_process():
@@ -112,8 +125,7 @@ def _detect_all(
             for sample, instances in zip(batch, found, strict=True):
                 image_id = sample["image_id"]
                 store.add(stitch.id, instances_to_coco_json(instances.to("cpu"), image_id))
-        for sample in batch:
-            store.end_image(sample["image_id"])
+        store.end_batch(sample["image_id"] for sample in batch)
         count += len(batch)
         now = time.monotonic()
         if now - last_report > _LOG_SECONDS:

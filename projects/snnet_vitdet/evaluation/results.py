@@ -119,6 +119,10 @@ class ResultsTable:
             raise ValueError(f"stitch {result.stitch_id} ({result.name}) has a result already")
         self._results[result.stitch_id] = result
 
+    def put(self, result: StitchResult) -> None:
+        """Take in the result of a stitch in place of the one it may have already."""
+        self._results[result.stitch_id] = result
+
     def __contains__(self, stitch_id: object) -> bool:
         return stitch_id in self._results
 
@@ -289,7 +293,8 @@ def _csv_field(value: Any) -> str:
 
 
 def _from_row(position: int, row: Any) -> StitchResult:
-    if not isinstance(row, dict) or set(row) != set(COLUMNS):
+    # Sweeps wrote no num_images at first.
+    if not isinstance(row, dict) or {*row, "num_images"} != set(COLUMNS):
         raise ValueError(f"row {position} does not have the columns {', '.join(COLUMNS)}")
     return StitchResult(
         stitch_id=row["stitch_id"],
@@ -300,7 +305,7 @@ def _from_row(position: int, row: Any) -> StitchResult:
         params_m=row["params_m"],
         metrics={name: math.nan if row[name] is None else row[name] for name in METRICS},
         iteration=row["iteration"],
-        num_images=row["num_images"],
+        num_images=row.get("num_images"),
     )
 
 

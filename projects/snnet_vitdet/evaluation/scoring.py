@@ -9,8 +9,11 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 from detectron2.data import MetadataCatalog
+from detectron2.utils.file_io import PathManager
 from faster_coco_eval import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
+
+from snnet_vitdet.errors import InputError
 
 from .results import AP_NAMES, METRICS
 
@@ -27,12 +30,21 @@ class CocoScorer:
         """
         Args:
             dataset_name: Name of the data in detectron2's catalogues.
+
+        Raises:
+            InputError: If the ids of the images are not whole numbers.
         """
         metadata = MetadataCatalog.get(dataset_name)
         classes = metadata.thing_dataset_id_to_contiguous_id
         self._category_ids = {index: category_id for category_id, index in classes.items()}
         with contextlib.redirect_stdout(io.StringIO()):
-            self._truth = COCO(metadata.json_file)
+            self._truth = COCO(PathManager.get_local_path(metadata.json_file))
+        odd = [image_id for image_id in self._truth.imgs if not isinstance(image_id, int)]
+        if odd:
+            raise InputError(
+                f"{metadata.json_file} has image ids that are no whole numbers ({odd[0]!r}), which "
+                "faster-coco-eval cannot take: number the images, or set sweep.mode=separate"
+            )
 
     def score(
         self,

@@ -99,7 +99,8 @@ def sweep(
         precision: ``float32``, or ``float16`` or ``bfloat16`` for autocast to it.
         iteration: How many iterations the weights were trained for, if known.
         provenance: What the results depend on besides the stitch (weights, data, …), as plain JSON.
-        resume: Whether to keep the rows that are already in ``output_dir``.
+        resume: Whether to keep the rows that are already in ``output_dir``, and the detections of
+            an interrupted pass.
 
     Returns:
         All rows; on processes other than the main one, without scores.
@@ -111,13 +112,16 @@ def sweep(
     stitches = [backbone.space[i] for i in stitch_ids] if backbone else [BASELINE]
     provenance = json.loads(json.dumps(provenance or {}))
     table = _open_table(output_dir, provenance, resume) if comm.is_main_process() else None
-    finished = comm.all_gather(sorted(r.stitch_id for r in table) if table else [])[0]
+    num_images = len(data_loader.dataset)
+    images = fixed_subset(num_images, subset) if subset else None
+    num_images = num_images if images is None else len(images)
+    # A row of a sweep over other images, such as the first of two stages, is none of this one.
+    kept = [r.stitch_id for r in table or () if r.num_images == num_images]
+    finished = comm.all_gather(kept)[0]
     table = table or ResultsTable()
     open_stitches = [stitch for stitch in stitches if stitch.id not in finished]
     if num_kept := len(stitches) - len(open_stitches):
         logger.info("%d of %d stitches are there already.", num_kept, len(stitches))
-    num_images = len(data_loader.dataset)
-    images = fixed_subset(num_images, subset) if subset else None
     if scorer is None or backbone is None:
         if subset:
             raise InputError("sweep.subset needs sweep.mode=one_pass and a stitched detector")
@@ -125,12 +129,12 @@ def sweep(
     else:
         folder = os.path.join(output_dir, "detections")
         scores = evaluate_in_one_pass(
-            model, open_stitches, data_loader, scorer, folder, provenance, images
+            model, open_stitches, data_loader, scorer, folder, provenance, images, resume
         )
     with merged(model), _autocast(model, precision):
         for count, (stitch, metrics) in enumerate(scores, start=1):
             cost = costs[stitch.id]
-            table.add(
+            table.put(
                 StitchResult(
                     stitch.id,
                     stitch.name,
@@ -140,7 +144,7 @@ def sweep(
                     cost.params_m,
                     metrics,
                     iteration,
-                    num_images if images is None else len(images),
+                    num_images,
                 )
             )
             if comm.is_main_process():

@@ -2,21 +2,21 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from detectron2.utils import comm
 
 from .pareto import pareto_front
-from .results import TASKS, ResultsTable
+from .results import TASKS, ResultsTable, StitchResult
 
 __all__ = ["frontier_candidates", "two_stage_sweep"]
 
 logger = logging.getLogger(__name__)
 
 
-def frontier_candidates(table: ResultsTable) -> list[int]:
+def frontier_candidates(results: Iterable[StitchResult]) -> list[int]:
     """Ids of the anchors and of all stitches that are on the frontier of box or of mask AP."""
-    results = list(table)
+    results = list(results)
     chosen = {result.stitch_id for result in results if not result.cuts}
     for task in TASKS:
         on_front = pareto_front(
@@ -45,7 +45,9 @@ def two_stage_sweep(
         One row a stitch: of all images for the candidates, of the subset for the others, which
         ``num_images`` tells.
     """
-    first = sweep(stitch_ids, os.path.join(output_dir, "subset"), subset)
+    table = sweep(stitch_ids, os.path.join(output_dir, "subset"), subset)
+    # Resumed, the table may have other stitches, too.
+    first = [result for result in table if result.stitch_id in stitch_ids]
     # Only the main process has the scores.
     chosen = comm.all_gather(frontier_candidates(first) if comm.is_main_process() else [])[0]
     logger.info(
@@ -55,8 +57,10 @@ def two_stage_sweep(
     )
     table = sweep(chosen, output_dir, 0)
     if comm.is_main_process():
+        # Resumed, the table may have rows of other sweeps: what is of more images stays.
+        num_images = {result.stitch_id: result.num_images or 0 for result in table}
         for result in first:
-            if result.stitch_id not in table:
-                table.add(result)
+            if num_images.get(result.stitch_id, 0) <= result.num_images:
+                table.put(result)
         table.write(output_dir)
     return table

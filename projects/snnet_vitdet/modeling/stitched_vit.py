@@ -167,14 +167,15 @@ class StitchedViT(Backbone):
             Each stitch with its features as ``forward`` returns them; not in the order of ids.
         """
         for root in tree.roots.values():
-            for stitch, x in self._visit(root, images):
-                yield stitch, {self._out_features[0]: x.permute(0, 3, 1, 2)}
+            yield from self._visit(root, images)
 
-    def _visit(self, node: PrefixNode, x: torch.Tensor) -> Iterator[tuple[Stitch, torch.Tensor]]:
+    def _visit(
+        self, node: PrefixNode, x: torch.Tensor
+    ) -> Iterator[tuple[Stitch, dict[str, torch.Tensor]]]:
         while True:
             x = self._take(node.step, x)
             for stitch in node.ends:
-                yield stitch, x
+                yield stitch, {self._out_features[0]: x.permute(0, 3, 1, 2)}
             if not node.children:
                 return
             # Changes of anchor branch off first, from tokens that are still needed; the walk on

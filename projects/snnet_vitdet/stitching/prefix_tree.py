@@ -47,7 +47,7 @@ class PrefixNode:
 class PrefixTree:
     """The steps of many stitches, shared beginnings merged.
 
-    >>> from .space import StitchSpace
+    >>> from snnet_vitdet.stitching import StitchSpace
     >>> space = StitchSpace((12, 24))
     >>> tree = PrefixTree(space)
     >>> sum(len(list(steps_of(stitch))) for stitch in space), len(tree)
