@@ -5,6 +5,7 @@ The numbers are pycocotools's (a test compares them); matching and accumulation 
 
 import contextlib
 import io
+import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 
@@ -37,14 +38,17 @@ class CocoScorer:
         metadata = MetadataCatalog.get(dataset_name)
         classes = metadata.thing_dataset_id_to_contiguous_id
         self._category_ids = {index: category_id for category_id, index in classes.items()}
-        with contextlib.redirect_stdout(io.StringIO()):
-            self._truth = COCO(PathManager.get_local_path(metadata.json_file))
-        odd = [image_id for image_id in self._truth.imgs if not isinstance(image_id, int)]
+        with open(PathManager.get_local_path(metadata.json_file)) as file:
+            truth = json.load(file)
+        # faster-coco-eval makes whole numbers of what is none, and fails if it cannot.
+        odd = [image["id"] for image in truth["images"] if not isinstance(image["id"], int)]
         if odd:
             raise InputError(
-                f"{metadata.json_file} has image ids that are no whole numbers ({odd[0]!r}), which "
-                "faster-coco-eval cannot take: number the images, or set sweep.mode=separate"
+                f"{metadata.json_file} has image ids that are no whole numbers, such as "
+                f"{odd[0]!r}: number the images, or set sweep.mode=separate"
             )
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._truth = COCO(truth)
 
     def score(
         self,

@@ -1,0 +1,302 @@
+"""AP of faster-coco-eval against pycocotools, as detectron2's COCOEvaluator runs it."""
+
+import contextlib
+import copy
+import io
+import json
+import math
+from collections import OrderedDict
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+
+from snnet_vitdet.data import dataset_name
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.evaluation import CocoScorer
+from snnet_vitdet.evaluation.results import METRICS
+
+HEIGHT, WIDTH = 300, 400
+# Gaps, as in COCO, and not in the order of the file; the last has no object.
+CATEGORY_IDS = [90, 3, 17, 1, 44]
+# Of the last image, which has objects, nothing is detected; the first two have no object.
+IMAGE_IDS = [139, 285, 632, 5, 1000000, 724, 776, 785, 802, 872, 885, 1268]
+EMPTY, UNDETECTED = IMAGE_IDS[:2], IMAGE_IDS[-1]
+TOLERANCE = dict(rel=0, abs=1e-9)
+
+
+def ellipse(box):
+    """A mask that touches the sides of an (x, y, width, height)."""
+    x, y, width, height = box
+    rows, columns = np.ogrid[:HEIGHT, :WIDTH]
+    across = (columns + 0.5 - x - width / 2) / (width / 2)
+    down = (rows + 0.5 - y - height / 2) / (height / 2)
+    return across**2 + down**2 <= 1
+
+
+def encoded(mask):
+    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+
+
+def uncompressed(mask):
+    """Counts of equal pixels, column by column, from 0, as COCO writes crowds."""
+    flat = mask.ravel(order="F")
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff([0, *changes, flat.size]).tolist()
+    return {"size": [HEIGHT, WIDTH], "counts": [0, *counts] if flat[0] else counts}
+
+
+def random_box(rng):
+    """Small, medium and large ones alike often."""
+    side = rng.choice([rng.uniform(6, 32), rng.uniform(33, 95), rng.uniform(100, 240)])
+    width, height = side * rng.uniform(0.7, 1.4), side * rng.uniform(0.7, 1.2)
+    width, height = min(width, WIDTH - 2), min(height, HEIGHT - 2)
+    return [rng.uniform(0, WIDTH - width), rng.uniform(0, HEIGHT - height), width, height]
+
+
+def make_truth(rng, crowds=True):
+    annotations = []
+    for image_id in IMAGE_IDS:
+        if image_id in EMPTY:
+            continue
+        for _ in range(rng.integers(1, 9)):
+            x, y, width, height = box = random_box(rng)
+            mask = ellipse(box)
+            crowd = bool(crowds and rng.random() < 0.15)
+            if crowd:
+                segmentation = uncompressed(mask)
+            elif rng.random() < 0.3:
+                segmentation = encoded(mask)
+            else:
+                corners = [x, y, x + width, y, x + width * 0.8, y + height, x + width * 0.1, y + 9]
+                segmentation = [corners] if rng.random() < 0.7 else [corners, corners[::-1]]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": int(rng.choice(CATEGORY_IDS[:-1])),
+                    "bbox": box,
+                    "area": float(mask.sum()),
+                    "iscrowd": int(crowd),
+                    "segmentation": segmentation,
+                }
+            )
+    return {
+        "images": [
+            {"id": i, "file_name": f"{i}.jpg", "height": HEIGHT, "width": WIDTH} for i in IMAGE_IDS
+        ],
+        "annotations": annotations,
+        "categories": [{"id": i, "name": f"category {i}"} for i in CATEGORY_IDS],
+    }
+
+
+def make_detections(rng, truth, masks=True, per_image=40):
+    """Objects found more or less well, twice or as another category, and much that is not there."""
+    indexes = {category_id: index for index, category_id in enumerate(sorted(CATEGORY_IDS))}
+    detections = []
+    for image_id in IMAGE_IDS:
+        if image_id == UNDETECTED:
+            continue
+        objects = [a for a in truth["annotations"] if a["image_id"] == image_id]
+        for _ in range(per_image):
+            box, category = random_box(rng), int(rng.integers(len(CATEGORY_IDS)))
+            if objects and rng.random() < 0.7:
+                target = objects[rng.integers(len(objects))]
+                box = np.array(target["bbox"]) * (1 + rng.normal(0, 0.06, 4))
+                box = [max(box[0], 0), max(box[1], 0), *np.maximum(box[2:], 3)]
+                if rng.random() < 0.9:
+                    category = indexes[target["category_id"]]
+            box = np.array(box, dtype=np.float32)
+            detection = {
+                "image_id": image_id,
+                "category_id": category,
+                "bbox": [float(value) for value in box],
+                # Many are equal.
+                "score": float(np.float32(rng.integers(1, 40) / 40)),
+            }
+            if masks:
+                detection["segmentation"] = encoded(ellipse(box.tolist()))
+            detections.append(detection)
+    return detections
+
+
+class Case:
+    """Annotations on disk, registered, and both ways to score detections on them."""
+
+    def __init__(self, truth, folder):
+        self.truth = truth
+        path = folder / "truth.json"
+        path.write_text(json.dumps(truth))
+        self.name = dataset_name(str(path), str(folder))
+        self.scorer = CocoScorer(self.name)
+
+    def reference(self, detections, image_ids=None):
+        """What COCOEvaluator gives for the same detections, by the names of the results."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluator = COCOEvaluator(self.name, distributed=False)
+            evaluator.reset()
+            by_image = OrderedDict((image_id, []) for image_id in IMAGE_IDS)
+            for detection in copy.deepcopy(detections):
+                by_image[detection["image_id"]].append(detection)
+            evaluator._predictions = [
+                {"image_id": i, "instances": found} for i, found in by_image.items()
+            ]
+            results = evaluator.evaluate(image_ids)
+        return {name: results.get(name[:4], {}).get(name[5:], math.nan) for name in METRICS}
+
+    def assert_equal(self, detections, image_ids=None):
+        before = copy.deepcopy(detections)
+        expected = self.reference(detections, image_ids)
+        found = self.scorer.score(detections, image_ids)
+        assert detections == before
+        assert tuple(found) == METRICS
+        assert found == pytest.approx(expected, nan_ok=True, **TOLERANCE)
+        return found
+
+
+@pytest.fixture
+def make_case(tmp_path):
+    names = set()
+
+    def make(truth):
+        case = Case(truth, tmp_path)
+        names.add(case.name)
+        return case
+
+    yield make
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_boxes_and_masks_score_as_pycocotools_scores_them(seed, make_case):
+    rng = np.random.default_rng(seed)
+    truth = make_truth(rng)
+    assert {a["iscrowd"] for a in truth["annotations"]} == {0, 1}
+    found = make_case(truth).assert_equal(make_detections(rng, truth))
+    # Nothing degenerate: all sizes occur, and what is found is neither nothing nor all.
+    assert all(0.5 < value < 99 for value in found.values())
+    assert len(set(found.values())) == len(METRICS)
+
+
+def test_scoring_again_gives_the_same(make_case):
+    """Scorers write into annotations and detections, and a sweep uses both for many stitches."""
+    rng = np.random.default_rng(0)
+    case = make_case(make_truth(rng))
+    first, second = (make_detections(rng, case.truth) for _ in range(2))
+    scores = [case.scorer.score(detections) for detections in (first, second, first, second)]
+    assert scores[0] == scores[2] != scores[1] == scores[3]
+    case.assert_equal(second)
+
+
+def test_boxes_alone(make_case):
+    rng = np.random.default_rng(1)
+    case = make_case(make_truth(rng))
+    found = case.assert_equal(make_detections(rng, case.truth, masks=False))
+    assert found["bbox_AP"] > 0 and math.isnan(found["segm_AP"])
+
+
+def test_only_the_best_hundred_of_an_image_count(make_case):
+    rng = np.random.default_rng(2)
+    case = make_case(make_truth(rng))
+    detections = make_detections(rng, case.truth, masks=False, per_image=700)
+    # COCO's limit is for each category.
+    counts = {}
+    for detection in detections:
+        key = detection["image_id"], detection["category_id"]
+        counts[key] = counts.get(key, 0) + 1
+    assert sum(count > 100 for count in counts.values()) > 10
+    found = case.assert_equal(detections)
+    assert found["bbox_AP"] > 1
+
+
+def test_detections_of_one_score_alone_keep_their_order(make_case):
+    rng = np.random.default_rng(3)
+    case = make_case(make_truth(rng))
+    detections = [{**d, "score": 0.5} for d in make_detections(rng, case.truth)]
+    found = case.assert_equal(detections)
+    reordered = case.assert_equal(detections[::-1])
+    assert found["bbox_AP"] != reordered["bbox_AP"]
+
+
+def test_no_crowds(make_case):
+    rng = np.random.default_rng(4)
+    case = make_case(make_truth(rng, crowds=False))
+    case.assert_equal(make_detections(rng, case.truth))
+
+
+def test_large_objects_alone_leave_other_sizes_without_a_score(make_case):
+    rng = np.random.default_rng(5)
+    truth = make_truth(rng)
+    truth["annotations"] = [a for a in truth["annotations"] if a["area"] > 96**2]
+    case = make_case(truth)
+    found = case.assert_equal(make_detections(rng, truth))
+    assert math.isnan(found["bbox_APs"]) and math.isnan(found["segm_APm"])
+    assert found["bbox_APl"] > 0
+
+
+@pytest.mark.parametrize("area", [0.3, 3.0])
+def test_sizes_are_of_the_area_that_is_written_of_objects_and_of_masks_of_detections(
+    area, make_case
+):
+    rng = np.random.default_rng(6)
+    truth = make_truth(rng)
+    for annotation in truth["annotations"]:
+        annotation["area"] *= area
+    make_case(truth).assert_equal(make_detections(rng, truth))
+
+
+def test_no_detection_gives_no_score(make_case):
+    case = make_case(make_truth(np.random.default_rng(7)))
+    found = case.assert_equal([])
+    assert all(math.isnan(value) for value in found.values())
+
+
+@pytest.mark.parametrize("kept", [EMPTY, [UNDETECTED]], ids=["no object", "no detection"])
+def test_detections_where_nothing_is_and_nothing_where_objects_are(kept, make_case):
+    rng = np.random.default_rng(8)
+    case = make_case(make_truth(rng))
+    detections = make_detections(rng, case.truth)
+    only_empty = [d for d in detections if d["image_id"] in EMPTY]
+    assert case.assert_equal(only_empty)["bbox_AP"] == 0
+    case.assert_equal(detections, kept)
+
+
+def test_some_images_alone(make_case):
+    rng = np.random.default_rng(9)
+    case = make_case(make_truth(rng))
+    detections = make_detections(rng, case.truth)
+    chosen = [IMAGE_IDS[0], IMAGE_IDS[4], IMAGE_IDS[3], UNDETECTED, IMAGE_IDS[8], IMAGE_IDS[6]]
+    whole = case.assert_equal(detections)
+    assert case.assert_equal(detections, chosen)["bbox_AP"] != whole["bbox_AP"]
+    # As in a sweep over a subset, where there are no others.
+    of_chosen = [d for d in detections if d["image_id"] in chosen]
+    assert case.assert_equal(of_chosen, chosen)["segm_AP"] != whole["segm_AP"]
+
+
+def test_an_object_of_id_zero_counts_as_missed_as_in_pycocotools(make_case):
+    rng = np.random.default_rng(10)
+    truth = make_truth(rng)
+    case = make_case(truth)
+    detections = make_detections(rng, truth)
+    before = case.scorer.score(detections)
+    for annotation in truth["annotations"]:
+        annotation["id"] -= 1
+    found = make_case(truth).assert_equal(detections)
+    assert found["bbox_AP"] < before["bbox_AP"]
+
+
+@pytest.mark.parametrize("prefix", ["image ", ""])
+def test_images_with_names_for_ids_are_refused(prefix, tmp_path):
+    truth = make_truth(np.random.default_rng(11))
+    for table, key in (("images", "id"), ("annotations", "image_id")):
+        for entry in truth[table]:
+            entry[key] = f"{prefix}{entry[key]}"
+    path = tmp_path / "named.json"
+    path.write_text(json.dumps(truth))
+    with pytest.raises(InputError, match=f"'{prefix}139': number the images, or set sweep.mode"):
+        CocoScorer(dataset_name(str(path), str(tmp_path)))
