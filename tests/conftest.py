@@ -3,10 +3,13 @@
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+import train_net
+from detectron2.engine import default_argument_parser
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
@@ -80,12 +83,58 @@ def tiny_config(tiny_overrides: list[str]) -> Callable[..., DictConfig]:
 @pytest.fixture(scope="module")
 def restored_logging() -> Iterator[None]:
     """Undoes what runs do to the loggers of the process, whose records other modules capture."""
+    with _restored_logging():
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained_tiny(
+    tiny_config: Callable[..., DictConfig],
+    tiny_scenes: ShapesPaths,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., DictConfig]:
+    """Makes the config, with further overrides, of a sweep of a tiny detector that finds objects.
+
+    It is swept on its eight training images: APs then differ from stitch to stitch and from 0.
+    """
+    output = tmp_path_factory.mktemp("trained")
+    on_training_images = (
+        f"data.test_json={tiny_scenes.train_json}",
+        f"data.test_images={tiny_scenes.train_images}",
+    )
+    config = tiny_config(
+        *on_training_images,
+        f"train.output_dir={output}",
+        "train.max_iter=90",
+        "train.eval_stitches=[0]",
+        "optimizer.lr=1e-3",
+        "dataloader.train.total_batch_size=4",
+    )
+    with _restored_logging():
+        train_net.main(default_argument_parser().parse_args([]), config)
+    checkpoint = output / "model_final.pth"
+
+    def make(output_dir: Path, *overrides: str) -> DictConfig:
+        return tiny_config(
+            *on_training_images,
+            f"train.output_dir={output_dir}",
+            f"train.init_checkpoint={checkpoint}",
+            *overrides,
+        )
+
+    return make
+
+
+@contextmanager
+def _restored_logging() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("", "detectron2", "fvcore", "snnet_vitdet")]
     before = [(log, log.level, log.propagate, list(log.handlers)) for log in loggers]
     setup_logger.cache_clear()
-    yield
-    setup_logger.cache_clear()
-    for log, level, propagate, handlers in before:
-        log.setLevel(level)
-        log.propagate = propagate
-        log.handlers[:] = handlers
+    try:
+        yield
+    finally:
+        setup_logger.cache_clear()
+        for log, level, propagate, handlers in before:
+            log.setLevel(level)
+            log.propagate = propagate
+            log.handlers[:] = handlers
