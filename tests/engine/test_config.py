@@ -148,3 +148,15 @@ def test_saved_config_loads_again_with_its_overrides_and_takes_new_ones(tmp_path
     assert instantiate(again.lr_multiplier)(0.5) == 1.0
     with pytest.raises(InputError, match="max_itr"):
         load_config(str(saved), ["train.max_itr=4"])
+
+
+def test_saved_config_of_an_earlier_version_gets_the_keys_it_lacks(tiny_config, tmp_path):
+    config = tiny_config()
+    defaults = dict(config.sweep)
+    added = ("mode", "subset", "precision")
+    for key in added:
+        del config.sweep[key]
+    LazyConfig.save(config, str(tmp_path / "config.yaml"))
+    assert dict(load_config(str(tmp_path / "config.yaml")).sweep) == defaults
+    changed = load_config(str(tmp_path / "config.yaml"), ["sweep.subset=500"])
+    assert (changed.sweep.subset, changed.sweep.mode) == (500, "one_pass")

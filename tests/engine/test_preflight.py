@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling import GeneralizedRCNN
 
 from snnet_vitdet.engine import load_config, preflight
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.modeling import AnchorViT
+from snnet_vitdet.modeling import AnchorViT, anchor_alone
 
 
 @pytest.fixture
@@ -91,6 +93,10 @@ def test_gpu_that_is_not_there_is_refused_with_both_remedies(device, check, monk
         ("sweep.stitch_ids=0-14", "stitch '0-14' is outside .* ids go from 0 to 13"),
         ("sweep.stitch_ids=3-1", "'3-1' runs backwards"),
         ("sweep.stitch_ids=FS-9", "unknown stitch 'FS-9'"),
+        ("sweep.mode=both", r"sweep.mode=both must be one of \['one_pass', 'separate'\]"),
+        ("sweep.precision=half", "sweep.precision=half must be one of"),
+        ("sweep.subset=-1", "sweep.subset=-1 must be a whole number of at least 0"),
+        ("sweep.subset=0.1", "sweep.subset=0.1 must be a whole number of at least 0"),
         ("train.eval_stitches=[0,99]", "stitch '99' is outside"),
         ("train.init_checkpoint=gone.pth", "train.init_checkpoint=gone.pth does not exist"),
         ("model.roi_heads.num_classes=5", "num_classes is 5, but the data has 6 categories"),
@@ -291,3 +297,56 @@ def test_sweep_at_initialisation_is_checked_like_a_training(check, write_json):
         check(start, f"data.train_json='{write_json(text='[')}'", evaluation=True)
     with pytest.raises(InputError, match="leave out train.init_checkpoint"):
         check(start, "train.init_checkpoint=model.pth", evaluation=True)
+
+
+class OwnEvaluator(COCOEvaluator):
+    """Might score in a way of its own."""
+
+
+class OwnDetector(GeneralizedRCNN):
+    """Might infer in a way of its own."""
+
+
+EVALUATOR = "dataloader.evaluator"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (f"{EVALUATOR}.max_dets_per_image=300", "COCOEvaluator with {'max_dets_per_image': 300}"),
+        (f"+{EVALUATOR}.tasks=[bbox]", r"COCOEvaluator with {'tasks': \['bbox'\]}"),
+        (f"{EVALUATOR}._target_={__name__}.OwnEvaluator", "dataloader.evaluator a OwnEvaluator"),
+        (f"model._target_={__name__}.OwnDetector", "the model is a OwnDetector"),
+    ],
+)
+def test_one_pass_with_a_way_to_infer_or_score_of_ones_own_is_refused(override, expected, check):
+    with pytest.raises(InputError, match=f"{expected}.*: set sweep.mode=separate"):
+        check(override, evaluation=True)
+    check(override, "sweep.mode=separate", evaluation=True)
+    check(override)  # a training evaluates separately
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"{EVALUATOR}._target_=detectron2.evaluation.COCOEvaluator",
+        f"{EVALUATOR}.max_dets_per_image=null",
+    ],
+)
+def test_one_pass_takes_the_evaluator_by_name_and_defaults_that_are_written_out(override, check):
+    check(override, evaluation=True)
+
+
+def test_two_stages_need_one_pass_over_several_stitches(check, tiny_config, tmp_path):
+    check("sweep.subset=1", evaluation=True)
+    message = "sweep.subset=1 is for a stitched detector and sweep.mode=one_pass: leave it out"
+    with pytest.raises(InputError, match=message):
+        check("sweep.subset=1", "sweep.mode=separate", evaluation=True)
+    (tmp_path / "some.pth").touch()
+    checkpoint = f"train.init_checkpoint='{tmp_path / 'some.pth'}'"
+    config = tiny_config(f"train.output_dir='{tmp_path}'", checkpoint, "sweep.subset=1")
+    config.model = anchor_alone(config.model, "small")
+    with pytest.raises(InputError, match=message):
+        preflight(config, evaluation=True, resume=False, num_processes=1)
+    config.sweep.subset = 0
+    preflight(config, evaluation=True, resume=False, num_processes=1)

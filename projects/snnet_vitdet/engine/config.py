@@ -21,6 +21,10 @@ from snnet_vitdet.errors import InputError
 
 __all__ = ["load_config"]
 
+# Keys that a config.yaml saved by an earlier version has not, with the values of
+# configs/common/train.py.
+_LATER_KEYS = {"sweep.mode": "one_pass", "sweep.subset": 0, "sweep.precision": "float32"}
+
 
 def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     """Loads a config file and applies ``key=value`` overrides.
@@ -37,12 +41,15 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     if not config_file:
         raise InputError("no config file is given: add --config-file configs/…")
     if not os.path.isfile(config_file):
-        near = difflib.get_close_matches(
-            config_file, glob("configs/*/*.py"), n=3, cutoff=0.5
-        ) or sorted(glob("configs/*/*.py"))
+        # What is in common/ is no config of its own.
+        there = sorted(set(glob("configs/*/*.py")) - set(glob("configs/common/*.py")))
+        near = difflib.get_close_matches(config_file, there, n=3, cutoff=0.5) or there
         hint = f"; there are {', '.join(near)}" if near else ""
         raise InputError(f"config file {config_file} does not exist{hint}")
     config = LazyConfig.load(config_file)
+    for key, value in _LATER_KEYS.items():
+        if OmegaConf.select(config, key) is None and "sweep" in config:
+            OmegaConf.update(config, key, value, force_add=True)
     for override in overrides:
         _check_override(config, override)
     try:
