@@ -9,13 +9,15 @@ Behaves as detectron2's lazyconfig_train_net.py; --eval-only sweeps over the sti
 sweep.stitch_ids and writes its tables and pareto.png to the folder sweep/ in train.output_dir.
 """
 
+import copy
 import hashlib
 import json
 import logging
 import os
+from pathlib import Path
 
 import torch
-from detectron2.config import instantiate
+from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import default_argument_parser, default_setup, default_writers, hooks, launch
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
@@ -50,6 +52,7 @@ from snnet_vitdet.evaluation import (
     sweep,
     two_stage_sweep,
 )
+from snnet_vitdet.evaluation.results import write_atomically
 from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, stitch_costs
 from snnet_vitdet.report import plot_pareto
 from snnet_vitdet.stitching import select_stitches
@@ -136,6 +139,7 @@ def rehearse_training(config, model, optimizer):
 
 def do_train(config, resume):
     """Trains from the start, or on from the last checkpoint of the output folder."""
+    as_given = copy.deepcopy(config)
     model = build_model(config)
     config.optimizer.params.model = model
     optimizer = instantiate(config.optimizer)
@@ -157,6 +161,8 @@ def do_train(config, resume):
     checkpointer.add_checkpointable("trainer", trainer)
     if resume:
         checkpointer.load(checkpointer.get_checkpoint_file())
+        if comm.is_main_process():
+            LazyConfig.save(as_given, os.path.join(config.train.output_dir, "config.yaml"))
     else:
         # What every later start of this training goes back to; resuming adds 1.
         trainer.iter = -1
@@ -294,16 +300,44 @@ def do_sweep(config, resume):
     return table
 
 
-def main(args, config):
-    """One process of a run."""
-    default_setup(config, args)
+def set_up(config, args):
+    """detectron2's set-up of a run; returns the folder of its log and config.yaml.
+
+    A folder's config.yaml stays the one of its training: a sweep has its own, and resuming replaces
+    it only when the checkpoint has been loaded with what it says.
+    """
+    folder = config.train.output_dir
+    path = os.path.join(folder, "config.yaml")
+    if args.eval_only:
+        folder = os.path.join(folder, "sweep")
+        own = copy.deepcopy(config)
+        own.train.output_dir = folder
+        default_setup(own, args)
+        if comm.is_main_process():
+            LazyConfig.save(config, os.path.join(folder, "config.yaml"))
+    elif args.resume and os.path.isfile(path):
+        with open(path, "rb") as file:
+            before = file.read()
+        default_setup(config, args)
+        if comm.is_main_process():
+            write_atomically(Path(path), before)
+    else:
+        default_setup(config, args)
+    return folder
+
+
+def main(args, config, notes=()):
+    """One process of a run; notes are what the log has to say of what came before it."""
+    folder = set_up(config, args)
     setup_logger(
-        config.train.output_dir,
+        folder,
         distributed_rank=comm.get_rank(),
         name="snnet_vitdet",
         # The first process may be the one that has set up the screen for the checks already.
         configure_stdout=not logging.getLogger("snnet_vitdet").handlers,
     )
+    for note in notes:
+        logger.info(note)
     if config.train.device == "cpu" and args.num_gpus > 1:
         # More threads than cores make OpenMP's barriers wait ten times longer than the arithmetic.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.num_gpus))
@@ -319,8 +353,9 @@ def cli():
     setup_logger(name="snnet_vitdet")
     try:
         config = load_config(args.config_file, args.opts)
+        notes = []
         if not args.eval_only:
-            apply_linear_scaling(config)
+            notes += apply_linear_scaling(config)
         preflight(
             config,
             evaluation=args.eval_only,
@@ -333,7 +368,7 @@ def cli():
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args, config),
+            args=(args, config, notes),
         )
     except InputError as error:
         exit_with(error)

@@ -21,6 +21,7 @@ from detectron2.utils.logger import setup_logger
 from PIL import Image
 from torch.multiprocessing import ProcessRaisedException
 
+from snnet_vitdet.engine import load_config
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.stitching import ResourceConstrainedSampler, StitchSpace
@@ -532,6 +533,44 @@ def test_unreadable_image_ends_the_training_with_its_name(tiny_overrides, tiny_s
     assert str(broken) in last
 
 
+# --------------------------------------------------------------------------- config.yaml and log
+
+
+def test_config_of_a_training_survives_what_is_run_in_its_folder(
+    tiny_config, tmp_path, restored_logging
+):
+    output = tmp_path / "output"
+    lora = ("model.backbone.net.small.lora_rank=2", "model.backbone.net.large.lora_rank=2")
+    given = [f"train.output_dir={output}", "train.max_iter=2", "train.eval_stitches=[0]"]
+    run_main(tiny_config(*given, *lora))
+    before = (output / "config.yaml").read_bytes()
+    # Overrides forgotten: neither a sweep nor a resumed training loads the checkpoint.
+    with pytest.raises(InputError, match="not one of this model"):
+        run_main(tiny_config(*given), "--eval-only")
+    with pytest.raises(InputError, match="not one of this model"):
+        run_main(tiny_config(*given, "train.max_iter=3"), "--resume")
+    assert (output / "config.yaml").read_bytes() == before
+    # What a sweep is told is in its own folder, with its log.
+    saved = load_config(str(output / "config.yaml"), ["sweep.stitch_ids=[0]"])
+    run_main(saved, "--eval-only")
+    assert (output / "config.yaml").read_bytes() == before
+    own = load_config(str(output / "sweep/config.yaml"))
+    assert own.sweep.stitch_ids == [0] and own.train.output_dir == str(output)
+    assert "Results in" in (output / "sweep/log.txt").read_text()
+    # A training that has gone on has the config it went on with.
+    run_main(tiny_config(*given, *lora, "train.max_iter=3"), "--resume")
+    assert load_config(str(output / "config.yaml")).train.max_iter == 3
+
+
+def test_notes_of_the_start_are_in_the_log(tiny_config, tmp_path, restored_logging):
+    config = tiny_config(
+        f"train.output_dir={tmp_path}", "train.max_iter=1", "train.eval_stitches=[0]"
+    )
+    args = default_argument_parser().parse_args([])
+    train_net.main(args, config, ["Scaled linearly from 8 to 2 images an iteration: all."])
+    assert "Scaled linearly from 8 to 2 images" in (tmp_path / "log.txt").read_text()
+
+
 # ------------------------------------------------------------------------------- linear scaling
 
 
@@ -541,7 +580,7 @@ def test_schedule_is_scaled_once_before_it_is_checked(
 ):
     started = []
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(train_net, "launch", lambda *_, args, **__: started.append(args[1]))
+    monkeypatch.setattr(train_net, "launch", lambda *_, args, **__: started.append(args[1:]))
     (tmp_path / "some.pth").touch()
     overrides = (
         f"train.output_dir={tmp_path / 'output'}",
@@ -552,9 +591,14 @@ def test_schedule_is_scaled_once_before_it_is_checked(
     argv = ["train_net.py", "--config-file", NANO, *flags, *tiny_overrides, *overrides]
     monkeypatch.setattr(sys, "argv", argv)
     train_net.cli()
-    (config,) = started
+    ((config, notes),) = started
     # A sweep trains nothing.
-    expected = (8, 300, 5e-4) if flags == ["--eval-only"] else (2, 1200, 1.25e-4)
+    scaled = flags != ["--eval-only"]
+    expected = (None, 1200, 1.25e-4) if scaled else (8, 300, 5e-4)
+    # For the log of the run, which is not open yet.
+    assert [note.partition(":")[0] for note in notes] == (
+        ["Scaled linearly from 8 to 2 images an iteration"] if scaled else []
+    )
     train = config.train
     assert (train.reference_batch_size, train.max_iter, config.optimizer.lr) == expected
 

@@ -16,8 +16,9 @@ from snnet_vitdet.modeling import anchor_arguments, plain_vit_names
 
 def describe(name, anchor):
     """The overrides that make an anchor fit the weights of a timm model."""
+    arguments = {"global_block_indexes": None, **anchor_arguments(name)}
     print(f"init.weights.{anchor}={name}")
-    for key, value in anchor_arguments(name).items():
+    for key, value in arguments.items():
         written = "null" if value is None else str(value).replace("(", "[").replace(")", "]")
         print(f"model.backbone.net.{anchor}.{key}={written.replace(' ', '')}")
 

@@ -39,6 +39,8 @@ sweep = dict(
     subset=0,
     # "float32", or on a GPU "float16" or "bfloat16" for speed at slightly different scores.
     precision="float32",
+    # Replace the results of an earlier sweep in the same folder.
+    overwrite=False,
     # Instead of a checkpoint, what a training starts from: pretrained anchors and the fit of init.
     at_initialisation=False,
 )

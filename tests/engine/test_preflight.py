@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import LazyConfig
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import GeneralizedRCNN
 
@@ -350,3 +351,39 @@ def test_two_stages_need_one_pass_over_several_stitches(check, tiny_config, tmp_
         preflight(config, evaluation=True, resume=False, num_processes=1)
     config.sweep.subset = 0
     preflight(config, evaluation=True, resume=False, num_processes=1)
+
+
+def test_freezing_for_the_whole_training_is_refused(check):
+    message = "train.freeze_anchors=4 of train.max_iter=4 iterations would never train the anchors"
+    with pytest.raises(InputError, match=message):
+        check("train.freeze_anchors=4", "train.max_iter=4")
+    check("train.freeze_anchors=3", "train.max_iter=4")
+
+
+def test_going_on_with_another_batch_is_refused(check, tmp_path):
+    output = tmp_path / "output"
+    config = check()
+    LazyConfig.save(config, str(output / "config.yaml"))
+    other = "dataloader.train.total_batch_size=4"
+    # Before the first checkpoint there is nothing to go on with.
+    check(other, resume=True)
+    (output / "last_checkpoint").write_text("model_0000009.pth")
+    (output / "model_0000009.pth").touch()
+    check(resume=True)
+    message = "total_batch_size=4, but the training in .* has 2 images an iteration: resume it with"
+    with pytest.raises(InputError, match=message):
+        check(other, resume=True)
+
+
+def test_the_scores_of_a_sweep_are_not_overwritten_unasked(check, tmp_path):
+    table = tmp_path / "output/sweep/stitches.json"
+    table.parent.mkdir(parents=True)
+    for harmless in ("[]", "no json"):
+        table.write_text(harmless)
+        check(evaluation=True)
+    table.write_text('[{"stitch_id": 0}]')
+    message = "sweep already holds the scores of 1 stitch: add --resume to keep them and go on"
+    with pytest.raises(InputError, match=message):
+        check(evaluation=True)
+    check("sweep.overwrite=True", evaluation=True)
+    check(evaluation=True, resume=True)

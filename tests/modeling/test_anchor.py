@@ -212,7 +212,10 @@ def test_output_is_one_map_of_the_width_at_the_stride_of_a_patch():
 
 def test_a_block_index_outside_the_anchor_is_an_error():
     for bad in (4, -1):
-        message = rf"global_block_indexes holds {bad}, but the anchor has blocks 0 … 3"
+        message = (
+            rf"global_block_indexes holds {bad}, but the anchor of width 24 has blocks 0 … 3: set "
+            "it to null for the last of each quarter"
+        )
         with pytest.raises(InputError, match=message):
             small_anchor(global_block_indexes=(1, bad))
 
@@ -277,11 +280,28 @@ def test_relative_positions_can_be_left_to_global_blocks():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(abs_pos="tiled"), r"abs_pos='tiled' must be one of \['interpolated', 'win', None\]"),
-        (dict(use_rel_pos="all"), r"use_rel_pos='all' must be one of \[True, False, 'global'\]"),
+        (dict(abs_pos="none"), "abs_pos=none of an anchor must be one of interpolated, win, null"),
+        (
+            dict(use_rel_pos="all"),
+            "use_rel_pos=all of an anchor must be one of True, False, gl",
+        ),
+        (
+            dict(act_layer="quickgelu"),
+            "act_layer=quickgelu of an anchor must be one of gelu, ",
+        ),
+        (dict(norm_eps="1e5x"), "norm_eps=1e5x of an anchor must be a number above 0"),
+        (
+            dict(pretrain_pixel_mean=[0.5, 0.5]),
+            r"pretrain_pixel_mean=\[0.5, 0.5\] of an anchor",
+        ),
+        (
+            dict(pretrain_pixel_std=[0.5] * 3),
+            "three numbers, red, green and blue, of pixels",
+        ),
+        (dict(rel_pos_table=True, use_rel_pos=False), "is nothing without use_rel_pos=True"),
     ],
 )
-def test_positions_of_an_unknown_kind_are_an_error(changes, message):
+def test_arguments_that_cannot_be_meant_are_errors(changes, message):
     with pytest.raises(InputError, match=message):
         small_anchor(**changes)
 

@@ -239,7 +239,7 @@ def test_a_name_that_timm_does_not_know_is_an_error(name):
     assert_refused(
         name,
         f"weights '{name}' are neither an existing file nor a model that timm knows; see "
-        "timm.list_pretrained('deit3*')",
+        "tools/list_anchors.py",
     )
 
 

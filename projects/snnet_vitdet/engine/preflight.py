@@ -4,12 +4,13 @@ Runs once, in the process the user started, before any other process, GPU or dat
 ends in one sentence instead of a traceback from the middle of several processes.
 """
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
 
 import torch
-from detectron2.config import instantiate
+from detectron2.config import LazyConfig, instantiate
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils.registry import locate
@@ -105,6 +106,10 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
         _check_batch(batch, num_processes, config.train.accumulation.steps)
         _check_freezing(config.train, model, num_processes)
         _check_output_dir(config.train.output_dir, resume)
+        if resume:
+            _check_same_batch(config)
+    elif not resume and not config.sweep.overwrite:
+        _check_sweep_dir(config.train.output_dir)
     if starts and not config.train.init_checkpoint:
         anchors = anchors_of(model)
         for name, source in config.init.weights.items():
@@ -227,6 +232,12 @@ def _check_freezing(train: DictConfig, model: nn.Module, num_processes: int) -> 
             f"train.freeze_anchors={train.freeze_anchors} leaves parameters without gradient, for "
             f"which {num_processes} processes would wait: add train.ddp.find_unused_parameters=True"
         )
+    if train.freeze_anchors >= train.max_iter:
+        raise InputError(
+            f"train.freeze_anchors={train.freeze_anchors} of train.max_iter={train.max_iter} "
+            "iterations would never train the anchors: freeze them for a part of the training, or "
+            "tune them by LoRA (model.backbone.net.small.lora_rank=4, and .large)"
+        )
 
 
 def _check_writable(output_dir: str) -> None:
@@ -247,4 +258,34 @@ def _check_output_dir(output_dir: str, resume: bool) -> None:
         raise InputError(
             f"{output_dir} already holds a training ({last}): add --resume to continue it, or "
             "choose another train.output_dir"
+        )
+
+
+def _check_same_batch(config: DictConfig) -> None:
+    """Refuses to go on with another batch: checkpoints count iterations, not images."""
+    path = os.path.join(config.train.output_dir, "config.yaml")
+    if not last_checkpoint(config.train.output_dir) or not os.path.isfile(path):
+        return
+    key = "dataloader.train.total_batch_size"
+    before, now = OmegaConf.select(LazyConfig.load(path), key), OmegaConf.select(config, key)
+    if before not in (None, now):
+        raise InputError(
+            f"{key}={now}, but the training in {config.train.output_dir} has {before} images an "
+            f"iteration: resume it with {key}={before}"
+        )
+
+
+def _check_sweep_dir(output_dir: str) -> None:
+    """Refuses to overwrite what may have taken days."""
+    path = os.path.join(output_dir, "sweep", "stitches.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            rows = json.load(file)
+    except (OSError, ValueError):
+        return  # none, or nothing worth keeping
+    if rows:
+        raise InputError(
+            f"{os.path.dirname(path)} already holds the scores of {len(rows)} "
+            f"stitch{'es' if len(rows) > 1 else ''}: add --resume to keep them and go on with "
+            "others, or sweep.overwrite=True to begin anew"
         )

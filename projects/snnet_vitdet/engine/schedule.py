@@ -5,7 +5,6 @@ iteration, k times the learning rate for a k-th of the iterations. Warm-up and m
 fractions of the training in every recipe, so they follow by themselves.
 """
 
-import logging
 from numbers import Real
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,8 +14,6 @@ from snnet_vitdet.errors import InputError
 from .values import check_whole_number
 
 __all__ = ["apply_linear_scaling", "scale_iterations", "training_plan"]
-
-logger = logging.getLogger(__name__)
 
 # Numbers of iterations, and the lowest that means something; 0 is off where it is allowed.
 _ITERATIONS = {
@@ -44,15 +41,18 @@ def scale_iterations(iterations: int, reference: int, batch: int) -> int:
     return max(1, round(iterations * reference / batch)) if iterations else 0
 
 
-def apply_linear_scaling(config: DictConfig) -> None:
+def apply_linear_scaling(config: DictConfig) -> list[str]:
     """Scales learning rate and iterations from ``train.reference_batch_size`` to the batch.
 
-    The reference becomes the batch, so that nothing is scaled twice: neither by another call nor
-    from the config.yaml in which a training saves what it used.
+    The reference is taken out, so that nothing is scaled twice: neither by another call nor from
+    the config.yaml in which a training saves what it used.
 
     Args:
         config: The whole config, overrides applied; changed in place. Without a reference, nothing
             is.
+
+    Returns:
+        What was scaled in one sentence for the log, if anything.
 
     Raises:
         InputError: If the reference, the batch or a value to be scaled is no number that can be.
@@ -60,12 +60,13 @@ def apply_linear_scaling(config: DictConfig) -> None:
     # A config.yaml of an earlier version does not have the key.
     reference = OmegaConf.select(config, _REFERENCE)
     if reference is None:
-        return
+        return []
     batch = OmegaConf.select(config, _BATCH)
     check_whole_number(_REFERENCE, reference, 1)
     check_whole_number(_BATCH, batch, 1)
     if batch == reference:
-        return
+        OmegaConf.update(config, _REFERENCE, None)
+        return []
     lr = OmegaConf.select(config, _LR)
     if not isinstance(lr, Real) or not lr > 0:
         raise InputError(f"{_LR}={lr} must be a number above 0")
@@ -76,13 +77,11 @@ def apply_linear_scaling(config: DictConfig) -> None:
         scaled[key] = (value, scale_iterations(value, reference, batch))
     for key, (_, value) in scaled.items():
         OmegaConf.update(config, key, value)
-    OmegaConf.update(config, _REFERENCE, batch)
-    logger.info(
-        "Scaled linearly from %d to %d images an iteration: %s.",
-        reference,
-        batch,
-        ", ".join(f"{key} {_text(old)} → {_text(new)}" for key, (old, new) in scaled.items()),
-    )
+    OmegaConf.update(config, _REFERENCE, None)
+    changes = (f"{key} {_text(old)} → {_text(new)}" for key, (old, new) in scaled.items())
+    return [
+        f"Scaled linearly from {reference} to {batch} images an iteration: {', '.join(changes)}."
+    ]
 
 
 def _text(value: float) -> str:

@@ -31,6 +31,7 @@ __all__ = ["AnchorViT", "Block", "last_of_each_quarter"]
 
 _ABS_POS = ("interpolated", "win", None)
 _USE_REL_POS = (True, False, "global")
+_ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
 
 
 def last_of_each_quarter(depth: int) -> tuple[int, ...]:
@@ -197,9 +198,25 @@ class AnchorViT(Backbone):
         for key, value, allowed in (
             ("abs_pos", abs_pos, _ABS_POS),
             ("use_rel_pos", use_rel_pos, _USE_REL_POS),
+            ("act_layer", act_layer, _ACTIVATIONS),
         ):
             if value not in allowed:
-                raise InputError(f"{key}={value!r} must be one of {list(allowed)}")
+                written = ", ".join("null" if v is None else str(v) for v in allowed)
+                raise InputError(f"{key}={value} of an anchor must be one of {written}")
+        if not isinstance(norm_eps, float) or not norm_eps > 0:
+            raise InputError(f"norm_eps={norm_eps} of an anchor must be a number above 0")
+        for key, values, lowest in (
+            ("pretrain_pixel_mean", pretrain_pixel_mean, 0.0),
+            ("pretrain_pixel_std", pretrain_pixel_std, 2.0),
+        ):
+            # A standard deviation below 2 is one of pixels from 0 to 1.
+            if len(values) != 3 or not all(lowest <= value <= 255 for value in values):
+                raise InputError(
+                    f"{key}={list(values)} of an anchor must be three numbers, red, green and "
+                    "blue, of pixels from 0 to 255 (timm's own are of 0 to 1)"
+                )
+        if rel_pos_table and not use_rel_pos:
+            raise InputError("rel_pos_table=True of an anchor is nothing without use_rel_pos=True")
         if abs_pos == "win" and not window_size:
             raise InputError("abs_pos='win' repeats positions in every window: set a window_size")
         if global_block_indexes is None:
@@ -207,8 +224,8 @@ class AnchorViT(Backbone):
         outside = [i for i in global_block_indexes if not 0 <= i < depth]
         if outside:
             raise InputError(
-                f"global_block_indexes holds {outside[0]}, but the anchor has blocks "
-                f"0 … {depth - 1}"
+                f"global_block_indexes holds {outside[0]}, but the anchor of width {embed_dim} has "
+                f"blocks 0 … {depth - 1}: set it to null for the last of each quarter"
             )
         self.embed_dim = embed_dim
         self.depth = depth

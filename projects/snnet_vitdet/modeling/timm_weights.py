@@ -94,7 +94,7 @@ def _check_name(name: str) -> None:
     if not timm.is_model(architecture):
         raise InputError(
             f"weights {name!r} are neither an existing file nor a model that timm knows; see "
-            "timm.list_pretrained('deit3*')"
+            "tools/list_anchors.py"
         )
     known = timm.list_pretrained(f"{architecture}.*")
     if not known or (name != architecture and name not in known):
