@@ -407,6 +407,20 @@ def test_interrupted_in_its_second_stage_two_stages_go_on_there(
 
 
 @pytest.mark.slow
+def test_interrupted_on_another_subset_it_is_detected_anew(
+    make_config, tmp_path, small_files, watch
+):
+    chosen = "sweep.stitch_ids=0-3"
+    watch.stop_at_image = 3
+    with pytest.raises(RuntimeError):
+        run(make_config("sweep.subset=3", chosen))
+    watch.restart()
+    run(make_config("sweep.subset=4", chosen), "--resume")
+    assert len(watch.image_ids) == 4 + NUM_IMAGES
+    assert {row["num_images"] for row in rows_of(tmp_path, "sweep/subset")} == {4}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("subset", [NUM_IMAGES, 1000])
 def test_a_subset_of_all_images_is_one_sweep(subset, make_config, tmp_path, watch):
     run(make_config(f"sweep.subset={subset}", "sweep.stitch_ids=[1]"))

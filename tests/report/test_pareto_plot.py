@@ -116,6 +116,28 @@ def test_each_panel_has_the_frontier_of_its_own_score():
     assert box.get_title() == "Box AP: 2 of 3 on the frontier"
 
 
+def test_stitches_scored_on_fewer_images_are_pale_and_not_on_the_frontier():
+    rows = [
+        {"kind": "S", "gflops": 1.0, "bbox_AP": 30.0, "num_images": 5000},
+        {"kind": "FS", "gflops": 2.0, "bbox_AP": 60.0, "num_images": 500},
+        {"kind": "FS", "gflops": 3.0, "bbox_AP": 40.0, "num_images": 5000},
+        {"kind": "SF", "gflops": 0.5, "bbox_AP": 10.0, "num_images": 500},
+    ]
+    (box,) = pareto_figure(rows).axes
+
+    assert _frontier(box) == [(1.0, 30.0), (3.0, 40.0)]
+    assert len(_dots(box)) == 4
+    alphas = {
+        (scatter.get_label(), float(cost)): float(colour[3])
+        for scatter in box.collections
+        for (cost, _), colour in zip(scatter.get_offsets(), scatter.get_facecolor(), strict=True)
+    }
+    assert alphas == {("S", 1.0): 1.0, ("FS", 2.0): 0.3, ("FS", 3.0): 1.0, ("SF", 0.5): 0.3}
+    assert box.get_title() == (
+        "Box AP: 2 of 2 on the frontier\n(2 on a subset of the images, pale)"
+    )
+
+
 def test_axes_are_labelled_with_units():
     box, mask = pareto_figure(_rows()).axes
 

@@ -72,8 +72,9 @@ def pareto_figure(table_rows: Sequence[Mapping[str, Any]], *, title: str | None 
     """Draw the picture of a sweep: a panel each for box and mask AP over GFLOPs.
 
     A task without any score gets no panel. In a panel, each kind of stitch is one scatter labelled
-    with its kind, and the frontier by this panel's AP is a line labelled ``frontier``. Stitches
-    whose score is missing (NaN or None) are left out and counted in the panel's title.
+    with its kind, and the frontier by this panel's AP is a line labelled ``frontier``. It is of the
+    stitches scored on the most images; those scored on fewer are pale. Stitches whose score is
+    missing (NaN or None) are left out and counted in the panel's title.
 
     Args:
         table_rows: the rows of a results table, or of its ``stitches.json``.
@@ -125,12 +126,19 @@ def _draw_panel(
 ) -> None:
     label = _TASKS[task]
     points = _points(rows, task)
-    on_front = pareto_front([cost for _, cost, _ in points], [score for _, _, score in points])
-    frontier = sorted(point[1:] for point, on in zip(points, on_front, strict=True) if on)
+    most = max((images for *_, images in points), default=0)
+    on_front = pareto_front(
+        [cost for _, cost, _, _ in points],
+        [score if images == most else math.nan for _, _, score, images in points],
+    )
+    frontier = sorted(point[1:3] for point, on in zip(points, on_front, strict=True) if on)
+    num_compared = sum(images == most for *_, images in points)
 
     axes.set_xlabel("GFLOPs (multiply–accumulates / 1e9)", fontsize=11, color=_INK)
     axes.set_ylabel(f"{label} AP (COCO, 0–100)", fontsize=11, color=_INK)
-    heading = f"{label.capitalize()} AP: {len(frontier)} of {len(points)} on the frontier"
+    heading = f"{label.capitalize()} AP: {len(frontier)} of {num_compared} on the frontier"
+    if num_compared < len(points):
+        heading += f"\n({len(points) - num_compared} on a subset of the images, pale)"
     if missing := len(rows) - len(points):
         heading += f"\n({missing} without a score left out)"
     axes.set_title(heading, fontsize=12, color=_INK)
@@ -157,13 +165,13 @@ def _draw_panel(
     dot_size = 32 if len(points) > 40 else 70
     for kind, (colour, marker) in kinds.items():
         chosen = [
-            (cost, score, on)
-            for (point_kind, cost, score), on in zip(points, on_front, strict=True)
+            (cost, score, on, 1.0 if images == most else 0.3)
+            for (point_kind, cost, score, images), on in zip(points, on_front, strict=True)
             if point_kind == kind
         ]
         if not chosen:
             continue
-        costs, scores, on = zip(*chosen, strict=True)
+        costs, scores, on, alpha = zip(*chosen, strict=True)
         anchor = kind in _ANCHORS
         axes.scatter(
             costs,
@@ -171,6 +179,7 @@ def _draw_panel(
             s=330 if anchor else dot_size,
             marker=marker,
             c=colour,
+            alpha=alpha,
             edgecolors=[_INK if each else "white" for each in on],
             linewidths=[1.2 if each else 0.6 for each in on],
             # Small groups above large ones, which would hide them in a crowd.
@@ -277,7 +286,10 @@ def _kinds(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
     }
 
 
-def _points(rows: Sequence[Mapping[str, Any]], task: str) -> list[tuple[str, float, float]]:
-    """The (kind, GFLOPs, AP) of each row that has this score."""
-    scored = ((row["kind"], row["gflops"], row.get(f"{task}_AP")) for row in rows)
+def _points(rows: Sequence[Mapping[str, Any]], task: str) -> list[tuple[str, float, float, int]]:
+    """The (kind, GFLOPs, AP, number of images) of each row that has this score."""
+    scored = (
+        (row["kind"], row["gflops"], row.get(f"{task}_AP"), row.get("num_images") or 0)
+        for row in rows
+    )
     return [point for point in scored if point[2] is not None and not math.isnan(point[2])]
