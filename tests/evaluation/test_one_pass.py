@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -390,6 +391,24 @@ def test_two_stages_score_the_frontier_of_a_subset_on_all_images(
     run(make_config("sweep.subset=4"), "--resume")
     assert (len(watch.image_ids), watch.scored) == (4, NUM_STITCHES)
     assert files_of(tmp_path) == files_of(uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_subset_is_scored_as_if_there_were_no_other_images(
+    make_config, trained_tiny, tmp_path, watch
+):
+    config = make_config("sweep.subset=3", "sweep.stitch_ids=anchors")
+    run(config)
+    data = json.loads(Path(config.data.test_json).read_text())
+    chosen = watch.image_ids[:3]
+    data["images"] = [image for image in data["images"] if image["id"] in chosen]
+    data["annotations"] = [a for a in data["annotations"] if a["image_id"] in chosen]
+    (tmp_path / "chosen.json").write_text(json.dumps(data))
+    change = f"data.test_json={tmp_path / 'chosen.json'}"
+    run(trained_tiny(tmp_path / "chosen", change, "sweep.stitch_ids=anchors"))
+    rows = rows_of(tmp_path / "chosen")
+    assert_same_rows(rows, rows_of(tmp_path, "sweep/subset"))
+    assert rows[0]["bbox_AP"] > 1
 
 
 @pytest.mark.slow
