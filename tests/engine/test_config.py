@@ -153,7 +153,7 @@ def test_saved_config_loads_again_with_its_overrides_and_takes_new_ones(tmp_path
 def test_saved_config_of_an_earlier_version_gets_the_keys_it_lacks(tiny_config, tmp_path):
     config = tiny_config()
     defaults = dict(config.sweep)
-    added = ("mode", "subset", "precision")
+    added = ("mode", "subset", "precision", "overwrite")
     for key in added:
         del config.sweep[key]
     LazyConfig.save(config, str(tmp_path / "config.yaml"))

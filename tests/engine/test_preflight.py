@@ -387,3 +387,21 @@ def test_the_scores_of_a_sweep_are_not_overwritten_unasked(check, tmp_path):
         check(evaluation=True)
     check("sweep.overwrite=True", evaluation=True)
     check(evaluation=True, resume=True)
+
+
+def test_detections_and_first_stages_of_interrupted_sweeps_are_not_overwritten_unasked(
+    check, tmp_path
+):
+    detections = tmp_path / "output" / "sweep" / "subset" / "detections"
+    detections.mkdir(parents=True)
+    (detections / "manifest.json").write_text("{}")
+    check(evaluation=True)  # nothing is in it yet
+    (detections / "0000-000000.npz").touch()
+    with pytest.raises(InputError, match="subset holds the detections of an interrupted .*resume"):
+        check(evaluation=True)
+    check(evaluation=True, resume=True)
+    check("sweep.overwrite=True", evaluation=True)
+    (detections / "0000-000000.npz").unlink()
+    (detections.parent / "stitches.json").write_text('[{"stitch_id": 0}]')
+    with pytest.raises(InputError, match="subset already holds the scores of 1 stitch: add --res"):
+        check(evaluation=True)

@@ -23,7 +23,12 @@ __all__ = ["load_config"]
 
 # Keys that a config.yaml saved by an earlier version has not, with the values of
 # configs/common/train.py.
-_LATER_KEYS = {"sweep.mode": "one_pass", "sweep.subset": 0, "sweep.precision": "float32"}
+_LATER_KEYS = {
+    "sweep.mode": "one_pass",
+    "sweep.subset": 0,
+    "sweep.precision": "float32",
+    "sweep.overwrite": False,
+}
 
 
 def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:

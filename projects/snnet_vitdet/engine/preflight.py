@@ -4,6 +4,7 @@ Runs once, in the process the user started, before any other process, GPU or dat
 ends in one sentence instead of a traceback from the middle of several processes.
 """
 
+import glob
 import json
 import logging
 import os
@@ -277,15 +278,26 @@ def _check_same_batch(config: DictConfig) -> None:
 
 def _check_sweep_dir(output_dir: str) -> None:
     """Refuses to overwrite what may have taken days."""
-    path = os.path.join(output_dir, "sweep", "stitches.json")
+    folder = os.path.join(output_dir, "sweep")
+    remedy = "sweep.overwrite=True to begin anew"
+    # The first of two stages has a folder of its own.
+    for path in (folder, os.path.join(folder, "subset")):
+        if count := _num_rows(os.path.join(path, "stitches.json")):
+            raise InputError(
+                f"{path} already holds the scores of {count} stitch{'es' if count > 1 else ''}: "
+                f"add --resume to keep them and go on with others, or {remedy}"
+            )
+        if glob.glob(os.path.join(glob.escape(path), "detections", "*.npz")):
+            raise InputError(
+                f"{path} holds the detections of an interrupted sweep: add --resume to go on from "
+                f"there, or {remedy}"
+            )
+
+
+def _num_rows(path: str) -> int:
+    """0 also if there is nothing worth keeping."""
     try:
         with open(path, encoding="utf-8") as file:
-            rows = json.load(file)
-    except (OSError, ValueError):
-        return  # none, or nothing worth keeping
-    if rows:
-        raise InputError(
-            f"{os.path.dirname(path)} already holds the scores of {len(rows)} "
-            f"stitch{'es' if len(rows) > 1 else ''}: add --resume to keep them and go on with "
-            "others, or sweep.overwrite=True to begin anew"
-        )
+            return len(json.load(file))
+    except (OSError, TypeError, ValueError):
+        return 0
