@@ -126,6 +126,7 @@ def rehearse_training(config, model, optimizer):
         batch,
         precision=getattr(torch, train.amp.precision) if train.amp.enabled else None,
         accumulates=steps > 1,
+        num_processes=comm.get_world_size(),
     )
     if peak is not None:
         total = torch.cuda.get_device_properties(train.device).total_memory
@@ -157,6 +158,9 @@ def do_train(config, resume):
         checkpointer.load(config.train.init_checkpoint, checkpointables=[])
     elif not resume:
         initialise(config, model, data_loader)
+    if config.train.rehearsal and config.train.device.startswith("cuda"):
+        # Also before it is wrapped: the wrapper notes which parameters have had a gradient.
+        rehearse_training(config, model, optimizer)
     trainer = build_trainer(config, model, data_loader, optimizer)
     checkpointer.add_checkpointable("trainer", trainer)
     if resume:
@@ -186,8 +190,6 @@ def do_train(config, resume):
         num_images=data_loader.num_images,
     )
     logger.info("Training: %s", plan)
-    if config.train.rehearsal and config.train.device.startswith("cuda"):
-        rehearse_training(config, model, optimizer)
 
     def evaluate():
         backbone = find_stitched_vit(model)

@@ -81,6 +81,7 @@ def test_the_memory_to_come_is_that_of_the_state_of_all_parameters(detector):
     trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert memory_to_come(model, optimizer) == 2 * trained
     assert memory_to_come(model, optimizer, accumulates=True) == 3 * trained
+    assert memory_to_come(model, optimizer, num_processes=2) == 3 * trained
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -33,6 +33,7 @@ def rehearse(
     *,
     precision: torch.dtype | None = None,
     accumulates: bool = False,
+    num_processes: int = 1,
 ) -> int | None:
     """Runs the most expensive stitch of a detector once forward and backward.
 
@@ -47,6 +48,7 @@ def rehearse(
         batch: Training images, as many as a process puts through at once.
         precision: For autocast, None for none.
         accumulates: Whether gradients of other stitches may be there already.
+        num_processes: Number of training processes.
 
     Returns:
         The peak of the device's memory in bytes; None on a CPU.
@@ -66,7 +68,7 @@ def rehearse(
     ballast = None
     try:
         if on_gpu:
-            size = memory_to_come(model, optimizer, accumulates)
+            size = memory_to_come(model, optimizer, accumulates, num_processes)
             ballast = torch.empty(size, dtype=torch.uint8, device=device)
         with using, EventStorage():
             with autocast:
@@ -86,7 +88,10 @@ def rehearse(
 
 
 def memory_to_come(
-    model: nn.Module, optimizer: torch.optim.Optimizer, accumulates: bool = False
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accumulates: bool = False,
+    num_processes: int = 1,
 ) -> int:
     """Bytes that a training will take besides what there is before its first iteration.
 
@@ -97,6 +102,7 @@ def memory_to_come(
         model: The detector.
         optimizer: Of its parameters.
         accumulates: Whether all parameters may have a gradient at once.
+        num_processes: Several keep a second copy of all gradients for their exchange.
     """
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     numbers = 2 if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) else 1
@@ -106,7 +112,8 @@ def memory_to_come(
         for value in state.values()
         if torch.is_tensor(value)
     )
-    return max(0, numbers * trained - there) + (trained if accumulates else 0)
+    copies = accumulates + (num_processes > 1)
+    return max(0, numbers * trained - there) + copies * trained
 
 
 def synthetic_batch(
