@@ -11,7 +11,7 @@ least as long as those of photographs' objects.
 """
 
 import json
-import resource
+import re
 import sys
 from pathlib import Path
 
@@ -114,8 +114,13 @@ def load(folder):
     return shapes, dict(objects), "simulated"
 
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def memory(field):
+    """Memory of this process in bytes: VmRSS now, VmHWM at its peak.
+
+    getrusage's peak would not do: a process inherits that of the one that has started it.
+    """
+    (line,) = re.findall(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
+    return int(line) * 1024
 
 
 def sweep(folder, num_stitches, num_detections, num_scored):
@@ -125,20 +130,20 @@ def sweep(folder, num_stitches, num_detections, num_scored):
     store = DetectionStore(Path(folder) / "detections")
     store.open({}, range(num_stitches))
     # What it is now: the peak, while annotations were read, could hide what is kept later.
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    before = memory("VmRSS")
     for image_id, shapes_here in objects.items():
         for stitch_id in range(num_stitches):
             detections = draw_detections(rng, shapes, shapes_here, image_id, num_detections)
             store.add(stitch_id, detections)
         store.end_batch([image_id])
     store.flush()
-    packed = peak()
+    packed = memory("VmHWM")
     on_disk = sum(path.stat().st_size for path in store.folder.iterdir())
     scored = []
     for stitch_id in range(num_scored):
         metrics = scorer.score(store.detections_of(stitch_id))
         assert 1 < metrics["segm_AP"] < 99, metrics
-        scored.append(peak())
+        scored.append(memory("VmHWM"))
     print(json.dumps(dict(before=before, packed=packed, scored=scored, on_disk=on_disk)))
 
 

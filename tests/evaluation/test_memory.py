@@ -22,6 +22,7 @@ def simulate(*args):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
 def test_memory_of_a_sweep_on_5000_images_is_that_of_one_stitch(tmp_path):
     """Of 20 stitches with 5 detections in each image; 2 of them are scored."""
     simulate(tmp_path, "draw", NUM_IMAGES)
