@@ -233,8 +233,6 @@ class AnchorViT(Backbone):
         self.window_size = window_size
         self.abs_pos = abs_pos
         self.activation_checkpointing = activation_checkpointing
-        self.pretrain_pixel_mean = tuple(pretrain_pixel_mean)
-        self.pretrain_pixel_std = tuple(pretrain_pixel_std)
         # What weights have to agree with; ``families.anchor_arguments`` says it of timm's models.
         self.pretraining = dict(
             embed_dim=embed_dim,
@@ -250,8 +248,8 @@ class AnchorViT(Backbone):
             rel_pos_table=rel_pos_table,
             pretrain_img_size=pretrain_img_size,
             pretrain_patch_size=pretrain_patch_size,
-            pretrain_pixel_mean=self.pretrain_pixel_mean,
-            pretrain_pixel_std=self.pretrain_pixel_std,
+            pretrain_pixel_mean=tuple(pretrain_pixel_mean),
+            pretrain_pixel_std=tuple(pretrain_pixel_std),
         )
         self.patch_embed = PatchEmbed(
             kernel_size=(patch_size, patch_size),

@@ -18,7 +18,12 @@ import torch.nn.functional as F
 from detectron2.modeling.backbone.utils import add_decomposed_rel_pos
 from torch import nn
 
-__all__ = ["ATTENTION_IMPLEMENTATIONS", "Attention", "attention_implementation"]
+__all__ = [
+    "ATTENTION_IMPLEMENTATIONS",
+    "Attention",
+    "attention_implementation",
+    "resize_rel_pos",
+]
 
 ATTENTION_IMPLEMENTATIONS = ("fused", "reference")
 
@@ -144,13 +149,23 @@ class Attention(nn.Module):
 
 
 def _vectors(rel_pos: torch.Tensor, side: int) -> torch.Tensor:
-    """The vector of every offset between two places among ``side``, (side, side, C).
+    """The vector of every offset between two places among ``side``, (side, side, C)."""
+    return resize_rel_pos(rel_pos, 2 * side - 1)[_offsets(side, rel_pos.device)]
 
-    Stored ones of another grid are interpolated, as detectron2's ``get_rel_pos`` does.
+
+def resize_rel_pos(rel_pos: torch.Tensor, length: int) -> torch.Tensor:
+    """Decomposed relative positions of another grid, as detectron2's ``get_rel_pos`` makes them.
+
+    Args:
+        rel_pos: A vector for each offset, (offsets, C).
+        length: Number of offsets wanted.
+
+    Returns:
+        (length, C); what was given if it has that length already.
     """
-    if len(rel_pos) != 2 * side - 1:
-        rel_pos = F.interpolate(rel_pos.T[None], 2 * side - 1, mode="linear")[0].T
-    return rel_pos[_offsets(side, rel_pos.device)]
+    if len(rel_pos) == length:
+        return rel_pos
+    return F.interpolate(rel_pos.T[None], length, mode="linear")[0].T
 
 
 def _kept(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from timm.layers import resample_patch_embed, resize_rel_pos_bias_table
 
 from snnet_vitdet.errors import InputError
 
 from .anchor import AnchorViT
+from .attention import resize_rel_pos
 
 __all__ = ["OURS", "convert_timm_state_dict"]
 
@@ -119,7 +119,7 @@ def _convert_attention(
     for key, value in converted.items():
         # SAM's, whose length depends on the image its global blocks saw.
         if key.endswith((".rel_pos_h", ".rel_pos_w")) and key in target and value.ndim == 2:
-            converted[key] = F.interpolate(value.T[None], len(target[key]), mode="linear")[0].T
+            converted[key] = resize_rel_pos(value, len(target[key]))
 
 
 def _resize_table(table: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -147,7 +147,12 @@ def _renormalise(
     weight, bias = converted["patch_embed.proj.weight"], converted["patch_embed.proj.bias"]
     mean, std, own_mean, own_std = (
         torch.tensor(values, dtype=torch.float64)
-        for values in (pixel_mean, pixel_std, anchor.pretrain_pixel_mean, anchor.pretrain_pixel_std)
+        for values in (
+            pixel_mean,
+            pixel_std,
+            anchor.pretraining["pretrain_pixel_mean"],
+            anchor.pretraining["pretrain_pixel_std"],
+        )
     )
     # A detector keeps its normalisation in single precision.
     if torch.allclose(mean, own_mean, rtol=1e-6) and torch.allclose(std, own_std, rtol=1e-6):
