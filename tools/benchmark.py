@@ -51,7 +51,9 @@ def arguments():
     parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--stitches", default="anchors", help="as sweep.stitch_ids; the sweep: all")
+    parser.add_argument(
+        "--stitches", help="as sweep.stitch_ids; the anchors, in a sweep all, if not given"
+    )
     parser.add_argument("--batch", type=int, default=1, help="images at once")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2)
@@ -80,7 +82,7 @@ def rows_of(cases, args, config, precision, device, gflops):
         baseline = results.get(baseline_of(case))
         kept = None
         if case.forward is not None:
-            kept = bytes_kept_for_backward(case.forward, case.parameters) / 2**20
+            kept = bytes_kept_for_backward(case.forward) / 2**20
         yield {
             "what": case.what,
             "network": case.network,
@@ -123,7 +125,8 @@ def run(args):
     if not isinstance(config.model.roi_heads.num_classes, int):
         config.model.roi_heads.num_classes = 80
     costs = stitch_costs(config.model)
-    stitches = select_stitches(args.stitches, costs.space)
+    stitches = select_stitches(args.stitches or "anchors", costs.space)
+    swept = select_stitches(args.stitches or "all", costs.space)
     gflops = {f"stitch {costs.space[i].name}": costs[i].gflops for i in stitches}
     batch = synthetic_batch(args.batch, config.data.image_size, config.model.roi_heads.num_classes)
     common = (config.model, device, precision)
@@ -131,7 +134,7 @@ def run(args):
         "blocks": lambda: block_cases(*common, args.batch),
         "training": lambda: training_cases(*common, batch, stitches),
         "inference": lambda: inference_cases(*common, batch, stitches),
-        "sweep": lambda: sweep_cases(*common, batch, range(len(costs.space))),
+        "sweep": lambda: sweep_cases(*common, batch, swept),
     }
     rows = []
     for what in args.what:

@@ -29,8 +29,8 @@ __all__ = [
 ]
 
 REQUIREMENTS = {
-    "torch>=2.4": "torch",
-    "torchvision>=0.19": "torchvision",
+    "torch>=2.5": "torch",
+    "torchvision>=0.20": "torchvision",
     "numpy>=1.24": "numpy",
     "Pillow>=9.1": "PIL",
     "timm>=1.0.22": "timm",

@@ -5,6 +5,7 @@ import torch
 from detectron2.modeling.backbone.vit import Attention as Detectron2Attention
 from vits import randomise
 
+from snnet_vitdet.benchmark.measuring import bytes_kept_for_backward
 from snnet_vitdet.modeling import attention as attention_module
 from snnet_vitdet.modeling import attention_implementation
 from snnet_vitdet.modeling.attention import Attention
@@ -209,8 +210,8 @@ def test_what_depends_on_the_grid_is_made_once_and_serves_training_after_inferen
     layer = attention((5, 3))
     with torch.inference_mode():
         layer(tokens())
-    codes = attention_module._key_codes(5, 3, torch.float64, torch.device("cpu"))
-    assert codes is attention_module._key_codes(5, 3, torch.float64, torch.device("cpu"))
+    codes = attention_module._key_codes(5, 3, 4, torch.float64, torch.device("cpu"))
+    assert codes is attention_module._key_codes(5, 3, 4, torch.float64, torch.device("cpu"))
     assert not codes.is_inference()
     output_and_gradients(layer, tokens())
 
@@ -221,3 +222,25 @@ def test_an_exported_layer_gives_what_the_layer_gives_and_leaves_no_trace(table)
     x = tokens(torch.float32)
     exported = torch.export.export(layer, (x,)).module()
     torch.testing.assert_close(exported(x), layer(x), **ROUNDING)
+
+
+@pytest.mark.parametrize("side", [14, 32], ids=["recomputed whole", "kernel's output kept"])
+def test_fused_attention_keeps_q_k_v_and_its_output_alone(side):
+    tokens, dim, head = side**2, 16, 8
+    layer = randomise(Attention(dim, dim // head, (side, side)))
+    x = torch.randn(1, side, side, dim, requires_grad=True)
+    layer(x)  # What depends on the grid alone is made.
+    kept = bytes_kept_for_backward(lambda: layer(x)) / (4 * tokens * dim)
+    # In units of the tokens: q, k and v; what enters the last projection.
+    expected = 3 + 1
+    if side == 32:
+        # The kernel's output is as wide as what it ran on, and a number for each head and token.
+        expected += (head + 2 * side) / head + 1 / head
+    assert kept == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("limit", [0, 1000], ids=["kernel's output kept", "recomputed whole"])
+def test_what_is_computed_again_gives_the_gradients_of_the_reference(monkeypatch, limit):
+    monkeypatch.setattr(attention_module, "_FEW_TOKENS", limit)
+    found = output_and_gradients(attention(GRID), tokens())
+    assert_same(found, output_and_gradients(attention(GRID, "reference"), tokens()), EXACT)

@@ -17,7 +17,7 @@ def test_every_part_is_measured_and_written(monkeypatch, tiny_overrides, tmp_pat
     )
     benchmark.main()
     printed = capsys.readouterr().out
-    assert "14 stitches in one pass" in printed and f"Results in {tmp_path}" in printed
+    assert "2 stitches in one pass" in printed and f"Results in {tmp_path}" in printed
     with open(tmp_path / "benchmark.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     facts = json.loads((tmp_path / "benchmark.json").read_text())
@@ -33,7 +33,7 @@ def test_every_part_is_measured_and_written(monkeypatch, tiny_overrides, tmp_pat
     other = by_name["block", "detectron2 large window"]
     ratio = float(block["median_s"]) / float(other["median_s"])
     assert float(block["over_detectron2"]) == pytest.approx(ratio)
-    assert by_name["sweep", "14 stitches separately"]["over_detectron2"] == "1.0"
+    assert by_name["sweep", "2 stitches separately"]["over_detectron2"] == "1.0"
     with Image.open(tmp_path / "benchmark.png") as picture:
         assert picture.width == 1280
 

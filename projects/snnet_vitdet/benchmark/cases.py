@@ -34,15 +34,13 @@ class Case:
         network: Which network, e.g. ``stitch FS-3`` or ``detectron2 ViTDet large``.
         run: Does it once.
         forward: Its forward pass alone, for what is kept for the backward pass; None for none.
-        parameters: The weights it uses.
         weight: How often a network of its kind does it (blocks of a ViT).
     """
 
     what: str
     network: str
     run: Callable[[], object]
-    forward: Callable[[], object] | None = None
-    parameters: tuple[torch.Tensor, ...] = ()
+    forward: Callable[[], torch.Tensor] | None = None
     weight: int = 1
 
 
@@ -82,10 +80,7 @@ def block_cases(
                 x = torch.randn(batch, grid, grid, anchor.embed_dim, device=device)
                 x.requires_grad_()
                 forward = partial(_forward_block, block, x, device, precision)
-                parameters = (*block.parameters(), x)
-                cases.append(
-                    Case("block", network, partial(_backward, forward), forward, parameters, count)
-                )
+                cases.append(Case("block", network, partial(_backward, forward), forward, count))
     return cases
 
 
@@ -157,7 +152,7 @@ def training_cases(
         # The learning rate is 0: every repetition has the same weights.
         optimizer = torch.optim.AdamW(parameters, lr=0.0)
         run = partial(_step, forward, optimizer)
-        cases.append(Case("training", network, run, forward, parameters))
+        cases.append(Case("training", network, run, forward))
     return cases
 
 

@@ -11,12 +11,13 @@ torch's scaled_dot_product_attention and is the default.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 
 import torch
 import torch.nn.functional as F
 from detectron2.modeling.backbone.utils import add_decomposed_rel_pos
 from torch import nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 __all__ = [
     "ATTENTION_IMPLEMENTATIONS",
@@ -26,6 +27,21 @@ __all__ = [
 ]
 
 ATTENTION_IMPLEMENTATIONS = ("fused", "reference")
+
+# torch's kernels of fused attention: of these alone the output is kept for the backward pass.
+_KERNELS = [
+    getattr(torch.ops.aten, name).default
+    for name in (
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
+        "_scaled_dot_product_flash_attention_for_cpu",
+    )
+    if hasattr(torch.ops.aten, name)
+]
+# Up to so many tokens (windows have 196) computing attention again is next to nothing: 2 % of the
+# time of a window block of L, where a global block's takes 20 %.
+_FEW_TOKENS = 512
 
 
 class Attention(nn.Module):
@@ -120,6 +136,21 @@ class Attention(nn.Module):
         if self.rel_pos == "table":
             bias = self._table_bias(grid).to(q.dtype)
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        attend = self._decomposed
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # What attention runs on is wider than q, k and v, and cheap to make of them again in
+            # the backward pass: keeping it would take more memory than attention itself saves.
+            keep = {}
+            if q.shape[2] > _FEW_TOKENS:
+                keep["context_fn"] = partial(create_selective_checkpoint_contexts, _KERNELS)
+            attend = partial(
+                checkpoint, attend, use_reentrant=False, preserve_rng_state=False, **keep
+            )
+        return attend(q, k, v, grid)
+
+    def _decomposed(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: tuple[int, int]
+    ) -> torch.Tensor:
         # The bias of query i and key j is rel_h[i, row(j)] + rel_w[i, column(j)]: an inner product
         # of the query's two vectors with the one-hot codes of the key's row and column. Appended to
         # q and k it needs no (H*W, H*W) bias in memory.
@@ -129,11 +160,13 @@ class Attention(nn.Module):
         rel_h = torch.einsum("bnhwc,hkc->bnhwk", queries, _vectors(self.rel_pos_h, height))
         rel_w = torch.einsum("bnhwc,wkc->bnhwk", queries, _vectors(self.rel_pos_w, width))
         rel = torch.cat([rel_h, rel_w], dim=-1).flatten(2, 3).to(q.dtype)
-        codes = _key_codes(height, width, k.dtype, k.device).expand(*k.shape[:2], -1, -1)
-        q = torch.cat([q * head_dim**-0.5, rel], dim=-1)
+        # Flash kernels want one size for q, k and v, a multiple of 8: zeros add nothing to q·kᵀ.
+        zeros = rel.new_zeros(()).expand(*rel.shape[:3], -(head_dim + height + width) % 8)
+        codes = _key_codes(height, width, zeros.shape[-1], k.dtype, k.device)
+        codes = codes.expand(*k.shape[:2], -1, -1)
+        q = torch.cat([q * head_dim**-0.5, rel, zeros], dim=-1)
         k = torch.cat([k, codes], dim=-1)
-        # Flash kernels want one size for q, k and v.
-        v = F.pad(v, (0, height + width))
+        v = F.pad(v, (0, codes.shape[-1]))
         return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :head_dim]
 
     def _table_bias(self, grid: tuple[int, int]) -> torch.Tensor:
@@ -189,11 +222,13 @@ def _offsets(side: int, device: torch.device) -> torch.Tensor:
 
 
 @_kept
-def _key_codes(height: int, width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """One-hot row and column of every token of a grid, (H*W, H + W)."""
+def _key_codes(
+    height: int, width: int, zeros: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """One-hot row and column of every token of a grid and some zeros, (H*W, H + W + zeros)."""
     rows = torch.eye(height, dtype=dtype, device=device).repeat_interleave(width, dim=0)
     columns = torch.eye(width, dtype=dtype, device=device).repeat(height, 1)
-    return torch.cat([rows, columns], dim=1)
+    return F.pad(torch.cat([rows, columns], dim=1), (0, zeros))
 
 
 @contextmanager
