@@ -1,0 +1,253 @@
+"""A trained model as a function from images to detections, at the stitch that is wanted."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import instantiate
+from detectron2.data import transforms as T
+from detectron2.structures import Instances
+from omegaconf import DictConfig
+from torch import nn
+
+from snnet_vitdet.engine import StrictCheckpointer, checkpoint_to_evaluate, load_config
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.modeling import find_stitched_vit
+from snnet_vitdet.stitching import Stitch, merged
+
+from .images import ImageLike, to_rgb
+from .table import StitchTable
+
+__all__ = ["Predictor"]
+
+
+class Predictor:
+    """Detects objects in images. The stitch can be changed at any time, at no cost.
+
+    Low-rank updates are merged once, so every stitching layer is one matrix product.
+
+    >>> predictor = Predictor("output/my/config.yaml", max_gflops=800)   # doctest: +SKIP
+    >>> instances = predictor("photo.jpg")                               # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        config: str | os.PathLike[str] | DictConfig,
+        weights: str | os.PathLike[str] | None = None,
+        *,
+        stitch: int | str | None = None,
+        max_gflops: float | None = None,
+        max_latency_ms: float | None = None,
+        max_memory_mb: float | None = None,
+        by: str = "box",
+        table: StitchTable | None = None,
+        score_threshold: float = 0.0,
+        device: str = "auto",
+        precision: str = "float32",
+    ) -> None:
+        """
+        Args:
+            config: Of the training, as a file or loaded.
+            weights: Its checkpoint; the last one of ``train.output_dir`` if None.
+            stitch: Id or name of the stitch; without it and a budget, the large anchor.
+            max_gflops: A budget, as for :meth:`StitchTable.best`.
+            max_latency_ms: Likewise.
+            max_memory_mb: Likewise.
+            by: What decides within the budget: ``box``, ``mask`` or a score's name.
+            table: The results of a sweep, read from ``train.output_dir`` if None and needed.
+            score_threshold: Leaves detections of lower scores out.
+            device: ``cuda``, ``cpu``, or ``auto``: the GPU where there is one.
+            precision: ``float32``, ``float16`` or ``bfloat16``; other than float32 by autocast.
+
+        Raises:
+            InputError: If config, weights, stitch or budget do not fit.
+        """
+        if not isinstance(config, DictConfig):
+            config = load_config(os.fspath(config))
+        weights = checkpoint_to_evaluate(str(weights or ""), config.train.output_dir)
+        model, class_names = _load(config, weights)
+        self._finish(
+            model,
+            class_names,
+            instantiate(config.dataloader.test.mapper.augmentations),
+            config.dataloader.test.mapper.image_format,
+            _device(device),
+            precision,
+            score_threshold,
+        )
+        self._table, self._folder = table, config.train.output_dir
+        budgets = dict(
+            max_gflops=max_gflops, max_latency_ms=max_latency_ms, max_memory_mb=max_memory_mb
+        )
+        if any(limit is not None for limit in budgets.values()):
+            if stitch is not None:
+                raise InputError("give a stitch or budgets, not both")
+            self.choose(by, **budgets)
+        elif stitch is not None:
+            self.set_stitch(stitch)
+
+    def _finish(
+        self,
+        model: nn.Module,
+        class_names: Sequence[str],
+        augmentations: Sequence[T.Augmentation],
+        image_format: str,
+        device: torch.device,
+        precision: str,
+        score_threshold: float,
+    ) -> None:
+        if precision not in ("float32", "float16", "bfloat16"):
+            raise InputError(f"precision must be float32, float16 or bfloat16, got {precision!r}")
+        self.model = model.eval().to(device)
+        self.device = device
+        self.precision = getattr(torch, precision)
+        self.class_names = list(class_names)
+        """Names by ``pred_classes``."""
+        self.score_threshold = score_threshold
+        self._augmentations = T.AugmentationList(list(augmentations))
+        self._image_format = image_format
+        self._backbone = find_stitched_vit(model)
+        # For good: this model is not trained any more.
+        contextlib.ExitStack().enter_context(merged(self.model))
+
+    @property
+    def stitch(self) -> Stitch | None:
+        """The stitch in effect; None for a baseline, which has none."""
+        return self._backbone.stitch if self._backbone else None
+
+    @property
+    def stitches(self) -> list[Stitch]:
+        """All stitches of the model, by id."""
+        return list(self._backbone.space) if self._backbone else []
+
+    @property
+    def table(self) -> StitchTable:
+        """The results of the model's sweep.
+
+        Raises:
+            InputError: If there was none.
+        """
+        if self._table is None:
+            if not (Path(self._folder) / "sweep" / "stitches.json").is_file():
+                raise InputError(
+                    f"{self._folder} has no sweep, and budgets need one: run train_net.py "
+                    "--eval-only, or name a stitch"
+                )
+            self._table = StitchTable.read(self._folder)
+        return self._table
+
+    def set_stitch(self, stitch: int | str) -> Stitch:
+        """Puts a stitch into effect from the next image on.
+
+        Args:
+            stitch: Id or name.
+
+        Raises:
+            InputError: If the model has no such stitch; the one in effect stays.
+        """
+        if self._backbone is None:
+            raise InputError("this model is a baseline: it has no stitches to choose from")
+        try:
+            return self._backbone.set_stitch(stitch)
+        except (IndexError, KeyError) as error:
+            space = self._backbone.space
+            raise InputError(
+                f"the model has no stitch {stitch!r}: ids are 0 to {len(space) - 1}, names are "
+                f"such as {', '.join(space[i].name for i in (0, 1, min(2, len(space) - 1)))}"
+            ) from error
+
+    def choose(self, by: str = "box", **budgets: float | None) -> Stitch:
+        """Puts the best stitch within some budgets into effect, see :meth:`StitchTable.best`."""
+        return self.set_stitch(self.table.best(by, **budgets).id)
+
+    def prepare(self, image: ImageLike) -> dict[str, object]:
+        """An image as the model takes it: resized as in the sweep.
+
+        Returns:
+            ``image``, float32 (3, H', W') on the CPU in the model's order of colours, and the
+            ``height`` and ``width`` that detections are scaled to.
+
+        Raises:
+            InputError: If it is no image.
+        """
+        rgb = to_rgb(image)
+        height, width = rgb.shape[:2]
+        pixels = rgb if self._image_format == "RGB" else rgb[:, :, ::-1]
+        given = T.AugInput(pixels.copy())
+        self._augmentations(given)
+        tensor = torch.as_tensor(given.image.astype("float32").transpose(2, 0, 1))
+        return {"image": tensor, "height": height, "width": width}
+
+    @torch.no_grad()
+    def detect(self, inputs: Sequence[dict[str, object]]) -> list[Instances]:
+        """Runs the model on prepared images at once; detections stay on its device."""
+        autocast = contextlib.nullcontext()
+        if self.precision != torch.float32:
+            autocast = torch.autocast(self.device.type, dtype=self.precision)
+        with autocast:
+            return [output["instances"] for output in self.model(list(inputs))]
+
+    def __call__(
+        self, images: ImageLike | Sequence[ImageLike], batch_size: int = 1
+    ) -> Instances | list[Instances]:
+        """Detects objects.
+
+        Args:
+            images: One image or several.
+            batch_size: How many go through the model at once.
+
+        Returns:
+            For one image its detections, for several a list: ``pred_boxes`` (x0, y0, x1, y1 in
+            pixels of the image given), ``scores``, ``pred_classes``, ``pred_masks`` (N, H, W),
+            and ``class_names``, on the CPU.
+
+        Raises:
+            InputError: If something is no image.
+        """
+        if isinstance(images, list | tuple):
+            return list(self.stream(images, batch_size))
+        return next(self.stream([images]))
+
+    def stream(self, images: Sequence[ImageLike], batch_size: int = 1) -> Iterator[Instances]:
+        """Detections of many images one by one, with no more than a batch in memory."""
+        if batch_size < 1:
+            raise InputError(f"batch_size must be 1 or more, got {batch_size}")
+        batch = []
+        for image in images:
+            batch.append(self.prepare(image))
+            if len(batch) == batch_size:
+                yield from map(self._finished, self.detect(batch))
+                batch = []
+        if batch:
+            yield from map(self._finished, self.detect(batch))
+
+    def _finished(self, instances: Instances) -> Instances:
+        instances = instances[instances.scores >= self.score_threshold].to("cpu")
+        instances.class_names = [self.class_names[i] for i in instances.pred_classes.tolist()]
+        return instances
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {name} is not there: choose cpu or auto")
+    return torch.device(name)
+
+
+def _load(config: DictConfig, weights: str) -> tuple[nn.Module, list[str]]:
+    """The model of a config with a checkpoint's weights, and its class names.
+
+    The number of classes is the checkpoint's, so the data of the training need not be there.
+    """
+    # What the file holds comes before the model, which is built for it.
+    checkpoint = StrictCheckpointer(nn.Module())._load_file(weights)
+    names = list(checkpoint.get("classes", {}).get("thing_classes", ()))
+    model_config = config.model
+    if names:
+        model_config.roi_heads.num_classes = len(names)
+    model = instantiate(model_config)
+    StrictCheckpointer(model).load(weights)
+    return model, names or [str(i) for i in range(model.roi_heads.num_classes)]

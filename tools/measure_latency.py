@@ -1,0 +1,143 @@
+#!/usr/bin/env python
+"""Measures what every stitch of a trained model takes on this device: time and memory.
+
+    python tools/measure_latency.py --config-file output/my/config.yaml
+    python tools/measure_latency.py --config-file output/my/config.yaml --stitches frontier \
+        --precision float16 --batch 4 --images my/images
+
+Writes latency.json beside the sweep, where tools/predict.py, StitchTable and report.html find it,
+and stitches_measured.csv: the sweep's table with latency_ms, latency_ms_p90 and memory_mb.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from snnet_vitdet.data import coco_dicts
+from snnet_vitdet.deploy import LATENCY_FILE, Predictor, StitchTable, image_files, measure_stitches
+from snnet_vitdet.engine import load_config
+from snnet_vitdet.errors import InputError, exit_with
+from snnet_vitdet.evaluation.results import COLUMNS, write_atomically
+from snnet_vitdet.modeling import stitch_costs
+from snnet_vitdet.stitching import select_stitches
+
+MEASURED = ("latency_ms", "latency_ms_p90", "memory_mb")
+
+
+def arguments():
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--weights", metavar="FILE", help="default: the training's last checkpoint")
+    parser.add_argument(
+        "--stitches", default="all", help="as sweep.stitch_ids, or frontier: the sweep's, by box AP"
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--precision", default="float32", choices=("float32", "float16", "bfloat16")
+    )
+    parser.add_argument("--batch", type=int, default=1, help="images at once")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument(
+        "--images", metavar="FOLDER", help="what to detect in; default: the config's test images"
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", help="default: latency.json beside the sweep of the training"
+    )
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
+    return parser.parse_args()
+
+
+def images_for(args, config):
+    """A batch of images: those given, else the test set's, else noise."""
+    if args.images:
+        files = image_files(args.images)
+    elif os.path.isfile(config.data.test_json):
+        data = coco_dicts(config.data.test_json, config.data.test_images, filter_empty=False)
+        files = [record["file_name"] for record in data[: args.batch]]
+    else:
+        print("Neither --images nor the config's test images are there: measuring on noise.")
+        side = config.data.image_size
+        return [np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)] * args.batch
+    # Fewer files than images at once: some are taken again.
+    return [files[i % len(files)] for i in range(args.batch)]
+
+
+def chosen_stitches(selection, space, table):
+    """Ids of the stitches to measure."""
+    if selection != "frontier":
+        return select_stitches(selection, space)
+    if table is None:
+        raise InputError("--stitches frontier needs a sweep: run train_net.py --eval-only first")
+    return [row["stitch_id"] for row in table if row["on_pareto"]]
+
+
+def run(args):
+    """Measures, prints and writes."""
+    for name in ("batch", "repeats"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name} must be 1 or more, got {getattr(args, name)}")
+    config = load_config(args.config_file, args.opts)
+    folder = Path(config.train.output_dir, "sweep")
+    swept = (folder / "stitches.json").is_file()
+    sweep_rows = StitchTable.read(folder).rows() if swept else None
+    predictor = Predictor(config, args.weights, device=args.device, precision=args.precision)
+    if predictor.stitch is None:
+        raise InputError("this model is a baseline: it has no stitches to measure")
+    costs = stitch_costs(config.model)
+    ids = chosen_stitches(args.stitches, costs.space, sweep_rows)
+    inputs = [predictor.prepare(image) for image in images_for(args, config)]
+    device = predictor.device
+    on_gpu = device.type == "cuda"
+    rounds = f"{args.warmup} + {args.repeats} rounds"
+    print(f"{len(ids)} stitches, {rounds}, {len(inputs)} images at once")
+    rows = measure_stitches(predictor, ids, costs, inputs, args.repeats, args.warmup)
+    facts = {
+        "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine() + " CPU",
+        "precision": args.precision,
+        "batch": args.batch,
+        "image_size": config.data.image_size,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "rows": rows,
+    }
+    output = Path(args.output or folder / LATENCY_FILE)
+    write_atomically(output, json.dumps(facts, indent=1).encode())
+    print(f"{'stitch':>12}  {'GFLOPs':>8}  {'ms':>8}  {'p90':>8}  {'MB':>8}")
+    for row in rows:
+        values = [costs[row["stitch_id"]].gflops, *(row[name] for name in MEASURED)]
+        print(f"{row['name']:>12}  " + "  ".join(f"{value:8.1f}" for value in values))
+    print(f"Results in {output}")
+    if swept:
+        rows = StitchTable.read(folder, output).rows()
+        write_csv(rows, output.with_name("stitches_measured.csv"))
+
+
+def write_csv(rows, path):
+    """The sweep's table with what was measured."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*COLUMNS, *MEASURED])
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"The sweep's table with it: {path}")
+
+
+def main():
+    """Runs the program."""
+    try:
+        run(arguments())
+    except InputError as error:
+        exit_with(error)
+
+
+if __name__ == "__main__":
+    main()
