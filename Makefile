@@ -35,7 +35,7 @@ lint: $(STAMP) ## check style and formatting
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
-$(STAMP): requirements.txt requirements-dev.txt constraints.txt pyproject.toml tools/install_detectron2.py
+$(STAMP): $(wildcard requirements*.txt) constraints.txt pyproject.toml tools/install_detectron2.py
 	@if $(BIN)/python -c '' 2> /dev/null; then \
 		echo "== Using the $(VENV) that is there (1 of 4)"; \
 	else \
