@@ -1,6 +1,7 @@
 """A trained model as a function from images to detections, at the stitch that is wanted."""
 
 import contextlib
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,12 @@ from detectron2.structures import Instances
 from omegaconf import DictConfig
 from torch import nn
 
-from snnet_vitdet.engine import StrictCheckpointer, checkpoint_to_evaluate, load_config
+from snnet_vitdet.engine import (
+    StrictCheckpointer,
+    checkpoint_to_evaluate,
+    load_config,
+    saved_class_names,
+)
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import find_stitched_vit
 from snnet_vitdet.stitching import Stitch, merged
@@ -243,10 +249,9 @@ def _load(config: DictConfig, weights: str) -> tuple[nn.Module, list[str]]:
     The number of classes is the checkpoint's, so the data of the training need not be there.
     """
     # What the file holds comes before the model, which is built for it.
-    checkpoint = StrictCheckpointer(nn.Module())._load_file(weights)
-    names = list(checkpoint.get("classes", {}).get("thing_classes", ()))
-    model_config = config.model
-    if names:
+    names = saved_class_names(weights)
+    model_config = copy.deepcopy(config.model)
+    if names is not None:
         model_config.roi_heads.num_classes = len(names)
     model = instantiate(model_config)
     StrictCheckpointer(model).load(weights)

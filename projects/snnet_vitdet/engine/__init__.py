@@ -1,6 +1,11 @@
 """Training: what is checked before it, how it starts, one stitch an iteration, its checkpoints."""
 
-from .checkpoint import ClassNames, StrictCheckpointer, checkpoint_to_evaluate
+from .checkpoint import (
+    ClassNames,
+    StrictCheckpointer,
+    checkpoint_to_evaluate,
+    saved_class_names,
+)
 from .config import load_config
 from .freezing import FreezeAnchors
 from .initialise import fit_stitching_layers, load_anchors
@@ -24,6 +29,7 @@ __all__ = [
     "load_config",
     "preflight",
     "rehearse",
+    "saved_class_names",
     "synthetic_batch",
     "training_plan",
 ]

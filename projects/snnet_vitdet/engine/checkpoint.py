@@ -2,14 +2,21 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
 from snnet_vitdet.errors import InputError
 
-__all__ = ["ClassNames", "StrictCheckpointer", "checkpoint_to_evaluate", "last_checkpoint"]
+__all__ = [
+    "ClassNames",
+    "StrictCheckpointer",
+    "checkpoint_to_evaluate",
+    "last_checkpoint",
+    "saved_class_names",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +79,29 @@ def checkpoint_to_evaluate(init_checkpoint: str, output_dir: str) -> str:
     return path
 
 
+def saved_class_names(checkpoint: str) -> list[str] | None:
+    """The class names a checkpoint was trained for, None where it has none; weights stay unread.
+
+    Raises:
+        InputError: If the file is no checkpoint.
+    """
+    with _readable(checkpoint):
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        return list(saved["classes"]["thing_classes"]) if "classes" in saved else None
+
+
+@contextmanager
+def _readable(filename: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # torch raises many types for damaged files
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"checkpoint {filename} cannot be read ({line}): it is truncated or no checkpoint; "
+            "use an earlier one"
+        ) from error
+
+
 class StrictCheckpointer(DetectionCheckpointer):
     """detectron2's checkpointer, which only warns of missing keys and other shapes, as an error."""
 
@@ -87,14 +117,8 @@ class StrictCheckpointer(DetectionCheckpointer):
         self.new_classes = new_classes
 
     def _load_file(self, filename: str) -> dict:
-        try:
+        with _readable(filename):
             return super()._load_file(filename)
-        except Exception as error:  # torch raises many types for damaged files
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(
-                f"checkpoint {filename} cannot be read ({line}): it is truncated or no checkpoint; "
-                "use an earlier one"
-            ) from error
 
     def _torch_load(self, filename: str) -> dict:
         # Stated, because the default depends on the version of torch: code in a file is never run.
