@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.config import instantiate
 from detectron2.data import transforms as T
@@ -207,7 +208,7 @@ class Predictor:
         Returns:
             For one image its detections, for several a list: ``pred_boxes`` (x0, y0, x1, y1 in
             pixels of the image given), ``scores``, ``pred_classes``, ``pred_masks`` (N, H, W),
-            and ``class_names``, on the CPU.
+            and ``class_names`` (an array of strings), on the CPU.
 
         Raises:
             InputError: If something is no image.
@@ -231,7 +232,9 @@ class Predictor:
 
     def _finished(self, instances: Instances) -> Instances:
         instances = instances[instances.scores >= self.score_threshold].to("cpu")
-        instances.class_names = [self.class_names[i] for i in instances.pred_classes.tolist()]
+        # An array, unlike a list, is indexed as the other fields are: instances[scores > 0.5].
+        names = [self.class_names[i] for i in instances.pred_classes.tolist()]
+        instances.class_names = np.array(names, dtype=str)
         return instances
 
 
