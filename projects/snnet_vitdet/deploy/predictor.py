@@ -50,7 +50,7 @@ class Predictor:
         max_memory_mb: float | None = None,
         by: str = "box",
         table: StitchTable | None = None,
-        score_threshold: float = 0.0,
+        score_threshold: float | str = 0.0,
         device: str = "auto",
         precision: str = "float32",
     ) -> None:
@@ -64,7 +64,9 @@ class Predictor:
             max_memory_mb: Likewise.
             by: What decides within the budget: ``box``, ``mask`` or a score's name.
             table: The results of a sweep, read from ``train.output_dir`` if None and needed.
-            score_threshold: Leaves detections of lower scores out.
+            score_threshold: Leaves detections of lower scores out; ``f1`` or ``precision=0.9`` is
+                the score that gives this for the stitch in effect, as the sweep found it
+                (:meth:`StitchTable.threshold`).
             device: ``cuda``, ``cpu``, or ``auto``: the GPU where there is one.
             precision: ``float32``, ``float16`` or ``bfloat16``; other than float32 by autocast.
 
@@ -82,8 +84,9 @@ class Predictor:
             config.dataloader.test.mapper.image_format,
             _device(device),
             precision,
-            score_threshold,
         )
+        self._criterion = score_threshold if isinstance(score_threshold, str) else None
+        self.score_threshold = 0.0 if self._criterion else score_threshold
         self._table, self._folder = table, config.train.output_dir
         budgets = dict(
             max_gflops=max_gflops, max_latency_ms=max_latency_ms, max_memory_mb=max_memory_mb
@@ -92,8 +95,8 @@ class Predictor:
             if stitch is not None:
                 raise InputError("give a stitch or budgets, not both")
             self.choose(by, **budgets)
-        elif stitch is not None:
-            self.set_stitch(stitch)
+        elif stitch is not None or self._criterion:
+            self.set_stitch(self.stitch.id if stitch is None and self.stitch else stitch)
 
     def _finish(
         self,
@@ -103,7 +106,6 @@ class Predictor:
         image_format: str,
         device: torch.device,
         precision: str,
-        score_threshold: float,
     ) -> None:
         if precision not in ("float32", "float16", "bfloat16"):
             raise InputError(f"precision must be float32, float16 or bfloat16, got {precision!r}")
@@ -112,7 +114,6 @@ class Predictor:
         self.precision = getattr(torch, precision)
         self.class_names = list(class_names)
         """Names by ``pred_classes``."""
-        self.score_threshold = score_threshold
         self._augmentations = T.AugmentationList(list(augmentations))
         self._image_format = image_format
         self._backbone = find_stitched_vit(model)
@@ -156,14 +157,21 @@ class Predictor:
         """
         if self._backbone is None:
             raise InputError("this model is a baseline: it has no stitches to choose from")
+        before = self._backbone.stitch
         try:
-            return self._backbone.set_stitch(stitch)
+            chosen = self._backbone.set_stitch(stitch)
+            if self._criterion:
+                self.score_threshold = self.table.threshold(chosen.id, self._criterion)
+        except InputError:
+            self._backbone.set_stitch(before.id)
+            raise
         except (IndexError, KeyError) as error:
             space = self._backbone.space
             raise InputError(
                 f"the model has no stitch {stitch!r}: ids are 0 to {len(space) - 1}, names are "
-                f"such as {', '.join(space[i].name for i in (0, 1, min(2, len(space) - 1)))}"
+                f"such as {', '.join(stitch.name for stitch in list(space)[:3])}"
             ) from error
+        return chosen
 
     def choose(self, by: str = "box", **budgets: float | None) -> Stitch:
         """Puts the best stitch within some budgets into effect, see :meth:`StitchTable.best`."""

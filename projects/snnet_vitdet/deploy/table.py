@@ -66,13 +66,18 @@ class StitchTable:
     """The stitches of a swept model, to choose from."""
 
     def __init__(
-        self, results: ResultsTable, measurements: dict | None = None, source: str = "the sweep"
+        self,
+        results: ResultsTable,
+        measurements: dict | None = None,
+        source: str = "the sweep",
+        curves: ScoreCurves | None = None,
     ) -> None:
         """
         Args:
             results: Of the sweep.
             measurements: What ``tools/measure_latency.py`` writes, if there is any.
             source: How errors call the sweep.
+            curves: Of the sweep, for thresholds.
 
         Raises:
             InputError: For no results, or measurements of other stitches.
@@ -80,6 +85,7 @@ class StitchTable:
         if not len(results):
             raise InputError(f"{source} has no results yet: sweep at least one stitch")
         self._source = source
+        self._curves = curves or ScoreCurves()
         self._results = results
         self.device: str | None = (measurements or {}).get("device")
         rows = {row["stitch_id"]: row for row in (measurements or {}).get("rows", ())}
@@ -116,9 +122,9 @@ class StitchTable:
             folder /= "sweep"
         results = ResultsTable.read(folder)
         path = Path(latency_file) if latency_file is not None else folder / LATENCY_FILE
-        if latency_file is None and not path.is_file():
-            return cls(results, source=str(folder))
-        return cls(results, _read_measurements(path), str(folder))
+        measured = latency_file is not None or path.is_file()
+        measurements = _read_measurements(path) if measured else None
+        return cls(results, measurements, str(folder), ScoreCurves.read(folder))
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -144,6 +150,28 @@ class StitchTable:
             if stitch in (entry.id, entry.name):
                 return entry
         raise KeyError(f"stitch {stitch!r} is not among those that were swept")
+
+    def threshold(self, stitch: int | str, criterion: str) -> float:
+        """The score from which on to keep the detections of a stitch.
+
+        One score for all stitches misleads: it keeps another share of right ones of each.
+
+        Args:
+            stitch: Id or name.
+            criterion: ``f1`` or ``precision=0.9``, on the images of the sweep (box IoU of 0.5).
+
+        Raises:
+            InputError: If the sweep has no score curve of the stitch, or no score meets the
+                criterion.
+            KeyError: If the stitch was not swept.
+        """
+        entry = self[stitch]
+        if entry.id not in self._curves:
+            raise InputError(
+                f"{self._source} has no score curve of {entry.name}: sweep again with "
+                "sweep.mode=one_pass, or give a score"
+            )
+        return self._curves[entry.id].threshold(criterion)
 
     def best(
         self,

@@ -3,6 +3,7 @@
 from .pareto import pareto_front
 from .results import ResultsTable, StitchResult
 from .results_text import format_table
+from .score_curves import ScoreCurve, ScoreCurves
 from .scoring import CocoScorer
 from .sweep import BASELINE, evaluate_stitch, sweep
 from .two_stage import two_stage_sweep
@@ -11,6 +12,8 @@ __all__ = [
     "BASELINE",
     "CocoScorer",
     "ResultsTable",
+    "ScoreCurve",
+    "ScoreCurves",
     "StitchResult",
     "evaluate_stitch",
     "format_table",

@@ -24,6 +24,7 @@ from snnet_vitdet.modeling import StitchedViT, find_stitched_vit
 from snnet_vitdet.stitching import PrefixTree, Stitch
 
 from .detections import DetectionStore
+from .score_curves import ScoreCurve
 from .scoring import CocoScorer
 
 __all__ = [
@@ -48,7 +49,7 @@ def evaluate_in_one_pass(
     plan: Mapping[str, object],
     images: Sequence[int] | None = None,
     resume: bool = False,
-) -> Iterator[tuple[Stitch, dict[str, float]]]:
+) -> Iterator[tuple[Stitch, dict[str, float], ScoreCurve]]:
     """Scores many stitches with one reading of the images. All processes must run through it.
 
     Detections wait in a folder that all processes share, until every image is done; an interrupted
@@ -65,7 +66,7 @@ def evaluate_in_one_pass(
         resume: Whether to use the detections that are in the folder already.
 
     Yields:
-        A stitch and its AP on 0–100 by the names in ``METRICS``.
+        A stitch, its AP on 0–100 by the names in ``METRICS``, and its score curve.
 
     Raises:
         InputError: If the processes do not see each other's detections.
@@ -96,11 +97,17 @@ def evaluate_in_one_pass(
     world = comm.get_world_size()
     for first in range(0, len(stitches), world):
         group = stitches[first : first + world]
-        metrics = {}
+        scores = None
         if comm.get_rank() < len(group):
-            detections = store.detections_of(group[comm.get_rank()].id)
-            metrics = scorer.score(detections, None if images is None else image_ids)
-        yield from zip(group, comm.all_gather(metrics), strict=False)
+            stitch = group[comm.get_rank()]
+            detections = store.detections_of(stitch.id)
+            of_images = None if images is None else image_ids
+            scores = (
+                scorer.score(detections, of_images),
+                scorer.score_curve(stitch.name, detections, of_images),
+            )
+        for stitch, (metrics, curve) in zip(group, comm.all_gather(scores), strict=False):
+            yield stitch, metrics, curve
     comm.synchronize()
     if comm.is_main_process():
         store.delete()

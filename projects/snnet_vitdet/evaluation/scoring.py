@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import math
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 from detectron2.data import MetadataCatalog
@@ -17,6 +18,7 @@ from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from snnet_vitdet.errors import InputError
 
 from .results import AP_NAMES, METRICS
+from .score_curves import ScoreCurve, count_matches
 
 __all__ = ["CocoScorer"]
 
@@ -47,8 +49,30 @@ class CocoScorer:
                 f"{metadata.json_file} has image ids that are no whole numbers, such as "
                 f"{odd[0]!r}: number the images, or set sweep.mode=separate"
             )
+        indexes = {category_id: index for index, category_id in self._category_ids.items()}
+        # Boxes alone: the scorer below writes into the annotations.
+        self._objects = defaultdict(list)
+        for annotation in truth["annotations"]:
+            key = annotation["image_id"], indexes[annotation["category_id"]]
+            box = {"bbox": annotation["bbox"], "iscrowd": annotation.get("iscrowd", 0)}
+            self._objects[key].append(box)
         with contextlib.redirect_stdout(io.StringIO()):
             self._truth = COCO(truth)
+
+    def score_curve(
+        self,
+        name: str,
+        detections: Sequence[Mapping[str, object]],
+        image_ids: Collection[int] | None = None,
+    ) -> ScoreCurve:
+        """How many detections, and how many right ones, there are above each score.
+
+        Args:
+            name: Of the stitch.
+            detections: As for :meth:`score`.
+            image_ids: As for :meth:`score`.
+        """
+        return count_matches(name, self._objects, detections, image_ids)
 
     def score(
         self,

@@ -28,6 +28,7 @@ from snnet_vitdet.stitching import Cost, Stitch, merged
 
 from .one_pass import evaluate_in_one_pass, fixed_subset
 from .results import METRICS, ResultsTable, StitchResult, write_atomically
+from .score_curves import CURVES_FILE, ScoreCurve, ScoreCurves
 from .scoring import CocoScorer
 
 __all__ = ["BASELINE", "evaluate_stitch", "sweep"]
@@ -92,7 +93,8 @@ def sweep(
         costs: Cost of every stitch of the model's space, by id.
         data_loader: A test loader as detectron2 builds it.
         make_evaluator: Gives a fresh evaluator for every stitch that is evaluated separately.
-        output_dir: Folder for ``stitches.csv`` and ``stitches.json``, written after every stitch.
+        output_dir: Folder for ``stitches.csv`` and ``stitches.json``, written after every stitch,
+            and ``score_curves.json``, which one pass adds.
         scorer: Scores what one pass over all stitches detects. None, or a detector without
             stitches, evaluates each separately.
         subset: Scores on so many of the images, always the same ones; 0 for all. In one pass only.
@@ -119,6 +121,7 @@ def sweep(
     kept = [r.stitch_id for r in table or () if r.num_images == num_images]
     finished = comm.all_gather(kept)[0]
     table = table or ResultsTable()
+    curves = ScoreCurves.read(output_dir) if resume else ScoreCurves()
     open_stitches = [stitch for stitch in stitches if stitch.id not in finished]
     if num_kept := len(stitches) - len(open_stitches):
         logger.info("%d of %d stitches are there already.", num_kept, len(stitches))
@@ -132,7 +135,7 @@ def sweep(
             model, open_stitches, data_loader, scorer, folder, provenance, images, resume
         )
     with merged(model), _autocast(model, precision):
-        for count, (stitch, metrics) in enumerate(scores, start=1):
+        for count, (stitch, metrics, curve) in enumerate(scores, start=1):
             cost = costs[stitch.id]
             table.put(
                 StitchResult(
@@ -148,6 +151,10 @@ def sweep(
                 )
             )
             if comm.is_main_process():
+                # First the curve: resumed, a stitch that has a row is not scored again.
+                if curve is not None:
+                    curves.put(stitch.id, curve)
+                    curves.write(output_dir)
                 table.write(output_dir)
             logger.info(
                 "stitch %d of %d: %s (id %d), %.1f GFLOPs, box AP %.1f, mask AP %.1f",
@@ -167,12 +174,12 @@ def _evaluate_separately(
     stitches: Sequence[Stitch],
     data_loader: Sequence,
     make_evaluator: Callable[[], DatasetEvaluator],
-) -> Iterator[tuple[Stitch, dict[str, float]]]:
+) -> Iterator[tuple[Stitch, dict[str, float], ScoreCurve | None]]:
     start = time.perf_counter()
     for count, stitch in enumerate(stitches, start=1):
         with _quiet():
             evaluator = make_evaluator()
-        yield stitch, evaluate_stitch(model, stitch, data_loader, evaluator)
+        yield stitch, evaluate_stitch(model, stitch, data_loader, evaluator), None
         remaining = (time.perf_counter() - start) / count * (len(stitches) - count)
         if remaining:
             logger.info("ETA %s", datetime.timedelta(seconds=round(remaining)))
@@ -198,6 +205,7 @@ def _open_table(output_dir: str, provenance: dict, resume: bool) -> ResultsTable
     # First of all the rows of an earlier sweep have to go: interrupted before its first own row,
     # this sweep would otherwise be resumed with theirs.
     table.write(output_dir)
+    Path(output_dir, CURVES_FILE).unlink(missing_ok=True)
     write_atomically(path, json.dumps(provenance, indent=1).encode())
     return table
 

@@ -8,6 +8,7 @@ from detectron2.utils import comm
 
 from .pareto import pareto_front
 from .results import TASKS, ResultsTable, StitchResult
+from .score_curves import ScoreCurves
 
 __all__ = ["frontier_candidates", "two_stage_sweep"]
 
@@ -63,4 +64,13 @@ def two_stage_sweep(
             if num_images.get(result.stitch_id, 0) <= result.num_images:
                 table.put(result)
         table.write(output_dir)
+        _merge_curves(output_dir, [r.stitch_id for r in table if r.num_images == subset])
     return table
+
+
+def _merge_curves(output_dir: str, of_the_subset: Sequence[int]) -> None:
+    """Adds the score curves of the stitches whose scores are of the first stage."""
+    curves = ScoreCurves.read(output_dir)
+    curves.update(ScoreCurves.read(os.path.join(output_dir, "subset")), of_the_subset)
+    if len(curves):
+        curves.write(output_dir)

@@ -1,0 +1,205 @@
+"""A trained tiny model as a function from images to detections."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import train_net
+from detectron2.config import instantiate
+from detectron2.engine import default_argument_parser
+from PIL import Image
+
+from snnet_vitdet import Predictor, StitchTable
+from snnet_vitdet.deploy import draw_detections, image_files, to_rgb
+from snnet_vitdet.engine import StrictCheckpointer
+from snnet_vitdet.errors import InputError
+
+# Training takes some seconds, whichever of these tests runs first.
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def swept(trained_tiny, tmp_path_factory, restored_logging):
+    """The config of a trained model, with a sweep beside it."""
+    config = trained_tiny(tmp_path_factory.mktemp("swept"))
+    train_net.main(default_argument_parser().parse_args(["--eval-only"]), config)
+    return config
+
+
+@pytest.fixture
+def make(swept):
+    """Makes a predictor of the swept model."""
+    return lambda **kwargs: Predictor(swept, swept.train.init_checkpoint, device="cpu", **kwargs)
+
+
+@pytest.fixture
+def files(swept):
+    return image_files(swept.data.test_images)
+
+
+def assert_same(one, other):
+    assert len(one) == len(other) > 0
+    assert torch.equal(one.pred_boxes.tensor, other.pred_boxes.tensor)
+    assert torch.equal(one.scores, other.scores)
+    assert torch.equal(one.pred_classes, other.pred_classes)
+    assert torch.equal(one.pred_masks, other.pred_masks)
+
+
+@torch.no_grad()
+def test_detections_are_those_that_the_sweep_scores(swept, make):
+    """Merging the low-rank updates changes them by rounding: boxes to 0.01 pixels."""
+    model = instantiate(swept.model).eval()
+    StrictCheckpointer(model).load(swept.train.init_checkpoint)
+    samples = [sample for batch in instantiate(swept.dataloader.test) for sample in batch]
+    predictor = make()
+    counts = set()
+    for stitch in predictor.stitches[::3]:
+        predictor.set_stitch(stitch.name)
+        model.backbone.net.set_stitch(stitch.id)
+        for sample in samples[:3]:
+            expected = model([sample])[0]["instances"]
+            found = predictor(sample["file_name"])
+            assert len(found) == len(expected)
+            torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
+            boxes = found.pred_boxes.tensor
+            torch.testing.assert_close(boxes, expected.pred_boxes.tensor, rtol=0, atol=1e-2)
+            counts.add(len(found))
+    assert len(counts) > 1
+
+
+def test_images_may_be_files_pictures_and_arrays(make, files, tmp_path):
+    predictor = make(stitch="FS-2")
+    expected = predictor(files[0])
+    picture = Image.open(files[0])
+    array = np.asarray(picture.convert("RGB"))
+    for image in (Path(files[0]), picture, array):
+        assert_same(predictor(image), expected)
+    # Held upright by a camera that noted how it was turned.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    assert_same(predictor(tmp_path / "turned.png"), expected)
+    grey = array.mean(axis=2).astype(np.uint8)
+    assert_same(predictor(grey), predictor(np.stack([grey] * 3, axis=2)))
+
+
+def test_batches_and_streams_give_what_single_images_give(make, files):
+    predictor = make(stitch=3)
+    single = [predictor(file) for file in files[:5]]
+    for batch_size in (1, 2, 5, 9):
+        found = predictor(files[:5], batch_size=batch_size)
+        assert [len(each) for each in found] == [len(each) for each in single]
+        for one, other in zip(found, single, strict=True):
+            torch.testing.assert_close(one.scores, other.scores, rtol=0, atol=1e-4)
+    with pytest.raises(InputError, match="batch_size must be 1 or more, got 0"):
+        predictor(files, batch_size=0)
+
+
+def test_detections_have_names_and_are_indexed_with_them(make, files):
+    predictor = make()
+    found = predictor(files[0])
+    names = [predictor.class_names[i] for i in found.pred_classes.tolist()]
+    assert found.class_names.tolist() == names and len(predictor.class_names) > 1
+    best = found[found.scores >= found.scores[1]]
+    assert len(best) == 2 and best.class_names.tolist() == names[:2]
+    assert len(found[found.scores > 2].class_names) == 0
+
+
+def test_a_switch_is_in_effect_at_once_and_an_unknown_one_is_refused(make, files):
+    predictor = make(stitch="S")
+    small = predictor(files[0])
+    predictor.set_stitch("L")
+    large = predictor(files[0])
+    assert not torch.equal(small.scores[:1], large.scores[:1])
+    for unknown in ("FS-99", 14, -1, "f"):
+        with pytest.raises(InputError, match=r"no stitch .*: ids are 0 to 13, names .* S, L, FS-1"):
+            predictor.set_stitch(unknown)
+    assert predictor.stitch.name == "L"
+    assert_same(predictor(files[0]), large)
+    predictor.set_stitch(0)
+    assert_same(predictor(files[0]), small)
+
+
+def test_a_budget_chooses_the_tables_best(swept, make):
+    table = StitchTable.read(swept.train.output_dir)
+    limit = sorted(entry.gflops for entry in table)[5]
+    best = table.best(max_gflops=limit)
+    assert make(max_gflops=limit).stitch.name == best.name
+    predictor = make()
+    assert predictor.stitch.name == "L"
+    assert predictor.choose(max_gflops=limit).name == best.name == predictor.stitch.name
+    with pytest.raises(InputError, match="give a stitch or budgets, not both"):
+        make(stitch="S", max_gflops=1)
+    with pytest.raises(InputError, match="run tools/measure_latency.py first"):
+        make(max_latency_ms=5)
+
+
+def test_a_budget_without_a_sweep_says_so(trained_tiny, tmp_path):
+    config = trained_tiny(tmp_path)
+    predictor = Predictor(config, config.train.init_checkpoint, device="cpu")
+    with pytest.raises(InputError, match="has no sweep, and budgets need one"):
+        predictor.choose(max_gflops=1)
+
+
+def test_a_threshold_is_of_the_stitch_in_effect(swept, make, files):
+    table = StitchTable.read(swept.train.output_dir)
+    predictor = make(stitch="S", score_threshold="f1")
+    thresholds = {}
+    for stitch in predictor.stitches:
+        predictor.set_stitch(stitch.id)
+        thresholds[stitch.name] = predictor.score_threshold
+        assert predictor.score_threshold == table.threshold(stitch.name, "f1")
+        assert all((predictor(f).scores >= predictor.score_threshold).all() for f in files)
+    assert len(set(thresholds.values())) > 1
+    assert make(score_threshold="f1").score_threshold == thresholds["L"]
+    with pytest.raises(InputError, match="a threshold is a score from 0 to 1, f1, or precision="):
+        make(score_threshold="F2")
+
+
+def test_curves_are_of_the_same_detections_as_the_scores(swept):
+    """All objects of the images are counted, and some but not all of what is found is right."""
+    truth = json.loads(Path(swept.data.test_json).read_text())
+    rows = json.loads(Path(swept.train.output_dir, "sweep/score_curves.json").read_text())
+    assert [row["stitch_id"] for row in rows] == list(range(14))
+    for row in rows:
+        assert row["num_objects"] == len(truth["annotations"])
+        assert 0 < row["matched"][0] < row["detections"][0]
+
+
+def test_what_is_no_image_is_refused(make, tmp_path):
+    predictor = make()
+    (tmp_path / "text.jpg").write_text("no image")
+    with pytest.raises(InputError, match=r"text.jpg cannot be read as an image"):
+        predictor(tmp_path / "text.jpg")
+    for array in (np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), "u1")):
+        with pytest.raises(InputError, match=r"an array must be RGB of shape"):
+            predictor(array)
+    with pytest.raises(InputError, match="not int"):
+        predictor(3)
+
+
+def test_detections_are_drawn_at_the_size_of_the_image_or_larger(make, files):
+    found = make()(files[0])
+    image = to_rgb(files[0])
+    drawn = draw_detections(image, found)
+    assert drawn.shape == image.shape and (drawn != image).any()
+    assert draw_detections(image, found[found.scores > 2], min_side=200).shape == (200, 200, 3)
+
+
+def test_times_and_memory_are_measured_and_used(swept, root, tmp_path, make):
+    config_file = Path(swept.train.init_checkpoint).parent / "config.yaml"
+    command = [sys.executable, "tools/measure_latency.py", "--config-file", str(config_file)]
+    command += ["--repeats=1", "--warmup=0", "--batch=2", "--device=cpu"]
+    command += [f"--output={tmp_path / 'latency.json'}"]
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    table = StitchTable.read(swept.train.output_dir, tmp_path / "latency.json")
+    assert all(entry.latency_ms > 0 for entry in table)
+    # Of the same operations on the same images: the more weights, the more memory.
+    assert table["L"].memory_mb > table["S"].memory_mb > 0
+    chosen = make(table=table, max_memory_mb=table["S"].memory_mb).stitch.name
+    assert chosen == table.best(max_memory_mb=table["S"].memory_mb).name
