@@ -157,21 +157,17 @@ class Predictor:
         """
         if self._backbone is None:
             raise InputError("this model is a baseline: it has no stitches to choose from")
-        before = self._backbone.stitch
         try:
-            chosen = self._backbone.set_stitch(stitch)
-            if self._criterion:
-                self.score_threshold = self.table.threshold(chosen.id, self._criterion)
-        except InputError:
-            self._backbone.set_stitch(before.id)
-            raise
+            chosen = self._backbone.space[stitch]
         except (IndexError, KeyError) as error:
             space = self._backbone.space
             raise InputError(
                 f"the model has no stitch {stitch!r}: ids are 0 to {len(space) - 1}, names are "
                 f"such as {', '.join(stitch.name for stitch in list(space)[:3])}"
             ) from error
-        return chosen
+        if self._criterion:
+            self.score_threshold = self.table.threshold(chosen.id, self._criterion)
+        return self._backbone.set_stitch(chosen.id)
 
     def choose(self, by: str = "box", **budgets: float | None) -> Stitch:
         """Puts the best stitch within some budgets into effect, see :meth:`StitchTable.best`."""

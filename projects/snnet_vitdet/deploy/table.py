@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation.results import METRICS, ResultsTable, StitchResult
+from snnet_vitdet.evaluation import ResultsTable, ScoreCurves, StitchResult
+from snnet_vitdet.evaluation.results import METRICS
 
 __all__ = ["LATENCY_FILE", "StitchEntry", "StitchTable"]
 
@@ -163,15 +164,14 @@ class StitchTable:
         Raises:
             InputError: If the sweep has no score curve of the stitch, or no score meets the
                 criterion.
-            KeyError: If the stitch was not swept.
         """
-        entry = self[stitch]
-        if entry.id not in self._curves:
+        ids = [entry.id for entry in self if stitch in (entry.id, entry.name)]
+        if not ids or ids[0] not in self._curves:
             raise InputError(
-                f"{self._source} has no score curve of {entry.name}: sweep again with "
+                f"{self._source} has no score curve of stitch {stitch}: sweep it with "
                 "sweep.mode=one_pass, or give a score"
             )
-        return self._curves[entry.id].threshold(criterion)
+        return self._curves[ids[0]].threshold(criterion)
 
     def best(
         self,
