@@ -25,7 +25,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def swept(trained_tiny, tmp_path_factory, restored_logging):
     """The config of a trained model, with a sweep beside it."""
-    config = trained_tiny(tmp_path_factory.mktemp("swept"))
+    # So short a training is sure of little.
+    low = "model.roi_heads.box_predictor.test_score_thresh=0.01"
+    config = trained_tiny(tmp_path_factory.mktemp("swept"), low)
     train_net.main(default_argument_parser().parse_args(["--eval-only"]), config)
     return config
 

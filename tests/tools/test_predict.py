@@ -1,0 +1,83 @@
+"""tools/predict.py on the images of a trained tiny model."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def predict(trained_tiny, root, tmp_path):
+    """Runs the program into the test's folder; gives what it printed, or its error."""
+    config = trained_tiny(tmp_path / "unused")
+    config_file = Path(config.train.init_checkpoint).parent / "config.yaml"
+
+    def run(given, *options, fails=False):
+        command = [sys.executable, "tools/predict.py", str(given)]
+        command += ["--config-file", str(config_file), "--device", "cpu"]
+        command += ["--output", str(tmp_path / "out"), *options]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        assert (done.returncode != 0) == fails, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr if fails else done.stdout
+
+    run.images = Path(config.data.test_images)
+    return run
+
+
+def test_a_folder_gives_pictures_and_a_coco_file(predict, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(predict.images, images)
+    (images / "text.png").write_text("no image")
+    (images / "notes.txt").write_text("left alone")
+    printed = predict(images, "--stitch", "FS-2", "--threshold", "0.1")
+    assert "Stitch FS-2, scores from 0.1" in printed and "text.png cannot be read" in printed
+    coco = COCO(str(tmp_path / "out/predictions.json"))
+    assert len(coco.imgs) == len(list(predict.images.iterdir())) == 8
+    assert len(coco.anns) > 0 and min(coco.cats) == 1
+    for annotation in coco.anns.values():
+        assert annotation["score"] >= 0.1 and annotation["category_id"] in coco.cats
+        mask = coco.annToMask(annotation)
+        image = coco.imgs[annotation["image_id"]]
+        assert mask.shape == (image["height"], image["width"])
+        assert mask.sum() == annotation["area"]
+    drawn = {path.name for path in (tmp_path / "out").glob("*.jpg")}
+    assert drawn == {image["file_name"] for image in coco.imgs.values()}
+    annotated = coco.imgs[next(iter(coco.anns.values()))["image_id"]]["file_name"]
+    before, after = (cv2.imread(str(f / annotated)) for f in (images, tmp_path / "out"))
+    assert np.abs(before.astype(int) - after).max() > 60
+
+
+def test_a_video_gives_a_video(predict, tmp_path):
+    frames = [cv2.imread(str(path)) for path in sorted(predict.images.iterdir())]
+    film = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(film), cv2.VideoWriter_fourcc(*"MJPG"), 12, (64, 64))
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+    predict(film, "--threshold", "0.1", "--stitch", "0")
+    drawn = cv2.VideoCapture(str(tmp_path / "out/film.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FPS) == 12
+    assert sum(1 for _ in iter(lambda: drawn.read()[0], False)) == len(frames)
+    images = json.loads((tmp_path / "out/predictions.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == [f"film.avi#{i}" for i in range(8)]
+
+
+def test_what_cannot_be_predicted_is_said_in_a_sentence(predict, tmp_path):
+    assert "does not exist" in predict(tmp_path / "none.jpg", fails=True)
+    (tmp_path / "film.mp4").write_text("no video")
+    assert "nor a video" in predict(tmp_path / "film.mp4", fails=True)
+    (tmp_path / "text.jpg").write_text("no image")
+    assert "cannot be read as an image" in predict(tmp_path / "text.jpg", fails=True)
+    shutil.copytree(predict.images, tmp_path / "out")
+    assert "would be overwritten" in predict(tmp_path / "out", fails=True)
+    image = next(predict.images.iterdir())
+    assert "no stitch 'FS-77'" in predict(image, "--stitch", "FS-77", fails=True)

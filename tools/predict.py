@@ -1,0 +1,184 @@
+#!/usr/bin/env python
+"""Detects objects in an image, a folder of images or a video, with a stitch or within a budget.
+
+    python tools/predict.py photo.jpg --config-file output/my/config.yaml --stitch FS-3
+    python tools/predict.py photos/ --config-file output/my/config.yaml --max-gflops 800
+    python tools/predict.py film.mp4 --config-file output/my/config.yaml --max-latency-ms 40
+
+Writes drawn pictures (of a video, a film of the same name as .mp4) and predictions.json in COCO
+format, masks as RLE, to the folder --output.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import cv2
+from tqdm import tqdm
+
+from snnet_vitdet.deploy import (
+    IMAGE_SUFFIXES,
+    CocoPredictions,
+    Predictor,
+    draw_detections,
+    image_files,
+    to_rgb,
+)
+from snnet_vitdet.errors import InputError, exit_with
+
+BUDGETS = ("max_gflops", "max_latency_ms", "max_memory_mb")
+# Others are written as JPEG: not every program opens them.
+WRITTEN_AS_THEY_ARE = (".jpg", ".jpeg", ".png")
+
+
+def arguments():
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input", metavar="IMAGE|FOLDER|VIDEO")
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--weights", metavar="FILE", help="default: the training's last checkpoint")
+    parser.add_argument("--stitch", metavar="ID|NAME", help="default: the large ViT alone")
+    for budget in BUDGETS:
+        parser.add_argument(f"--{budget.replace('_', '-')}", type=float, metavar="LIMIT")
+    parser.add_argument("--by", default="box", help="what decides within budgets: box or mask AP")
+    parser.add_argument(
+        "--threshold",
+        default="0.5",
+        help="lowest score that is shown: a number, or f1 or precision=0.9 for the score that gives "
+        "this with the stitch in the sweep; default 0.5",
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--precision", default="float32", choices=("float32", "float16", "bfloat16")
+    )
+    parser.add_argument("--output", default="output/predictions", metavar="FOLDER")
+    parser.add_argument("--no-pictures", action="store_true", help="predictions.json alone")
+    return parser.parse_args()
+
+
+def predictor_for(args):
+    """The predictor of the command line."""
+    stitch = args.stitch
+    if stitch is not None and stitch.isdecimal():
+        stitch = int(stitch)
+    try:
+        threshold = float(args.threshold)
+    except ValueError:
+        threshold = args.threshold
+    return Predictor(
+        args.config_file,
+        args.weights,
+        stitch=stitch,
+        by=args.by,
+        score_threshold=threshold,
+        device=args.device,
+        precision=args.precision,
+        **{budget: getattr(args, budget) for budget in BUDGETS},
+    )
+
+
+def predict_images(predictor, files, output, pictures):
+    """Detects in images one by one; what is none is named and left out, unless it is all."""
+    predictions, skipped = CocoPredictions(predictor.class_names), []
+    for file in tqdm(files, unit="image", disable=None):
+        try:
+            image = to_rgb(file)
+        except InputError as error:
+            if len(files) == 1:
+                raise
+            skipped.append(str(error))
+            continue
+        found = predictor(image)
+        predictions.add(os.path.basename(file), found)
+        if pictures:
+            name = os.path.basename(file)
+            if not name.lower().endswith(WRITTEN_AS_THEY_ARE):
+                name += ".jpg"
+            write_picture(output / name, draw_detections(image, found))
+    for line in skipped:
+        print(f"Left out: {line}")
+    return predictions
+
+
+def write_picture(path, image):
+    """Writes an RGB array; OpenCV's own functions give False and no reason."""
+    if not cv2.imwrite(str(path), image[:, :, ::-1]):
+        raise InputError(f"cannot write {path}: check the folder's permissions and free space")
+
+
+def predict_video(predictor, file, output, pictures):
+    """Detects in every frame of a video."""
+    video = cv2.VideoCapture(file)
+    if not video.isOpened():
+        raise InputError(
+            f"{file} is neither an image ({', '.join(IMAGE_SUFFIXES)}) nor a video that OpenCV "
+            "can open"
+        )
+    predictions, writer = CocoPredictions(predictor.class_names), None
+    total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    rate = video.get(cv2.CAP_PROP_FPS) or 25.0
+    path = output / f"{Path(file).stem}.mp4"
+    if pictures and path.exists() and path.samefile(file):
+        raise InputError(f"{path} would be overwritten with the result: give another --output")
+    with tqdm(total=total if total > 0 else None, unit="frame", disable=None) as progress:
+        while (read := video.read())[0]:
+            image = read[1][:, :, ::-1].copy()
+            found = predictor(image)
+            predictions.add(f"{Path(file).name}#{progress.n}", found)
+            if pictures:
+                drawn = draw_detections(image, found)
+                if writer is None:
+                    size = (drawn.shape[1], drawn.shape[0])
+                    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
+                    if not writer.isOpened():
+                        raise InputError(f"OpenCV cannot write {path}: give --no-pictures")
+                writer.write(drawn[:, :, ::-1].copy())
+            progress.update()
+        if progress.n == 0:
+            raise InputError(f"{file} has no frame that OpenCV can read")
+    if writer is not None:
+        writer.release()
+    return predictions
+
+
+def run(args):
+    """Detects, draws and writes."""
+    if not os.path.exists(args.input):
+        raise InputError(f"{args.input} does not exist")
+    output = Path(args.output)
+    files = None
+    if os.path.isdir(args.input):
+        files = image_files(args.input)
+        if output.exists() and output.samefile(args.input):
+            raise InputError("--output is the folder of the images, which would be overwritten")
+    elif args.input.lower().endswith(IMAGE_SUFFIXES):
+        files = [args.input]
+        if output.exists() and output.samefile(Path(args.input).parent):
+            raise InputError("--output is the folder of the image, which would be overwritten")
+    predictor = predictor_for(args)
+    name = predictor.stitch.name if predictor.stitch else "a baseline"
+    print(f"Stitch {name}, scores from {predictor.score_threshold:g}, on {predictor.device}")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {output}: {error.strerror}") from error
+    if files is None:
+        predictions = predict_video(predictor, args.input, output, not args.no_pictures)
+    else:
+        predictions = predict_images(predictor, files, output, not args.no_pictures)
+    predictions.write(output / "predictions.json")
+    print(f"{len(predictions)} detections in {output / 'predictions.json'}")
+
+
+def main():
+    """Runs the program."""
+    try:
+        run(arguments())
+    except InputError as error:
+        exit_with(error)
+
+
+if __name__ == "__main__":
+    main()
