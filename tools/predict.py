@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 
 import cv2
+import numpy as np
 from tqdm import tqdm
 
 from snnet_vitdet.deploy import (
@@ -24,6 +25,7 @@ from snnet_vitdet.deploy import (
     image_files,
     to_rgb,
 )
+from snnet_vitdet.engine import load_config
 from snnet_vitdet.errors import InputError, exit_with
 
 BUDGETS = ("max_gflops", "max_latency_ms", "max_memory_mb")
@@ -46,8 +48,8 @@ def arguments():
     parser.add_argument(
         "--threshold",
         default="0.5",
-        help="lowest score that is shown: a number, or f1 or precision=0.9 for the score that gives "
-        "this with the stitch in the sweep; default 0.5",
+        help="lowest score that is shown (default 0.5); f1 or precision=0.9 for the one that gives "
+        "this with the stitch, as the sweep found it",
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument(
@@ -55,6 +57,7 @@ def arguments():
     )
     parser.add_argument("--output", default="output/predictions", metavar="FOLDER")
     parser.add_argument("--no-pictures", action="store_true", help="predictions.json alone")
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
     return parser.parse_args()
 
 
@@ -68,7 +71,7 @@ def predictor_for(args):
     except ValueError:
         threshold = args.threshold
     return Predictor(
-        args.config_file,
+        load_config(args.config_file, args.opts),
         args.weights,
         stitch=stitch,
         by=args.by,
@@ -122,25 +125,32 @@ def predict_video(predictor, file, output, pictures):
     path = output / f"{Path(file).stem}.mp4"
     if pictures and path.exists() and path.samefile(file):
         raise InputError(f"{path} would be overwritten with the result: give another --output")
-    with tqdm(total=total if total > 0 else None, unit="frame", disable=None) as progress:
-        while (read := video.read())[0]:
-            image = read[1][:, :, ::-1].copy()
-            found = predictor(image)
-            predictions.add(f"{Path(file).name}#{progress.n}", found)
-            if pictures:
-                drawn = draw_detections(image, found)
-                if writer is None:
-                    size = (drawn.shape[1], drawn.shape[0])
-                    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
-                    if not writer.isOpened():
-                        raise InputError(f"OpenCV cannot write {path}: give --no-pictures")
-                writer.write(drawn[:, :, ::-1].copy())
-            progress.update()
-        if progress.n == 0:
-            raise InputError(f"{file} has no frame that OpenCV can read")
+    frames = tqdm(frames_of(video), total=total if total > 0 else None, unit="frame", disable=None)
+    for number, image in enumerate(frames):
+        found = predictor(image)
+        predictions.add(f"{Path(file).name}#{number}", found)
+        if pictures:
+            drawn = draw_detections(image, found)
+            if writer is None:
+                size = (drawn.shape[1], drawn.shape[0])
+                writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
+                if not writer.isOpened():
+                    raise InputError(f"OpenCV cannot write {path}: give --no-pictures")
+            writer.write(np.ascontiguousarray(drawn[:, :, ::-1]))
+    if not predictions.num_images:
+        raise InputError(f"{file} has no frame that OpenCV can read")
     if writer is not None:
         writer.release()
     return predictions
+
+
+def frames_of(video):
+    """The frames of an open video, RGB."""
+    while True:
+        there, frame = video.read()
+        if not there:
+            return
+        yield np.ascontiguousarray(frame[:, :, ::-1])
 
 
 def run(args):
@@ -151,12 +161,10 @@ def run(args):
     files = None
     if os.path.isdir(args.input):
         files = image_files(args.input)
-        if output.exists() and output.samefile(args.input):
-            raise InputError("--output is the folder of the images, which would be overwritten")
     elif args.input.lower().endswith(IMAGE_SUFFIXES):
         files = [args.input]
-        if output.exists() and output.samefile(Path(args.input).parent):
-            raise InputError("--output is the folder of the image, which would be overwritten")
+    if files and output.exists() and output.samefile(Path(files[0]).parent):
+        raise InputError(f"{output} has the images, which would be overwritten: give --output")
     predictor = predictor_for(args)
     name = predictor.stitch.name if predictor.stitch else "a baseline"
     print(f"Stitch {name}, scores from {predictor.score_threshold:g}, on {predictor.device}")

@@ -30,6 +30,11 @@ class CocoPredictions:
     def __len__(self) -> int:
         return len(self._annotations)
 
+    @property
+    def num_images(self) -> int:
+        """How many images were added, with detections or without."""
+        return len(self._images)
+
     def add(self, file_name: str, instances: Instances) -> None:
         """Takes in the detections of one more image.
 
