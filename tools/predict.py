@@ -58,7 +58,8 @@ def arguments():
     parser.add_argument("--output", default="output/predictions", metavar="FOLDER")
     parser.add_argument("--no-pictures", action="store_true", help="predictions.json alone")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
-    return parser.parse_args()
+    # Overrides come last, as with train_net.py, which leaves options between the two positionals.
+    return parser.parse_intermixed_args()
 
 
 def predictor_for(args):
