@@ -5,19 +5,13 @@ import csv
 import pytest
 import timm
 import torch
-import train_net
-from detectron2.engine import default_argument_parser
+from in_process import run_main
 
 from snnet_vitdet.modeling.families import anchor_arguments
 
 pytestmark = pytest.mark.slow
 
 NET = "model.backbone.net"
-
-
-def run_main(config, *flags):
-    """A run inside this process."""
-    train_net.main(default_argument_parser().parse_args(list(flags)), config)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import train_net
-from detectron2.engine import default_argument_parser
+from in_process import run_main
 
 from snnet_vitdet.engine import load_config
 from snnet_vitdet.modeling import stitch_costs
@@ -42,11 +42,6 @@ class Run:
     def moved(self):
         """Names of the weights that the training has changed."""
         return {n for n, value in self.before.items() if not torch.equal(value, self.after[n])}
-
-
-def run_main(config, *flags):
-    """A run inside this process."""
-    train_net.main(default_argument_parser().parse_args(list(flags)), config)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ import train_net
 from detectron2.engine import default_argument_parser, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from in_process import run_main
 from PIL import Image
 from torch.multiprocessing import ProcessRaisedException
 
@@ -53,11 +54,6 @@ def finish(process):
     finally:
         process.kill()
     return process.returncode, stdout, stderr
-
-
-def run_main(config, *flags):
-    """A run inside this process."""
-    train_net.main(default_argument_parser().parse_args(list(flags)), config)
 
 
 def weights(output):

@@ -2,34 +2,31 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from in_process import run_program
 from pycocotools.coco import COCO
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def predict(trained_tiny, root, tmp_path):
+def predict(trained_tiny, tmp_path):
     """Runs the program into the test's folder; gives what it printed, or its error."""
     config = trained_tiny(tmp_path / "unused")
     config_file = Path(config.train.init_checkpoint).parent / "config.yaml"
 
     def run(given, *options, fails=False):
-        command = [sys.executable, "tools/predict.py", str(given)]
-        command += ["--config-file", str(config_file), "--device", "cpu"]
-        command += ["--output", str(tmp_path / "out"), *options]
+        arguments = [str(given), "--config-file", str(config_file), "--device", "cpu"]
+        arguments += ["--output", str(tmp_path / "out"), *options]
         # So short a training is sure of little.
-        command += ["model.roi_heads.box_predictor.test_score_thresh=0.01"]
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-        assert (done.returncode != 0) == fails, done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stderr if fails else done.stdout
+        arguments += ["model.roi_heads.box_predictor.test_score_thresh=0.01"]
+        done = run_program("tools/predict.py", *arguments)
+        assert (done.code != 0) == fails, done.error
+        return done.error if fails else done.printed
 
     run.images = Path(config.data.test_images)
     return run
