@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import train_net
+from browser import browser  # noqa: F401  (a fixture)
 from detectron2.engine import default_argument_parser
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig

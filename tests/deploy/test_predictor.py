@@ -17,6 +17,7 @@ from snnet_vitdet import Predictor, StitchTable
 from snnet_vitdet.deploy import draw_detections, image_files, to_rgb
 from snnet_vitdet.engine import StrictCheckpointer
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.stitching import LowRankLinear
 
 # Training takes some seconds, whichever of these tests runs first.
 pytestmark = pytest.mark.slow
@@ -71,6 +72,16 @@ def test_detections_are_those_that_the_sweep_scores(swept, make):
             torch.testing.assert_close(boxes, expected.pred_boxes.tensor, rtol=0, atol=1e-2)
             counts.add(len(found))
     assert len(counts) > 1
+
+
+def test_low_rank_updates_are_merged_for_as_long_as_there_is_a_predictor(make):
+    layers = [m for m in make().model.modules() if isinstance(m, LowRankLinear) and m.rank]
+    # That predictor is gone.
+    assert layers and all(layer._merged is None for layer in layers)
+    predictor = make()
+    layers = [m for m in predictor.model.modules() if isinstance(m, LowRankLinear) and m.rank]
+    for layer in layers:
+        assert torch.equal(layer._merged, layer.merged_weight())
 
 
 def test_images_may_be_files_pictures_and_arrays(make, files, tmp_path):
@@ -160,6 +171,28 @@ def test_a_threshold_is_of_the_stitch_in_effect(swept, make, files):
     assert make(score_threshold="f1").score_threshold == thresholds["L"]
     with pytest.raises(InputError, match="a threshold is a score from 0 to 1, f1, or precision="):
         make(score_threshold="F2")
+    predictor.set_stitch("S")
+    assert predictor.set_score_threshold(0.25) == 0.25
+    predictor.set_stitch("L")
+    assert predictor.score_threshold == 0.25
+    assert predictor.set_score_threshold("f1") == thresholds["L"]
+    predictor.set_stitch("S")
+    assert predictor.score_threshold == thresholds["S"]
+
+
+def test_a_loaded_model_gives_what_its_checkpoint_gives(swept, make, files):
+    model = instantiate(swept.model)
+    StrictCheckpointer(model).load(swept.train.init_checkpoint)
+    names = make().class_names
+    table = StitchTable.read(swept.train.output_dir)
+    predictor = Predictor.of_model(
+        model, names, swept.dataloader.test.mapper, table=table, device="cpu"
+    )
+    assert predictor.choose(max_gflops=1e9).name == table.best().name
+    assert_same(predictor(files[0]), make(stitch=table.best().name)(files[0]))
+    without = Predictor.of_model(model, names, swept.dataloader.test.mapper, device="cpu")
+    with pytest.raises(InputError, match="this model has no sweep, and budgets need one"):
+        without.choose(max_gflops=1)
 
 
 def test_curves_are_of_the_same_detections_as_the_scores(swept):

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,49 +76,76 @@ class Predictor:
         if not isinstance(config, DictConfig):
             config = load_config(os.fspath(config))
         weights = checkpoint_to_evaluate(str(weights or ""), config.train.output_dir)
-        model, class_names = _load(config, weights)
-        self._finish(
-            model,
-            class_names,
-            instantiate(config.dataloader.test.mapper.augmentations),
-            config.dataloader.test.mapper.image_format,
-            _device(device),
-            precision,
-        )
-        self._criterion = score_threshold if isinstance(score_threshold, str) else None
-        self.score_threshold = 0.0 if self._criterion else score_threshold
-        self._table, self._folder = table, config.train.output_dir
+        self._take(*_load(config, weights), config.dataloader.test.mapper, device, precision)
         budgets = dict(
             max_gflops=max_gflops, max_latency_ms=max_latency_ms, max_memory_mb=max_memory_mb
         )
-        if any(limit is not None for limit in budgets.values()):
-            if stitch is not None:
-                raise InputError("give a stitch or budgets, not both")
-            self.choose(by, **budgets)
-        elif stitch is not None or self._criterion:
-            self.set_stitch(self.stitch.id if stitch is None and self.stitch else stitch)
+        budgets = {name: limit for name, limit in budgets.items() if limit is not None}
+        if budgets and stitch is not None:
+            raise InputError("give a stitch or budgets, not both")
+        self._table, self._folder = table, config.train.output_dir
+        self._criterion: str | None = None
+        if budgets:
+            stitch = self.table.best(by, **budgets).id
+        if stitch is not None:
+            self.set_stitch(stitch)
+        self.set_score_threshold(score_threshold)
 
-    def _finish(
+    @classmethod
+    def of_model(
+        cls,
+        model: nn.Module,
+        class_names: Sequence[str],
+        mapper: Mapping[str, object],
+        *,
+        table: StitchTable | None = None,
+        score_threshold: float | str = 0.0,
+        device: str = "auto",
+        precision: str = "float32",
+    ) -> "Predictor":
+        """A predictor of a model that is loaded already.
+
+        Args:
+            model: With trained weights; it is taken over: put into evaluation mode on the device,
+                its low-rank updates merged.
+            class_names: By ``pred_classes``.
+            mapper: How images are prepared: ``augmentations`` and ``image_format``, as in
+                ``dataloader.test.mapper`` of a config.
+            table: As for the constructor.
+            score_threshold: As for the constructor.
+            device: As for the constructor.
+            precision: As for the constructor.
+
+        Raises:
+            InputError: If device or precision are unknown.
+        """
+        predictor = cls.__new__(cls)
+        predictor._take(model, class_names, mapper, device, precision)
+        predictor._table, predictor._folder = table, None
+        predictor.set_score_threshold(score_threshold)
+        return predictor
+
+    def _take(
         self,
         model: nn.Module,
         class_names: Sequence[str],
-        augmentations: Sequence[T.Augmentation],
-        image_format: str,
-        device: torch.device,
+        mapper: Mapping[str, object],
+        device: str,
         precision: str,
     ) -> None:
         if precision not in ("float32", "float16", "bfloat16"):
             raise InputError(f"precision must be float32, float16 or bfloat16, got {precision!r}")
-        self.model = model.eval().to(device)
-        self.device = device
+        self.device = _device(device)
+        self.model = model.eval().to(self.device)
         self.precision = getattr(torch, precision)
         self.class_names = list(class_names)
         """Names by ``pred_classes``."""
-        self._augmentations = T.AugmentationList(list(augmentations))
-        self._image_format = image_format
+        self._augmentations = T.AugmentationList(list(instantiate(mapper["augmentations"])))
+        self._image_format = mapper["image_format"]
         self._backbone = find_stitched_vit(model)
-        # For good: this model is not trained any more.
-        contextlib.ExitStack().enter_context(merged(self.model))
+        # For as long as there is this predictor: let go of, the context would end at once.
+        self._merged = contextlib.ExitStack()
+        self._merged.enter_context(merged(self.model))
 
     @property
     def stitch(self) -> Stitch | None:
@@ -138,12 +165,13 @@ class Predictor:
             InputError: If there was none.
         """
         if self._table is None:
-            if not (Path(self._folder) / "sweep" / "stitches.json").is_file():
+            folder = self._folder
+            if folder is None or not Path(folder, "sweep", "stitches.json").is_file():
                 raise InputError(
-                    f"{self._folder} has no sweep, and budgets need one: run train_net.py "
-                    "--eval-only, or name a stitch"
+                    f"{folder or 'this model'} has no sweep, and budgets need one: run "
+                    "train_net.py --eval-only, or name a stitch"
                 )
-            self._table = StitchTable.read(self._folder)
+            self._table = StitchTable.read(folder)
         return self._table
 
     def set_stitch(self, stitch: int | str) -> Stitch:
@@ -168,6 +196,28 @@ class Predictor:
         if self._criterion:
             self.score_threshold = self.table.threshold(chosen.id, self._criterion)
         return self._backbone.set_stitch(chosen.id)
+
+    def set_score_threshold(self, score: float | str) -> float:
+        """Leaves detections of lower scores out from the next image on.
+
+        Args:
+            score: From 0 to 1; or ``f1`` or ``precision=0.9`` for what gives this with the stitch
+                in effect, now and after every change of the stitch.
+
+        Returns:
+            The score in effect.
+
+        Raises:
+            InputError: If the sweep has no such score (:meth:`StitchTable.threshold`).
+        """
+        if not isinstance(score, str):
+            self._criterion, self.score_threshold = None, float(score)
+            return self.score_threshold
+        if self._backbone is None:
+            raise InputError(f"this model is a baseline: give a score instead of {score!r}")
+        self.score_threshold = self.table.threshold(self.stitch.id, score)
+        self._criterion = score
+        return self.score_threshold
 
     def choose(self, by: str = "box", **budgets: float | None) -> Stitch:
         """Puts the best stitch within some budgets into effect, see :meth:`StitchTable.best`."""
