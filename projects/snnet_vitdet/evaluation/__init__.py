@@ -1,5 +1,7 @@
 """Evaluating the stitches of a trained model: the sweep, its results and their Pareto frontier."""
 
+from .comparison import Candidate, common_range, equal_cost_budgets, same_stitches
+from .frontier import Frontier
 from .pareto import pareto_front
 from .results import ResultsTable, StitchResult
 from .results_text import format_table
@@ -10,14 +12,19 @@ from .two_stage import two_stage_sweep
 
 __all__ = [
     "BASELINE",
+    "Candidate",
     "CocoScorer",
+    "Frontier",
     "ResultsTable",
     "ScoreCurve",
     "ScoreCurves",
     "StitchResult",
+    "common_range",
+    "equal_cost_budgets",
     "evaluate_stitch",
     "format_table",
     "pareto_front",
+    "same_stitches",
     "sweep",
     "two_stage_sweep",
 ]

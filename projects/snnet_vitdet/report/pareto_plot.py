@@ -19,25 +19,11 @@ from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.pareto import pareto_front
 from snnet_vitdet.evaluation.results import write_atomically
 
+from .kinds import ANCHORS, kind_label, kind_styles
+
 __all__ = ["pareto_figure", "plot_pareto"]
 
 _TASKS = {"bbox": "box", "segm": "mask"}
-_ANCHORS = {"S": "small anchor", "L": "large anchor"}
-_SIZES = {"S": "large", "F": "small"}
-
-# Okabe and Ito's palette, which readers with any colour vision tell apart; the markers say the same
-# again for print.
-_STYLES = {
-    "S": ("#0072B2", "*"),
-    "L": ("#D55E00", "*"),
-    "FS": ("#E69F00", "^"),
-    "SF": ("#56B4E9", "v"),
-    "SFS": ("#009E73", "o"),
-    "FSF": ("#CC79A7", "s"),
-}
-# Walks with more cuts than the paper's two have kinds of their own.
-_SPARE_STYLES = (("#8C6D31", "D"), ("#5C5C8A", "P"), ("#7F7F7F", "X"), ("#A6761D", "p"))
-
 _DPI = 160
 _HEIGHT_INCHES = 4.375
 _WIDTH_INCHES = {1: 6.25, 2: 10.0}
@@ -90,7 +76,7 @@ def pareto_figure(table_rows: Sequence[Mapping[str, Any]], *, title: str | None 
         raise InputError("There is no result to plot. Sweep at least one stitch first.")
     # A detector that finds nothing has no score at all, and its sweep still ends with a picture.
     tasks = [task for task in _TASKS if _points(table_rows, task)] or ["bbox"]
-    kinds = _kinds(table_rows)
+    kinds = kind_styles(row["kind"] for row in table_rows)
 
     figure = Figure(
         figsize=(_WIDTH_INCHES[len(tasks)], _HEIGHT_INCHES), dpi=_DPI, layout="constrained"
@@ -172,7 +158,7 @@ def _draw_panel(
         if not chosen:
             continue
         costs, scores, on, alpha = zip(*chosen, strict=True)
-        anchor = kind in _ANCHORS
+        anchor = kind in ANCHORS
         axes.scatter(
             costs,
             scores,
@@ -201,10 +187,10 @@ def _label_anchors(axes: Axes) -> None:
             drawn += [Bbox([(x0, y0), (x1, y0)]), Bbox([(x1, y0), (x1, y1)])]
 
     for scatter in axes.collections:
-        if scatter.get_label() not in _ANCHORS:
+        if scatter.get_label() not in ANCHORS:
             continue
         label = axes.annotate(
-            _ANCHORS[scatter.get_label()],
+            ANCHORS[scatter.get_label()],
             scatter.get_offsets()[0],
             xytext=(0, 0),
             textcoords="offset pixels",
@@ -247,11 +233,11 @@ def _legend_handles(kinds: Mapping[str, tuple[str, str]]) -> list[Line2D]:
             [],
             linestyle="none",
             marker=marker,
-            markersize=14 if kind in _ANCHORS else 8,
+            markersize=14 if kind in ANCHORS else 8,
             markerfacecolor=colour,
             markeredgecolor="white",
             markeredgewidth=0.6,
-            label=f"{kind}: {_walk(kind)}",
+            label=f"{kind}: {kind_label(kind)}",
         )
         for kind, (colour, marker) in kinds.items()
     ]
@@ -269,21 +255,6 @@ def _legend_handles(kinds: Mapping[str, tuple[str, str]]) -> list[Line2D]:
         )
     )
     return handles
-
-
-def _walk(kind: str) -> str:
-    """Spell a kind out; in walks, unlike in the anchors' own kinds, S is slow: the large anchor."""
-    return _ANCHORS.get(kind) or "→".join(_SIZES.get(letter, letter) for letter in kind)
-
-
-def _kinds(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
-    """The kinds among the rows, in the legend's order, each with its colour and marker."""
-    present = dict.fromkeys(row["kind"] for row in rows)
-    known = {kind: style for kind, style in _STYLES.items() if kind in present}
-    others = [kind for kind in present if kind not in _STYLES]
-    return known | {
-        kind: _SPARE_STYLES[index % len(_SPARE_STYLES)] for index, kind in enumerate(others)
-    }
 
 
 def _points(rows: Sequence[Mapping[str, Any]], task: str) -> list[tuple[str, float, float, int]]:

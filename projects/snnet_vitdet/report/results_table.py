@@ -1,0 +1,134 @@
+"""The table of a page: its columns, and its HTML, which needs no JavaScript."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from snnet_vitdet.evaluation.results import AP_NAMES, TASKS
+
+__all__ = ["Column", "present_columns", "table_html"]
+
+Row = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table.
+
+    Attributes:
+        key: In the rows.
+        label: In the head of the table.
+        title: In full, for axes.
+        role: ``text``, ``cost`` (an axis, the lower the better), ``score`` (an axis, the higher
+            the better) or ``number``.
+        decimals: Of its numbers.
+    """
+
+    key: str
+    label: str
+    title: str
+    role: str
+    decimals: int = 0
+
+
+_TEXTS = (
+    Column("name", "stitch", "name", "text"),
+    Column("stitch_id", "id", "id", "number"),
+    Column("kind", "kind", "kind", "text"),
+    Column("cuts", "cuts", "cuts", "text"),
+)
+_COSTS = (
+    ("gflops", "GFLOPs", "GFLOPs (multiply–accumulates / 1e9)"),
+    ("params_m", "params, M", "parameters, millions"),
+    ("latency_ms", "latency, ms", "latency, ms per image (median)"),
+    ("latency_ms_p90", "p90, ms", "latency, ms per image (90 % of the rounds)"),
+    ("memory_mb", "memory, MB", "peak memory, MB"),
+)
+_WORDS = {
+    "AP": "AP",
+    "AP50": "AP50",
+    "AP75": "AP75",
+    "APs": "AP of small objects",
+    "APm": "AP of medium objects",
+    "APl": "AP of large objects",
+}
+_FEWEST_DIGITS = 3
+
+
+def present_columns(rows: Sequence[Row]) -> list[Column]:
+    """The columns for which there are values, in their order.
+
+    How many images and iterations a row is of is a column only where rows differ in it.
+    """
+    columns = list(_TEXTS)
+    for key, label, title in _COSTS:
+        if values := _numbers(rows, key):
+            # The p90 is no axis: it says how far to trust the median.
+            role = "number" if key == "latency_ms_p90" else "cost"
+            columns.append(Column(key, label, title, role, _decimals(values)))
+    for task, word in TASKS.items():
+        for ap in AP_NAMES:
+            if _numbers(rows, f"{task}_{ap}"):
+                title = f"{word} {_WORDS[ap]}"
+                columns.append(Column(f"{task}_{ap}", f"{word} {ap}", title, "score", 1))
+    for key, label in (("num_images", "images"), ("iteration", "iteration")):
+        if len({row.get(key) for row in rows}) > 1:
+            columns.append(Column(key, label, label, "number"))
+    return columns
+
+
+def table_html(rows: Sequence[Row], columns: Sequence[Column], marker_ids: Mapping[str, str]) -> str:
+    """The ``<table>``: a row a stitch, its place among the rows in ``data-row``.
+
+    Args:
+        rows: Of a sweep.
+        columns: As :func:`present_columns` gives them.
+        marker_ids: By kind, the id of the marker's shape in the page.
+    """
+    head = "".join(
+        f'<th scope="col" data-key="{column.key}" class="{_css(column)}">{escape(column.label)}</th>'
+        for column in columns
+    )
+    body = "\n".join(
+        f'<tr data-row="{index}"{" class=front" if row.get("on_pareto") else ""}>'
+        + "".join(_cell(row, column, marker_ids) for column in columns)
+        + "</tr>"
+        for index, row in enumerate(rows)
+    )
+    return f'<table id="results"><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>'
+
+
+def cell_text(row: Row, column: Column) -> str:
+    """A value as the page shows it; a dash for none."""
+    value = row.get(column.key)
+    if column.key == "cuts":
+        return ", ".join(map(str, value or ())) or "–"
+    if value is None or isinstance(value, float) and math.isnan(value):
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.{column.decimals}f}"
+    return str(value)
+
+
+def _cell(row: Row, column: Column, marker_ids: Mapping[str, str]) -> str:
+    text = escape(cell_text(row, column))
+    if column.key != "name":
+        return f'<td class="{_css(column)}">{text}</td>' if _css(column) else f"<td>{text}</td>"
+    marker = f'<svg class="mark" aria-hidden="true"><use href="#{marker_ids[row["kind"]]}"/></svg>'
+    return f'<th scope="row">{marker}{text}</th>'
+
+
+def _css(column: Column) -> str:
+    return "" if column.role == "text" else "num"
+
+
+def _numbers(rows: Sequence[Row], key: str) -> list[float]:
+    values = (row.get(key) for row in rows)
+    return [value for value in values if value is not None and not math.isnan(value)]
+
+
+def _decimals(values: Sequence[float]) -> int:
+    """So many that the largest value has three digits, as far as two decimals give them."""
+    largest = max(values)
+    return max(0, min(2, _FEWEST_DIGITS - len(str(int(largest)))))

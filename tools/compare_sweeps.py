@@ -1,0 +1,222 @@
+#!/usr/bin/env python
+"""Compares sweeps: at equal cost, over all budgets, and stitch by stitch.
+
+    python tools/compare_sweeps.py output/a output/b
+    python tools/compare_sweeps.py ours=output/ours baselines=output/vit_s+output/vit_l
+    python tools/compare_sweeps.py r16=output/a0 r16=output/a1 r4=output/b0 r4=output/b1 --by mask
+
+Each is the folder of a training or of its sweep, with a name before it if the folder's will not
+do. Folders joined by + are one thing to choose from, such as baselines trained apart. Equal names
+are runs of the same that differ by their seed: their scores are averaged, with the standard
+deviation. The first one is what all others are compared with.
+"""
+
+import argparse
+import csv
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+
+from tabulate import tabulate
+
+from snnet_vitdet.deploy import StitchTable
+from snnet_vitdet.errors import InputError, exit_with
+from snnet_vitdet.evaluation import Candidate, common_range, equal_cost_budgets, same_stitches
+from snnet_vitdet.evaluation.results import METRICS
+from snnet_vitdet.report import plot_comparison
+
+SCORES = {"box": "bbox_AP", "mask": "segm_AP"}
+COSTS = {
+    "gflops": ("GFLOPs", "GFLOPs (multiply–accumulates / 1e9)"),
+    "params_m": ("M params", "parameters (millions)"),
+    "latency_ms": ("ms", "latency of an image (ms)"),
+    "memory_mb": ("MB", "peak memory (MB)"),
+}
+
+
+def arguments():
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sweeps", nargs="+", metavar="[NAME=]FOLDER[+FOLDER …]")
+    parser.add_argument("--by", default="box", help="box or mask AP, or a score such as bbox_AP50")
+    parser.add_argument("--cost", default="gflops", choices=tuple(COSTS))
+    parser.add_argument(
+        "--at",
+        metavar="COST,COST,…",
+        help="compare at these costs; default: eight between the ends",
+    )
+    parser.add_argument("--output", default="output/comparison.png", metavar="FILE.png")
+    parser.add_argument("--csv", metavar="FILE", help="write the comparison at equal cost as well")
+    return parser.parse_args()
+
+
+def split(argument):
+    """Name and folders of an argument."""
+    # A folder may have an equals sign or a plus in its own name.
+    if os.path.isdir(argument):
+        return argument, [argument]
+    name, separator, folders = argument.rpartition("=")
+    parts = [folders] if os.path.isdir(folders) else folders.split("+")
+    if not all(parts) or (separator and not name):
+        raise InputError(f"{argument!r} cannot be read: write FOLDER, or NAME=FOLDER+FOLDER")
+    return name or folders, parts
+
+
+def rows_of(folders, metric, cost):
+    """The rows of one or several sweeps, and what they were scored on."""
+    rows, scored_on = [], set()
+    for folder in folders:
+        table = StitchTable.read(folder)
+        own = table.rows()
+        if not any(row[cost] is not None and row[metric] == row[metric] for row in own):
+            raise InputError(f"no stitch of {folder} has both {cost} and {metric}")
+        rows += own
+        scored_on.add((test_file(folder), max(row["num_images"] or 0 for row in own)))
+    return rows, scored_on
+
+
+def test_file(folder):
+    """Name and size of the annotations that a sweep was scored on, if it noted them."""
+    path = Path(folder, "sweep.json")
+    path = path if path.is_file() else Path(folder, "sweep", "sweep.json")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        return f"{os.path.basename(facts['test_json'])} of {facts['test_json_bytes']} bytes"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unknown annotations"
+
+
+def candidates_of(arguments_, metric, cost):
+    """What is compared, in the order of the command line, and what is odd about it."""
+    runs, scored_on = defaultdict(list), {}
+    for argument in arguments_:
+        name, folders = split(argument)
+        rows, images = rows_of(folders, metric, cost)
+        runs[name].append(tuple(rows))
+        for each in images:
+            scored_on.setdefault(each, name)
+    notes = []
+    if len(scored_on) > 1:
+        what = "; ".join(
+            f"{name}: {number} images, {file}" for (file, number), name in scored_on.items()
+        )
+        notes.append(f"Scores of different images cannot be compared ({what}).")
+    return [Candidate(name, tuple(each), cost, metric) for name, each in runs.items()], notes
+
+
+def budgets_of(given, low, high):
+    """The costs to compare at."""
+    if given is None:
+        return equal_cost_budgets(low, high)
+    try:
+        budgets = [float(part) for part in given.split(",")]
+    except ValueError:
+        raise InputError(f"--at takes numbers with commas between them, got {given!r}") from None
+    if outside := [budget for budget in budgets if not low <= budget < float("inf")]:
+        raise InputError(
+            f"--at {outside[0]:g}: not all sweeps have a stitch that cheap; the lowest is {low:.4g}"
+        )
+    return budgets
+
+
+def with_spread(mean, spread, decimals=1):
+    """A mean, and the standard deviation if there is one."""
+    return f"{mean:.{decimals}f}" + (f" ± {spread:.{decimals}f}" if spread else "")
+
+
+def equal_cost_table(candidates, budgets, unit):
+    """Header and rows: the best score within each budget, and the differences to the first."""
+    first, *others = candidates
+    header = [unit, first.name, *(head for c in others for head in (c.name, f"Δ {c.name}"))]
+    rows = []
+    for budget in budgets:
+        mean, spread = first.at(budget)
+        row = [f"{budget:.4g}", with_spread(mean, spread)]
+        for other in others:
+            other_mean, other_spread = other.at(budget)
+            row += [with_spread(other_mean, other_spread), f"{other_mean - mean:+.1f}"]
+        rows.append(row)
+    return header, rows
+
+
+def area_table(candidates, low, high, unit):
+    """Header and rows: what each candidate gives over all budgets."""
+    header = ["", "stitches", "area", "mean AP", "Δ", f"best, at {unit}", "same stitches, Δ"]
+    first_mean = candidates[0].area(low, high)[0]
+    rows = []
+    for candidate in candidates:
+        area, spread = candidate.area(low, high)
+        width = high - low
+        mean, mean_spread = (area / width, spread / width) if width else candidate.at(low)
+        first = first_mean / width if width else candidates[0].at(low)[0]
+        best = max(
+            (point for run in candidate.points() for point in run),
+            key=lambda point: (point[2], -point[1]),
+        )
+        row = [
+            candidate.name,
+            len(candidate.points()[0]),
+            with_spread(area, spread),
+            with_spread(mean, mean_spread, 2),
+            "" if candidate is candidates[0] else f"{mean - first:+.2f}",
+            f"{best[2]:.1f} ({best[0]['name']}), {best[1]:.4g}",
+            "" if candidate is candidates[0] else same_text(candidates[0], candidate),
+        ]
+        rows.append(row)
+    return header, rows
+
+
+def same_text(first, other):
+    """How the stitches that both have compare."""
+    differences = same_stitches(first, other)
+    if not differences:
+        return "none in common"
+    mean = sum(differences) / len(differences)
+    higher = sum(difference > 0 for difference in differences)
+    return f"{mean:+.2f}, {higher} of {len(differences)} higher"
+
+
+def run(args):
+    """Reads, compares, prints and draws."""
+    metric = SCORES.get(args.by, args.by)
+    if metric not in METRICS:
+        raise InputError(f"--by takes box, mask or one of {', '.join(METRICS)}, not {args.by!r}")
+    candidates, notes = candidates_of(args.sweeps, metric, args.cost)
+    unit, label = COSTS[args.cost]
+    low, high = common_range(candidates)
+    header, rows = equal_cost_table(candidates, budgets_of(args.at, low, high), unit)
+    print(f"Best {metric} within a budget, and the difference to {candidates[0].name}")
+    print(tabulate(rows, header, disable_numparse=True, stralign="right"))
+    print(f"\nAll budgets from {low:.4g} to {high:.4g} {unit}: area under the frontier of {metric}")
+    print(tabulate(*area_table(candidates, low, high, unit)[::-1], disable_numparse=True))
+    for note in notes:
+        print(f"\nNote: {note}")
+    if args.csv:
+        write_csv(header, rows, args.csv)
+    plot_comparison(candidates, args.output, label, f"{metric.replace('_', ' ')} (COCO, 0–100)")
+    print(f"\nThe picture: {args.output}")
+
+
+def write_csv(header, rows, path):
+    """The table at equal cost as a file."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *rows])
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def main():
+    """Runs the program."""
+    try:
+        run(arguments())
+    except InputError as error:
+        exit_with(error)
+
+
+if __name__ == "__main__":
+    main()
