@@ -23,7 +23,7 @@ from tabulate import tabulate
 from snnet_vitdet.deploy import StitchTable
 from snnet_vitdet.errors import InputError, exit_with
 from snnet_vitdet.evaluation import Candidate, common_range, equal_cost_budgets, same_stitches
-from snnet_vitdet.evaluation.results import METRICS
+from snnet_vitdet.evaluation.results import METRICS, TASKS
 from snnet_vitdet.report import plot_comparison
 
 SCORES = {"box": "bbox_AP", "mask": "segm_AP"}
@@ -196,7 +196,8 @@ def run(args):
         print(f"\nNote: {note}")
     if args.csv:
         write_csv(header, rows, args.csv)
-    plot_comparison(candidates, args.output, label, f"{metric.replace('_', ' ')} (COCO, 0–100)")
+    task, _, ap = metric.partition("_")
+    plot_comparison(candidates, args.output, label, f"{TASKS[task]} {ap} (COCO, 0–100)")
     print(f"\nThe picture: {args.output}")
 
 
