@@ -6,7 +6,7 @@
     python train_net.py --config-file F --eval-only train.init_checkpoint=output/F/model_final.pth
 
 Behaves as detectron2's lazyconfig_train_net.py; --eval-only sweeps over the stitches of
-sweep.stitch_ids and writes its tables and pareto.png to the folder sweep/ in train.output_dir.
+sweep.stitch_ids and writes tables, pareto.png and report.html to sweep/ in train.output_dir.
 """
 
 import copy
@@ -27,6 +27,7 @@ from omegaconf import OmegaConf
 from torch.multiprocessing import ProcessRaisedException
 
 from snnet_vitdet.data import category_names
+from snnet_vitdet.deploy import Predictor, write_sweep_report
 from snnet_vitdet.engine import (
     ClassNames,
     FreezeAnchors,
@@ -264,7 +265,7 @@ def load_for_sweep(config, model):
 
 
 def do_sweep(config, resume):
-    """Scores the stitches of sweep.stitch_ids, and writes tables and picture."""
+    """Scores the stitches of sweep.stitch_ids, and writes tables, picture and page."""
     model = build_model(config)
     checkpoint, iteration = load_for_sweep(config, model)
     backbone = find_stitched_vit(model)
@@ -298,8 +299,29 @@ def do_sweep(config, resume):
         table = run(ids, output_dir, 0)
     if comm.is_main_process():
         plot_pareto(table.rows(), os.path.join(output_dir, "pareto.png"))
+        report_sweep(config, model)
         logger.info("Results in %s:\n%s", output_dir, format_table(table))
     return table
+
+
+def report_sweep(config, model):
+    """Writes report.html with sample detections of the model, which is used up by it."""
+
+    def predictor(table):
+        return Predictor.of_model(
+            model,
+            category_names(config.data.test_json),
+            config.dataloader.test.mapper,
+            table=table,
+            device=config.train.device,
+            precision=config.sweep.precision,
+        )
+
+    try:
+        write_sweep_report(config, predictor)
+    except InputError as error:
+        # Hours of scoring are done and saved.
+        logger.warning("There is no report: %s", error)
 
 
 def set_up(config, args):

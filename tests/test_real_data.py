@@ -107,4 +107,4 @@ def test_sweep_scores_every_stitch_that_was_asked_for(output, annotations):
 def test_picture_and_table_are_there(output):
     files = {path.name for path in (output / "sweep").iterdir()}
     results = {"stitches.csv", "stitches.json", "sweep.json", "score_curves.json", "pareto.png"}
-    assert files == results | {"config.yaml", "log.txt"}
+    assert files == results | {"report.html", "config.yaml", "log.txt"}

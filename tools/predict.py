@@ -4,6 +4,7 @@
     python tools/predict.py photo.jpg --config-file output/my/config.yaml --stitch FS-3
     python tools/predict.py photos/ --config-file output/my/config.yaml --max-gflops 800
     python tools/predict.py film.mp4 --config-file output/my/config.yaml --max-latency-ms 40
+    python tools/predict.py photos/ --exported output/my/export/FS-3.safetensors
 
 Writes drawn pictures (of a video, a film of the same name as .mp4) and predictions.json in COCO
 format, masks as RLE, to the folder --output.
@@ -39,7 +40,9 @@ def arguments():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("input", metavar="IMAGE|FOLDER|VIDEO")
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config-file", metavar="FILE")
+    source.add_argument("--exported", metavar="FILE", help="of tools/export_stitch.py")
     parser.add_argument("--weights", metavar="FILE", help="default: the training's last checkpoint")
     parser.add_argument("--stitch", metavar="ID|NAME", help="default: the large ViT alone")
     for budget in BUDGETS:
@@ -71,6 +74,14 @@ def predictor_for(args):
         threshold = float(args.threshold)
     except ValueError:
         threshold = args.threshold
+    if args.exported:
+        refuse_choices(args)
+        return Predictor.from_file(
+            args.exported,
+            score_threshold=threshold,
+            device=args.device,
+            precision=args.precision,
+        )
     return Predictor(
         load_config(args.config_file, args.opts),
         args.weights,
@@ -81,6 +92,17 @@ def predictor_for(args):
         precision=args.precision,
         **{budget: getattr(args, budget) for budget in BUDGETS},
     )
+
+
+def refuse_choices(args):
+    """An exported file is one stitch and its config."""
+    given = [name for name in ("stitch", *BUDGETS, "weights") if getattr(args, name) is not None]
+    given = [f"--{name.replace('_', '-')}" for name in given] + args.opts
+    if given:
+        raise InputError(
+            f"{', '.join(given)} cannot be given with --exported: the file has one stitch, its "
+            "weights and its config; give --config-file instead, or export another stitch"
+        )
 
 
 def predict_images(predictor, files, output, pictures):

@@ -2,21 +2,38 @@
 
 from .coco_output import CocoPredictions
 from .drawing import draw_detections
+from .export_checks import PixelsToPyramid
+from .export_file import ExportInfo, export_stitch, load_exported, read_export
+from .export_graphs import export_onnx, export_program, export_torchscript
 from .images import IMAGE_SUFFIXES, ImageLike, image_files, to_rgb
 from .latency import measure_stitches
 from .predictor import Predictor
+from .samples import sample_detections, stitches_to_show
+from .sweep_report import REPORT_FILE, write_sweep_report
 from .table import LATENCY_FILE, StitchEntry, StitchTable
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "LATENCY_FILE",
+    "REPORT_FILE",
     "CocoPredictions",
+    "ExportInfo",
     "ImageLike",
+    "PixelsToPyramid",
     "Predictor",
     "StitchEntry",
     "StitchTable",
     "draw_detections",
+    "export_onnx",
+    "export_program",
+    "export_stitch",
+    "export_torchscript",
     "image_files",
+    "load_exported",
     "measure_stitches",
+    "sample_detections",
+    "stitches_to_show",
+    "read_export",
     "to_rgb",
+    "write_sweep_report",
 ]

@@ -18,7 +18,7 @@ def draw_detections(image: np.ndarray, instances: Instances, min_side: int = 0) 
 
     Args:
         image: (H, W, 3), RGB, uint8.
-        instances: Of this image, as a Predictor returns them.
+        instances: Of this image, as a Predictor returns them; annotations have no ``scores``.
         min_side: Images whose shorter side has fewer pixels are enlarged to it, so that the text
             can be read.
 
@@ -27,14 +27,16 @@ def draw_detections(image: np.ndarray, instances: Instances, min_side: int = 0) 
     """
     scale = max(1.0, min_side / min(image.shape[:2]))
     visualizer = Visualizer(image, scale=scale)
-    # A large detection over a small one would hide its text.
-    order = np.argsort(instances.scores.numpy(), kind="stable")
-    instances = instances[order.tolist()]
+    labels = list(instances.class_names)
+    if instances.has("scores"):
+        # A large detection over a small one would hide its text.
+        order = np.argsort(instances.scores.numpy(), kind="stable")
+        instances = instances[order.tolist()]
+        labels = [
+            f"{name} {score:.0%}"
+            for name, score in zip(instances.class_names, instances.scores.tolist(), strict=True)
+        ]
     classes = instances.pred_classes.tolist()
-    labels = [
-        f"{name} {score:.0%}"
-        for name, score in zip(instances.class_names, instances.scores.tolist(), strict=True)
-    ]
     masks = instances.pred_masks.numpy() if instances.has("pred_masks") else None
     drawn = visualizer.overlay_instances(
         boxes=instances.pred_boxes.tensor.numpy(),

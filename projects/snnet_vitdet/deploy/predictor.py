@@ -24,6 +24,7 @@ from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import find_stitched_vit
 from snnet_vitdet.stitching import Stitch, merged
 
+from .export_file import load_exported, read_export
 from .images import ImageLike, to_rgb
 from .table import StitchTable
 
@@ -125,6 +126,39 @@ class Predictor:
         predictor.set_score_threshold(score_threshold)
         return predictor
 
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        score_threshold: float | str = 0.0,
+        device: str = "auto",
+        precision: str = "float32",
+    ) -> "Predictor":
+        """A predictor of the one stitch in a file of ``tools/export_stitch.py``.
+
+        Args:
+            path: Of the file, which is plain data: none of its content is run.
+            score_threshold: As for the constructor; the sweep's counts are in the file.
+            device: As for the constructor.
+            precision: As for the constructor.
+
+        Raises:
+            InputError: If the file cannot be used, or has no such threshold.
+        """
+        info = read_export(path)
+        predictor = cls.of_model(
+            load_exported(path),
+            info.class_names,
+            info.mapper(),
+            table=info.table(os.fspath(path)),
+            device=device,
+            precision=precision,
+        )
+        predictor._alone = info.stitch
+        predictor.set_score_threshold(score_threshold)
+        return predictor
+
     def _take(
         self,
         model: nn.Module,
@@ -143,6 +177,7 @@ class Predictor:
         self._augmentations = T.AugmentationList(list(instantiate(mapper["augmentations"])))
         self._image_format = mapper["image_format"]
         self._backbone = find_stitched_vit(model)
+        self._alone: Stitch | None = None
         # For as long as there is this predictor: let go of, the context would end at once.
         self._merged = contextlib.ExitStack()
         self._merged.enter_context(merged(self.model))
@@ -150,12 +185,14 @@ class Predictor:
     @property
     def stitch(self) -> Stitch | None:
         """The stitch in effect; None for a baseline, which has none."""
-        return self._backbone.stitch if self._backbone else None
+        return self._backbone.stitch if self._backbone else self._alone
 
     @property
     def stitches(self) -> list[Stitch]:
         """All stitches of the model, by id."""
-        return list(self._backbone.space) if self._backbone else []
+        if self._backbone:
+            return list(self._backbone.space)
+        return [self._alone] if self._alone else []
 
     @property
     def table(self) -> StitchTable:
@@ -183,6 +220,12 @@ class Predictor:
         Raises:
             InputError: If the model has no such stitch; the one in effect stays.
         """
+        if self._alone and stitch in (self._alone.id, self._alone.name):
+            return self._alone
+        if self._alone:
+            raise InputError(
+                f"the exported file has stitch {self._alone.name} alone: export {stitch}, too"
+            )
         if self._backbone is None:
             raise InputError("this model is a baseline: it has no stitches to choose from")
         try:
@@ -213,7 +256,7 @@ class Predictor:
         if not isinstance(score, str):
             self._criterion, self.score_threshold = None, float(score)
             return self.score_threshold
-        if self._backbone is None:
+        if self.stitch is None:
             raise InputError(f"this model is a baseline: give a score instead of {score!r}")
         self.score_threshold = self.table.threshold(self.stitch.id, score)
         self._criterion = score

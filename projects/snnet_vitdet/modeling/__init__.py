@@ -3,17 +3,20 @@
 from .anchor import AnchorViT
 from .attention import attention_implementation
 from .cost import anchor_alone, baseline_cost, stitch_costs
+from .extracted import ExtractedViT, extracted_state
 from .families import anchor_arguments, plain_vit_names
 from .stitched_vit import StitchedViT, find_stitched_vit
 from .timm_weights import load_anchor_weights
 
 __all__ = [
     "AnchorViT",
+    "ExtractedViT",
     "StitchedViT",
     "anchor_alone",
     "anchor_arguments",
     "attention_implementation",
     "baseline_cost",
+    "extracted_state",
     "find_stitched_vit",
     "load_anchor_weights",
     "plain_vit_names",

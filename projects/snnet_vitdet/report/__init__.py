@@ -1,7 +1,22 @@
-"""Pictures made from results."""
+"""Pictures and pages made from results."""
 
 from .benchmark_plot import plot_benchmark
 from .comparison_plot import plot_comparison
+from .page import report_html, write_report
 from .pareto_plot import plot_pareto
+from .samples import SampleColumn, SamplePicture, SampleRow, Samples
+from .training_curve import TrainingCurve, read_training
 
-__all__ = ["plot_benchmark", "plot_comparison", "plot_pareto"]
+__all__ = [
+    "SampleColumn",
+    "SamplePicture",
+    "SampleRow",
+    "Samples",
+    "TrainingCurve",
+    "plot_benchmark",
+    "plot_comparison",
+    "plot_pareto",
+    "read_training",
+    "report_html",
+    "write_report",
+]

@@ -7,7 +7,7 @@ from html import escape
 
 from snnet_vitdet.evaluation.results import AP_NAMES, TASKS
 
-__all__ = ["Column", "present_columns", "table_html"]
+__all__ = ["Column", "cell_text", "marker_html", "present_columns", "table_html"]
 
 Row = Mapping[str, object]
 
@@ -53,7 +53,6 @@ _WORDS = {
     "APm": "AP of medium objects",
     "APl": "AP of large objects",
 }
-_FEWEST_DIGITS = 3
 
 
 def present_columns(rows: Sequence[Row]) -> list[Column]:
@@ -78,7 +77,9 @@ def present_columns(rows: Sequence[Row]) -> list[Column]:
     return columns
 
 
-def table_html(rows: Sequence[Row], columns: Sequence[Column], marker_ids: Mapping[str, str]) -> str:
+def table_html(
+    rows: Sequence[Row], columns: Sequence[Column], marker_ids: Mapping[str, str]
+) -> str:
     """The ``<table>``: a row a stitch, its place among the rows in ``data-row``.
 
     Args:
@@ -87,7 +88,8 @@ def table_html(rows: Sequence[Row], columns: Sequence[Column], marker_ids: Mappi
         marker_ids: By kind, the id of the marker's shape in the page.
     """
     head = "".join(
-        f'<th scope="col" data-key="{column.key}" class="{_css(column)}">{escape(column.label)}</th>'
+        f'<th scope="col" data-key="{column.key}" class="{_css(column)}">'
+        f"{escape(column.label)}</th>"
         for column in columns
     )
     body = "\n".join(
@@ -111,12 +113,16 @@ def cell_text(row: Row, column: Column) -> str:
     return str(value)
 
 
+def marker_html(marker_id: str) -> str:
+    """A kind's marker, in a line of text."""
+    return f'<svg class="mark" aria-hidden="true"><use href="#{marker_id}"/></svg>'
+
+
 def _cell(row: Row, column: Column, marker_ids: Mapping[str, str]) -> str:
     text = escape(cell_text(row, column))
     if column.key != "name":
         return f'<td class="{_css(column)}">{text}</td>' if _css(column) else f"<td>{text}</td>"
-    marker = f'<svg class="mark" aria-hidden="true"><use href="#{marker_ids[row["kind"]]}"/></svg>'
-    return f'<th scope="row">{marker}{text}</th>'
+    return f'<th scope="row">{marker_html(marker_ids[row["kind"]])}{text}</th>'
 
 
 def _css(column: Column) -> str:
@@ -129,6 +135,4 @@ def _numbers(rows: Sequence[Row], key: str) -> list[float]:
 
 
 def _decimals(values: Sequence[float]) -> int:
-    """So many that the largest value has three digits, as far as two decimals give them."""
-    largest = max(values)
-    return max(0, min(2, _FEWEST_DIGITS - len(str(int(largest)))))
+    return 2 if max(values) < 100 else 1

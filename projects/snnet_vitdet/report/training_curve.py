@@ -87,7 +87,10 @@ def _thinned(points: Mapping[int, float]) -> list[tuple[float, float]]:
     ordered = sorted(points.items())
     size = math.ceil(len(ordered) / _MOST_POINTS) or 1
     groups = [ordered[i : i + size] for i in range(0, len(ordered), size)]
-    return [tuple(math.fsum(values) / len(group) for values in zip(*group)) for group in groups]
+    return [
+        (sum(x for x, _ in group) / len(group), math.fsum(y for _, y in group) / len(group))
+        for group in groups
+    ]
 
 
 def _smoothed(points: Points) -> list[tuple[float, float]]:

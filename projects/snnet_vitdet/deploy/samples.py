@@ -1,0 +1,162 @@
+"""The same images by several stitches side by side, for the report of a sweep."""
+
+import io
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from detectron2.data.detection_utils import annotations_to_instances
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+from torch.nn import functional as F
+
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.report import SampleColumn, SamplePicture, SampleRow, Samples
+
+from .drawing import draw_detections
+from .images import to_rgb
+from .predictor import Predictor
+
+__all__ = ["sample_detections", "stitches_to_show"]
+
+# A column of a page is less than 300 pixels wide: names drawn into a larger picture could not be
+# read there.
+_SIDE = 360
+_QUALITY = 85
+_NO_CURVE_THRESHOLD = 0.5
+
+Row = Mapping[str, object]
+
+
+def stitches_to_show(rows: Sequence[Row]) -> list[Row]:
+    """The cheapest stitch of the frontier by box AP, one in its middle, and its best.
+
+    Args:
+        rows: As ``StitchTable.rows`` gives them. If none has a box AP, the cheapest and the most
+            expensive are taken.
+
+    Returns:
+        One to three of them, by cost.
+    """
+    front = sorted((row for row in rows if row["on_pareto"]), key=lambda row: row["gflops"])
+    if not front:
+        front = sorted(rows, key=lambda row: row["gflops"])
+        return front[:1] + front[1:][-1:]
+    if len(front) <= 3:
+        return front
+    half = (front[0]["gflops"] + front[-1]["gflops"]) / 2
+    middle = min(front[1:-1], key=lambda row: abs(row["gflops"] - half))
+    return [front[0], middle, front[-1]]
+
+
+def sample_detections(
+    predictor: Predictor,
+    rows: Sequence[Row],
+    images: Sequence[Mapping[str, object]],
+    annotated_names: Sequence[str],
+    num_images: int = 4,
+) -> Samples:
+    """Draws what some stitches find, and what is annotated.
+
+    A detection is shown from the score on that gives its stitch the largest F1, or from 0.5 on
+    where the sweep has no curve of the stitch.
+
+    Args:
+        predictor: Of the swept model; its stitch and threshold are those of the last column after.
+        rows: Of the sweep, by :func:`stitches_to_show`.
+        images: detectron2's dataset dicts of the test images.
+        annotated_names: Of the categories in them.
+        num_images: How many of them, spread over those with annotations.
+
+    Raises:
+        InputError: If no image is there, or one cannot be read.
+    """
+    records = _spread([image for image in images if os.path.isfile(image["file_name"])], num_images)
+    if not records:
+        raise InputError("none of the test images is there")
+    pictures = [to_rgb(record["file_name"]) for record in records]
+    columns, drawn = [], []
+    for row in rows:
+        columns.append(_put_into_effect(predictor, row))
+        drawn.append([_draw(image, predictor(image)) for image in pictures])
+    columns.append(SampleColumn("annotated", "what is in the annotation file"))
+    drawn.append(
+        [
+            _draw(image, _annotated(record, image, annotated_names))
+            for record, image in zip(records, pictures, strict=True)
+        ]
+    )
+    return Samples(
+        columns,
+        [
+            SampleRow(os.path.basename(record["file_name"]), row)
+            for record, row in zip(records, zip(*drawn, strict=True), strict=True)
+        ],
+    )
+
+
+def _spread(images: Sequence[Mapping], count: int) -> list[Mapping]:
+    with_objects = [image for image in images if image.get("annotations")] or images
+    step = max(1, math.floor(len(with_objects) / count))
+    return list(with_objects[::step][:count])
+
+
+def _put_into_effect(predictor: Predictor, row: Row) -> SampleColumn:
+    if predictor.stitch is not None:
+        predictor.set_score_threshold(0.0)
+        predictor.set_stitch(row["stitch_id"])
+    try:
+        score, why = predictor.set_score_threshold("f1"), "its largest F1"
+    except InputError:
+        score, why = predictor.set_score_threshold(_NO_CURVE_THRESHOLD), "no score curve"
+    ap = row["bbox_AP"]
+    known = "" if ap is None or math.isnan(ap) else f"box AP {ap:.1f}, "
+    gflops = f"{row['gflops']:.{2 if row['gflops'] < 100 else 1}f}"
+    caption = f"{gflops} GFLOPs, {known}scores from {score:.2f} ({why})"
+    return SampleColumn(str(row["name"]), caption, str(row["kind"]))
+
+
+def _annotated(record: Mapping, image: np.ndarray, names: Sequence[str]) -> Instances:
+    """The annotations of an image in the fields of detections, but for scores."""
+    size = image.shape[:2]
+    annotations = [each for each in record.get("annotations", ()) if not each.get("iscrowd")]
+    truth = annotations_to_instances(annotations, size, mask_format="bitmask")
+    instances = Instances(size, pred_boxes=truth.gt_boxes, pred_classes=truth.gt_classes)
+    if truth.has("gt_masks"):
+        instances.pred_masks = truth.gt_masks.tensor
+    instances.class_names = np.array([names[i] for i in truth.gt_classes.tolist()], dtype=str)
+    return instances
+
+
+def _draw(image: np.ndarray, instances: Instances) -> SamplePicture:
+    height, width = image.shape[:2]
+    # Before drawing, so that text and lines of a large image keep their size.
+    factor = min(1.0, _SIDE / max(height, width))
+    if factor < 1:
+        size = max(1, round(height * factor)), max(1, round(width * factor))
+        image = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS))
+        instances = _resized(instances, size)
+    drawn = Image.fromarray(draw_detections(image, instances, min_side=round(0.7 * _SIDE)))
+    drawn.thumbnail((_SIDE, _SIDE))
+    file = io.BytesIO()
+    drawn.save(file, "webp", quality=_QUALITY)
+    return SamplePicture(file.getvalue(), drawn.width, drawn.height, _in_words(instances))
+
+
+def _resized(instances: Instances, size: tuple[int, int]) -> Instances:
+    scale_y, scale_x = (new / old for new, old in zip(size, instances.image_size, strict=True))
+    fields = dict(instances.get_fields())
+    fields["pred_boxes"] = Boxes(fields["pred_boxes"].tensor.clone())
+    fields["pred_boxes"].scale(scale_x, scale_y)
+    if "pred_masks" in fields:
+        masks = fields["pred_masks"][:, None].to(torch.float32)
+        fields["pred_masks"] = F.interpolate(masks, size, mode="area")[:, 0] >= 0.5
+    return Instances(size, **fields)
+
+
+def _in_words(instances: Instances) -> str:
+    counts = Counter(instances.class_names.tolist())
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"

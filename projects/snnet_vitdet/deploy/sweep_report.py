@@ -1,0 +1,96 @@
+"""The page of a sweep, from the files in its folder and the model at hand."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from snnet_vitdet.data import category_names, coco_dicts
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.evaluation import ResultsTable, ScoreCurves
+from snnet_vitdet.report import Samples, read_training, write_report
+
+from .predictor import Predictor
+from .samples import sample_detections, stitches_to_show
+from .table import StitchTable
+
+__all__ = ["REPORT_FILE", "write_sweep_report"]
+
+logger = logging.getLogger(__name__)
+
+REPORT_FILE = "report.html"
+"""Beside a sweep's results."""
+
+
+def write_sweep_report(
+    config: DictConfig, make_predictor: Callable[[StitchTable], Predictor] | None
+) -> Path:
+    """Writes ``report.html`` beside the results of a sweep.
+
+    Without test images or weights it has no sample detections, and says so.
+
+    Args:
+        config: Of the training.
+        make_predictor: Gives the swept model as a predictor that has the table, or raises
+            InputError; None for no sample detections.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        InputError: If there is no sweep, or the page cannot be written.
+    """
+    folder = Path(config.train.output_dir, "sweep")
+    table = _read(folder)
+    samples, reason = None, "None were asked for."
+    if make_predictor is not None:
+        try:
+            samples, reason = _samples(config, table, make_predictor), ""
+        except (InputError, OSError) as error:
+            reason = f"There are none: {error}."
+            logger.warning("The report has no sample detections: %s", error)
+    path = folder / REPORT_FILE
+    write_report(
+        path,
+        table.rows(),
+        title=config.train.output_dir,
+        facts=_facts(config, table),
+        training=read_training(Path(config.train.output_dir, "metrics.json")),
+        samples=samples,
+        no_samples=reason,
+    )
+    return path
+
+
+def _read(folder: Path) -> StitchTable:
+    try:
+        return StitchTable.read(folder)
+    except InputError as error:
+        # Such as measurements of an earlier sweep; without them there is still a page.
+        results, curves = ResultsTable.read(folder), ScoreCurves.read(folder)
+        logger.warning("The report has no latency and memory: %s", error)
+        return StitchTable(results, None, str(folder), curves)
+
+
+def _samples(
+    config: DictConfig, table: StitchTable, make_predictor: Callable[[StitchTable], Predictor]
+) -> Samples:
+    images = coco_dicts(config.data.test_json, config.data.test_images, filter_empty=False)
+    names = category_names(config.data.test_json)
+    rows = stitches_to_show(table.rows())
+    return sample_detections(make_predictor(table), rows, images, names)
+
+
+def _facts(config: DictConfig, table: StitchTable) -> list[tuple[str, str]]:
+    net = config.model.backbone.net
+    vits = [net[anchor] for anchor in ("small", "large")] if "small" in net else [net]
+    facts = []
+    if all("depth" in vit and "embed_dim" in vit for vit in vits):
+        sizes = " + ".join(f"{vit.depth} × {vit.embed_dim}" for vit in vits)
+        facts.append(("ViT blocks × width", sizes))
+    side = config.data.image_size
+    facts.append(("Image size", f"{side} × {side} pixels"))
+    if table.device is not None:
+        facts.append(("Latency and memory on", table.device))
+    return facts

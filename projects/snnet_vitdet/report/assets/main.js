@@ -1,0 +1,86 @@
+// What is chosen and selected, and who has to know of a change.
+
+const data = JSON.parse(byId("data").textContent);
+data.colours = Object.fromEntries(data.kinds.map(({ kind, marker }) => [kind, byId(marker).getAttribute("fill")]));
+data.most = Math.max(...data.rows.map((row) => row.num_images));
+const costs = data.columns.filter(({ role }) => role === "cost");
+const scores = data.columns.filter(({ role }) => role === "score");
+
+const state = {
+  x: costs[0],
+  y: scores[0] || { key: "bbox_AP", label: "box AP", title: "box AP" },
+  hidden: new Set(),
+  front: [],
+  frontSet: new Set(),
+  selected: null,
+  hovered: null,
+  select(row) {
+    state.selected = row;
+    state.hovered = null;
+    mark();
+    table.reveal();
+  },
+  hover(row) {
+    if (row === state.hovered) return;
+    state.hovered = row;
+    plot.mark();
+    details();
+  },
+};
+
+document.documentElement.classList.add("scripted");
+const plot = makePlot(state, data);
+const table = makeTable(state, data);
+const bands = makeBands(state, data);
+
+function details() {
+  showDetails(byId("details"), state.hovered || state.selected, state, data);
+}
+
+function mark() {
+  plot.mark();
+  table.mark();
+  details();
+}
+
+function update() {
+  // Of the kinds that are shown: what would be the frontier without the others?
+  const rows = data.rows.filter(({ kind }) => !state.hidden.has(kind));
+  state.front = frontier(rows, state.x.key, state.y.key, data.most);
+  state.frontSet = new Set(state.front);
+  // The best, so that there is something to look at.
+  state.selected ||= state.front.at(-1) || null;
+  plot.redraw();
+  table.redraw();
+  bands.redraw();
+  details();
+}
+
+for (const [id, columns, axis] of [["x-axis", costs, "x"], ["y-axis", scores, "y"]]) {
+  byId(id).append(...columns.map(({ key, label, title }) => element("option", { value: key }, axis === "x" ? label : title)));
+  byId(id).addEventListener("change", (event) => {
+    state[axis] = columns.find(({ key }) => key === event.target.value);
+    update();
+  });
+}
+
+for (const { kind, label, marker: shapeId } of data.kinds) {
+  const count = data.rows.filter((row) => row.kind === kind).length;
+  const button = element("button", { type: "button", "aria-pressed": "true", "data-kind": kind }, marker(shapeId), kind);
+  if (label !== kind) button.append(element("span", { class: "long" }, `: ${label}`));
+  button.append(element("span", { class: "count" }, count));
+  button.addEventListener("click", () => {
+    const show = state.hidden.has(kind);
+    if (show) state.hidden.delete(kind);
+    else state.hidden.add(kind);
+    button.setAttribute("aria-pressed", String(show));
+    update();
+  });
+  byId("legend").append(button);
+}
+
+update();
+const spelt = data.kinds.filter(({ kind, label }) => label !== kind).map(({ kind, label }) => `${kind} is ${label}`);
+if (spelt.length) byId("kinds-spelt").textContent = `Of the kinds, ${spelt.join(", ")}.`;
+if (data.training) makeTraining(data.training);
+makePictures();

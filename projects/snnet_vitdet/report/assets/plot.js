@@ -1,0 +1,222 @@
+// The plot of cost and accuracy, and the details of the stitch that is selected.
+
+// The frontier as the sweep defines it: a row is beaten by one that costs at most as much and scores
+// at least as much, one of them strictly; rows of fewer images than the most take no part.
+function frontier(rows, xKey, yKey, most) {
+  const sorted = rows
+    .filter((row) => row.num_images === most && row[xKey] != null && row[yKey] != null)
+    .sort((a, b) => a[xKey] - b[xKey] || b[yKey] - a[yKey]);
+  const front = [];
+  for (const row of sorted) {
+    const last = front.at(-1);
+    if (!last || row[yKey] > last[yKey] || (row[yKey] === last[yKey] && row[xKey] === last[xKey])) front.push(row);
+  }
+  return front;
+}
+
+function makePlot(state, data) {
+  const place = byId("chart");
+  const { most } = data;
+  const kinds = new Map(data.kinds.map((kind) => [kind.kind, kind]));
+  let points = []; // {row, px, py, node}, by cost
+  let guides;
+
+  function shown() {
+    return data.rows.filter(
+      (row) => !state.hidden.has(row.kind) && row[state.x.key] != null && row[state.y.key] != null,
+    );
+  }
+
+  function draw() {
+    const rows = shown();
+    writeNote(rows);
+    points = [];
+    guides = null;
+    if (!rows.length) {
+      place.replaceChildren(element("p", { class: "note" }, "No stitch of the kinds shown has both values."));
+      return;
+    }
+    const { x: xColumn, y: yColumn } = state;
+    const chart = axes(place, {
+      height: place.clientWidth < 520 ? 360 : 470,
+      xRange: padded(rows.map((row) => row[xColumn.key]), 0.06),
+      yRange: padded(rows.map((row) => row[yColumn.key]), 0.1),
+      xTitle: xColumn.title,
+      yTitle: `${yColumn.title}, 0–100`,
+      label: `${yColumn.title} over ${xColumn.title}`,
+      role: "group",
+    });
+    const { svg, x, y, box } = chart;
+    const corners = [];
+    state.front.forEach((row, i) => {
+      // Stepped: between two of its points, a budget buys no more than the cheaper one gives.
+      if (i) corners.push([x(row[xColumn.key]), y(state.front[i - 1][yColumn.key])]);
+      corners.push([x(row[xColumn.key]), y(row[yColumn.key])]);
+    });
+    svg.append(shape("path", { class: "front", d: path(corners), "aria-hidden": "true" }));
+    guides = shape("path", { class: "guide", fill: "none", "aria-hidden": "true" });
+    const list = shape("g", { role: "listbox", "aria-label": `Stitches by ${xColumn.title}` });
+    svg.append(guides, list);
+
+    const sizes = new Map();
+    for (const row of rows) sizes.set(row.kind, (sizes.get(row.kind) || 0) + 1);
+    const dot = rows.length > 60 ? (chart.narrow ? 0.72 : 0.86) : 1.1;
+    points = rows
+      .map((row) => ({ row, px: x(row[xColumn.key]), py: y(row[yColumn.key]) }))
+      .sort((a, b) => a.px - b.px || b.py - a.py);
+    for (const point of points) {
+      const { row } = point;
+      const kind = kinds.get(row.kind);
+      const size = kind.anchor ? 1 : dot;
+      point.node = shape(
+        "g",
+        {
+          class: "point", role: "option", "data-id": row.stitch_id, tabindex: -1,
+          transform: `translate(${point.px.toFixed(2)} ${point.py.toFixed(2)})`,
+          "aria-label": spoken(row),
+        },
+        shape("circle", { class: "ring", r: kind.anchor ? 15 : 10 }),
+        shape("use", { href: `#${kind.marker}`, transform: `scale(${size})` }),
+      );
+      point.node.classList.toggle("on-front", state.frontSet.has(row));
+      point.node.classList.toggle("pale", row.num_images < most);
+    }
+    // Small kinds above large ones, which would hide them in a crowd; the frontier above all.
+    const rank = ({ row }) => (kinds.get(row.kind).anchor ? 3000 : 0) + (state.frontSet.has(row) ? 1500 : 0) - sizes.get(row.kind);
+    list.append(...[...points].sort((a, b) => rank(a) - rank(b)).map((point) => point.node));
+    labelAnchors(svg, box);
+    mark();
+  }
+
+  function spoken(row) {
+    const where = state.frontSet.has(row) ? ", on the frontier" : "";
+    return (
+      `${row.name}, id ${row.stitch_id}, ${state.y.label} ${row.text[state.y.key]}, ` +
+      `${row.text[state.x.key]} ${state.x.label}${where}`
+    );
+  }
+
+  // Each anchor's name beside its star, where it covers the fewest points.
+  function labelAnchors(svg, box) {
+    const placed = [];
+    for (const { row, px, py } of points.filter(({ row }) => kinds.get(row.kind).anchor)) {
+      const text = kinds.get(row.kind).label;
+      const node = shape("text", { class: "label halo", "text-anchor": "middle", "aria-hidden": "true" }, text);
+      svg.append(node);
+      const half = node.getComputedTextLength() / 2 + 3;
+      const places = [];
+      for (const gap of [0, 14, 30]) {
+        for (const dy of [-(18 + gap), 26 + gap, 4]) {
+          for (const dx of dy === 4 ? [half + 14 + gap, -half - 14 - gap] : [0, half, -half]) places.push([px + dx, py + dy]);
+        }
+      }
+      const clutter = ([cx, cy]) =>
+        (cx - half < box.left || cx + half > box.right || cy - 12 < box.top || cy > box.bottom ? 1000 : 0) +
+        points.filter((p) => Math.abs(p.px - cx) < half + 6 && Math.abs(p.py - cy + 4) < 14).length +
+        100 * placed.filter(([ox, oy, other]) => Math.abs(ox - cx) < half + other && Math.abs(oy - cy) < 16).length;
+      const [cx, cy] = places.reduce((best, each) => (clutter(each) < clutter(best) ? each : best));
+      placed.push([cx, cy, half]);
+      node.setAttribute("x", cx);
+      node.setAttribute("y", cy);
+    }
+  }
+
+  function writeNote(rows) {
+    const parts = [];
+    const visible = data.rows.filter((row) => !state.hidden.has(row.kind));
+    const fewer = rows.filter((row) => row.num_images < most).length;
+    parts.push(`${state.front.length} of ${visible.length} stitches are on the frontier of ${state.y.title} over ${state.x.label}.`);
+    if (fewer) parts.push(`${fewer} are pale: scored on fewer images, they take no part.`);
+    if (rows.length < visible.length) parts.push(`${visible.length - rows.length} without one of the values are not shown.`);
+    byId("chart-note").textContent = parts.join(" ");
+  }
+
+  // What is selected and hovered, without drawing anew.
+  function mark() {
+    const selected = points.find(({ row }) => row === state.selected);
+    for (const point of points) {
+      point.node.setAttribute("aria-selected", String(point === selected));
+      point.node.classList.toggle("hovered", point.row === state.hovered);
+      point.node.setAttribute("tabindex", point === (selected || points[0]) ? 0 : -1);
+    }
+    if (!guides) return;
+    const at = points.find(({ row }) => row === (state.hovered || state.selected));
+    const box = guides.ownerSVGElement.viewBox.baseVal;
+    guides.setAttribute("d", at ? `M${at.px} ${at.py}V${box.height - 42}M${at.px} ${at.py}H${box.width < 520 ? 40 : 48}` : "");
+  }
+
+  function nearest(event, reach) {
+    const svg = place.querySelector("svg");
+    if (!svg || !points.length) return null;
+    const area = svg.getBoundingClientRect();
+    const ratio = svg.viewBox.baseVal.width / area.width;
+    const px = (event.clientX - area.left) * ratio;
+    const py = (event.clientY - area.top) * ratio;
+    const distance = (p) => Math.hypot(p.px - px, p.py - py);
+    const best = points.reduce((a, b) => (distance(b) < distance(a) ? b : a));
+    return distance(best) <= reach ? best.row : null;
+  }
+
+  place.addEventListener("pointermove", (event) => {
+    if (event.pointerType === "mouse") state.hover(nearest(event, 24));
+  });
+  place.addEventListener("pointerleave", () => state.hover(null));
+  place.addEventListener("click", (event) => {
+    const row = nearest(event, 32);
+    if (row) state.select(row);
+  });
+  place.addEventListener("focusin", (event) => {
+    const point = points.find(({ node }) => node === event.target);
+    if (point && point.row !== state.selected && event.target.matches(":focus-visible")) state.select(point.row);
+  });
+  place.addEventListener("keydown", (event) => {
+    const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowUp: 1, ArrowDown: -1, Home: -Infinity, End: Infinity };
+    const step = steps[event.key];
+    if (step === undefined || event.ctrlKey || event.metaKey || event.altKey || !points.length) return;
+    event.preventDefault();
+    const vertical = event.key === "ArrowUp" || event.key === "ArrowDown";
+    const order = vertical ? [...points].sort((a, b) => b.py - a.py || a.px - b.px) : points;
+    const now = order.findIndex(({ row }) => row === state.selected);
+    const next = order[Math.min(order.length - 1, Math.max(0, now + step))];
+    state.select(next.row);
+    next.node.focus();
+  });
+  const redraw = drawnToFit(place, draw);
+  return { redraw, mark };
+}
+
+// All there is to know of a stitch.
+function showDetails(place, row, state, data) {
+  if (!row) {
+    place.replaceChildren(element("p", { class: "note" }, "No stitch is selected."));
+    return;
+  }
+  const kind = data.kinds.find((each) => each.kind === row.kind);
+  const on = state.frontSet.has(row);
+  const facts = element("dl");
+  for (const column of data.columns) {
+    if (column.role !== "score" && column.key !== "name") {
+      const spelt = column.key === "kind" && kind.label !== kind.kind ? `${kind.kind}: ${kind.label}` : row.text[column.key];
+      facts.append(element("dt", {}, column.label), element("dd", {}, spelt));
+    }
+  }
+  const scores = element("table");
+  const tasks = [...new Set(data.columns.filter((c) => c.role === "score").map((c) => c.label.split(" ")[0]))];
+  if (tasks.length) {
+    scores.append(element("tr", {}, element("td"), ...tasks.map((task) => element("th", { scope: "col" }, task))));
+    for (const name of new Set(data.columns.filter((c) => c.role === "score").map((c) => c.label.split(" ")[1]))) {
+      const cells = tasks.map((task) => {
+        const column = data.columns.find((c) => c.label === `${task} ${name}`);
+        return element("td", {}, column ? row.text[column.key] : "–");
+      });
+      scores.append(element("tr", {}, element("th", { scope: "row" }, name), ...cells));
+    }
+  }
+  place.replaceChildren(
+    element("h3", {}, marker(kind.marker), row.name),
+    element("span", { class: on ? "badge" : "badge no" }, on ? "on the frontier" : "not on the frontier"),
+    facts,
+    scores,
+    element("p", { class: "note" }, "Use it: ", element("code", {}, `--stitch ${row.name}`)),
+  );
+}

@@ -1,0 +1,245 @@
+"""The page of a sweep: one HTML file with everything in it, which asks for nothing from elsewhere.
+
+What is text (facts, table, sample detections) is in the HTML and needs no JavaScript. The charts
+are drawn in the browser from the numbers, which the page holds as JSON.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import os
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.evaluation import pareto_front
+from snnet_vitdet.evaluation.results import TASKS, write_atomically
+
+from .kinds import ANCHORS, kind_label, kind_styles
+from .results_table import Column, Row, cell_text, marker_html, present_columns, table_html
+from .samples import SampleColumn, SamplePicture, Samples
+from .training_curve import TrainingCurve
+
+__all__ = ["report_html", "write_report"]
+
+_SCRIPTS = ("svg.js", "plot.js", "table.js", "bands.js", "training.js", "pictures.js", "main.js")
+
+
+def _star() -> str:
+    corners = [(r, math.pi * i / 5) for i, r in enumerate([11.5, 4.9] * 5)]
+    return " ".join(f"{r * math.sin(a):.2f},{-r * math.cos(a):.2f}" for r, a in corners)
+
+
+# Around 0, 0; areas about alike but for the star. Named as matplotlib names them.
+_SHAPES = {
+    "*": f'<polygon points="{_star()}"/>',
+    "^": '<polygon points="0,-6.4 6,4.6 -6,4.6"/>',
+    "v": '<polygon points="0,6.4 6,-4.6 -6,-4.6"/>',
+    "o": '<circle r="5"/>',
+    "s": '<rect x="-4.6" y="-4.6" width="9.2" height="9.2"/>',
+    "D": '<polygon points="0,-6.4 6.4,0 0,6.4 -6.4,0"/>',
+    "P": '<polygon points="-2,-6 2,-6 2,-2 6,-2 6,2 2,2 2,6 -2,6 -2,2 -6,2 -6,-2 -2,-2"/>',
+    "X": '<polygon points="-5.6,-2.8 -2.8,-5.6 0,-2.8 2.8,-5.6 5.6,-2.8 2.8,0 5.6,2.8 2.8,5.6 '
+    '0,2.8 -2.8,5.6 -5.6,2.8 -2.8,0"/>',
+    "p": '<polygon points="0,-6 5.7,-1.9 3.5,4.9 -3.5,4.9 -5.7,-1.9"/>',
+}
+
+
+def write_report(path: str | os.PathLike[str], rows: Sequence[Row], **parts: object) -> None:
+    """Writes the page of :func:`report_html`, as a whole or not at all.
+
+    Args:
+        path: Such as ``output/my/sweep/report.html``.
+        rows: As for :func:`report_html`.
+        **parts: The rest of its arguments.
+
+    Raises:
+        InputError: If there are no rows or the file cannot be written.
+    """
+    write_atomically(Path(path), report_html(rows, **parts).encode())
+
+
+def report_html(
+    rows: Sequence[Row],
+    *,
+    title: str,
+    facts: Sequence[tuple[str, str]] = (),
+    training: TrainingCurve | None = None,
+    samples: Samples | None = None,
+    no_samples: str = "None were made.",
+) -> str:
+    """The page.
+
+    Args:
+        rows: One a stitch, of a results table, or with measurements as ``StitchTable.rows`` gives
+            them. A score that is not there is NaN or None.
+        title: Such as the folder of the training.
+        facts: What else is known, as (label, text), after what the rows say.
+        training: Its curve, if there is one.
+        samples: Sample detections, if there are any.
+        no_samples: A sentence on why there are none.
+
+    Raises:
+        InputError: If there are no rows.
+    """
+    if not rows:
+        raise InputError("There is no result to report. Sweep at least one stitch first.")
+    columns = present_columns(rows)
+    styles = kind_styles(str(row["kind"]) for row in rows)
+    marker_ids = {kind: f"marker-{index}" for index, kind in enumerate(styles)}
+    data = {
+        "columns": [asdict(column) for column in columns],
+        "kinds": [
+            {
+                "kind": kind,
+                "label": kind_label(kind),
+                "colour": colour,
+                "marker": marker_ids[kind],
+                "anchor": kind in ANCHORS,
+            }
+            for kind, (colour, _) in styles.items()
+        ],
+        "rows": [_plain(row, columns) for row in rows],
+        "training": training and asdict(training),
+    }
+    assets = files(__package__) / "assets"
+    style = (assets / "page.css").read_text(encoding="utf-8")
+    # Functions of one file are those of all, and none is the window's.
+    script = "\n".join((assets / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    script = f'"use strict";\n(() => {{\n{script}\n}})();\n'
+    template = string.Template((assets / "page.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=escape(title),
+        policy=(
+            "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
+            f"style-src '{_hash(style)}'; script-src '{_hash(script)}'"
+        ),
+        style=style,
+        script=script,
+        data=_safe_json(data),
+        markers="".join(
+            f'<g id="{marker_ids[kind]}" fill="{colour}">{_SHAPES[shape]}</g>'
+            for kind, (colour, shape) in styles.items()
+        ),
+        facts="".join(
+            f"<div><dt>{escape(label)}</dt><dd>{escape(text)}</dd></div>"
+            for label, text in [*_facts(rows, columns), *facts]
+        ),
+        table=table_html(rows, columns, marker_ids),
+        samples=_samples_html(samples, marker_ids)
+        if samples
+        else f'<p class="note">{escape(no_samples)}</p>',
+        training=escape(_training_text(training)),
+    )
+
+
+def _plain(row: Row, columns: Sequence[Column]) -> dict[str, object]:
+    """What the scripts need of a row: values, and as ``text`` the cells as the table has them."""
+    plain = {"num_images": row.get("num_images") or 0, "text": {}}
+    for column in columns:
+        value = row.get(column.key)
+        is_nan = isinstance(value, float) and math.isnan(value)
+        plain[column.key] = None if is_nan else value
+        plain["text"][column.key] = cell_text(row, column)
+    return plain
+
+
+def _safe_json(data: object) -> str:
+    """JSON that may stand in a ``<script>``: no name can end the element or open a comment."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _facts(rows: Sequence[Row], columns: Sequence[Column]) -> list[tuple[str, str]]:
+    """What the rows say on the whole."""
+    by_key = {column.key: column for column in columns}
+    kinds = Counter(str(row["kind"]) for row in rows)
+    most = max(row.get("num_images") or 0 for row in rows)
+    full = [row for row in rows if (row.get("num_images") or 0) == most]
+    counted = ", ".join(f"{count}\u00a0{kind}" for kind, count in kinds.items())
+    facts = [("Stitches", f"{len(rows)} ({counted})")]
+    if most:
+        fewer = len(rows) - len(full)
+        rest = f"; fewer for {fewer} of the stitches" if fewer else ""
+        facts.append(("Images scored", f"{most:,}{rest}"))
+    iterations = {row.get("iteration") for row in rows} - {None}
+    if len(iterations) == 1:
+        count = iterations.pop()
+        facts.append(("Trained for", f"{count:,} iterations" if count else "not at all: the fit"))
+    for task, word in TASKS.items():
+        column = by_key.get(f"{task}_AP")
+        scored = [row for row in full if column and not _missing(row, column.key)]
+        if scored:
+            best = max(scored, key=lambda row: (row[column.key], -row["gflops"]))
+            facts.append((f"Best {word} AP", f"{best[column.key]:.1f} ({best['name']})"))
+    if "bbox_AP" in by_key:
+        facts += _frontier_facts(full, by_key["gflops"], by_key["bbox_AP"])
+    return facts
+
+
+def _frontier_facts(full: Sequence[Row], cost: Column, score: Column) -> list[tuple[str, str]]:
+    scores = [math.nan if _missing(row, score.key) else row[score.key] for row in full]
+    on_front = pareto_front([row[cost.key] for row in full], scores)
+    front = sorted(
+        (row for row, is_on in zip(full, on_front, strict=True) if is_on),
+        key=lambda row: row[cost.key],
+    )
+    if not front:
+        return []
+    ranges = [
+        f"{cell_text(front[0], column)} to {cell_text(front[-1], column)} {column.label}"
+        for column in (cost, score)
+    ]
+    return [("Pareto frontier", f"{len(front)} stitches, {', '.join(ranges)}")]
+
+
+def _missing(row: Row, key: str) -> bool:
+    return row.get(key) is None or math.isnan(row[key])
+
+
+def _training_text(training: TrainingCurve | None) -> str:
+    if training is None:
+        return "No metrics.json of the training was found beside the sweep."
+    if not training.smoothed:
+        return "The training logged its losses in parts only."
+    (first, start), *_, (last, end) = [training.smoothed[0], *training.smoothed]
+    return (
+        f"The total loss went from {start:.2f} to {end:.2f} between iterations {first:,.0f} and "
+        f"{last:,.0f} (running mean)."
+    )
+
+
+def _samples_html(samples: Samples, marker_ids: Mapping[str, str]) -> str:
+    heads = []
+    for column in samples.columns:
+        marker = marker_html(marker_ids[column.kind]) if column.kind in marker_ids else ""
+        heads.append(
+            f"<li>{marker}<strong>{escape(column.title)}</strong> {escape(column.caption)}</li>"
+        )
+    rows = []
+    for row in samples.rows:
+        figures = "".join(map(_figure, samples.columns, row.pictures))
+        rows.append(f'<h3>{escape(row.file_name)}</h3><div class="pictures">{figures}</div>')
+    rows.append('<p class="note needs-script hint">A click on a picture enlarges it.</p>')
+    return f'<ul class="columns">{"".join(heads)}</ul>{"".join(rows)}'
+
+
+def _figure(column: SampleColumn, picture: SamplePicture) -> str:
+    return (
+        f'<figure><img src="data:image/webp;base64,{base64.b64encode(picture.webp).decode()}" '
+        f'width="{picture.width}" height="{picture.height}" '
+        f'alt="{escape(column.title)}: {escape(picture.text)}">'
+        f"<figcaption>{escape(column.title)}</figcaption></figure>"
+    )

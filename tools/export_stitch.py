@@ -1,0 +1,168 @@
+#!/usr/bin/env python
+"""Writes one stitch of a trained model as a file of its own, with only the weights it needs.
+
+    python tools/export_stitch.py --config-file output/my/config.yaml --stitch FS-3
+    python tools/export_stitch.py --config-file output/my/config.yaml --max-gflops 800 --onnx
+    python tools/export_stitch.py --info output/my/export/FS-3.safetensors
+
+tools/predict.py --exported and snnet_vitdet.Predictor.from_file take the file. Beside it come, if
+asked for, backbone and feature pyramid as ONNX (.onnx) and as torch.export program (.pt2), and the
+whole detector as traced TorchScript (.ts); each is compared with the model before it is kept.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+
+from snnet_vitdet.data import coco_dicts
+from snnet_vitdet.deploy import (
+    Predictor,
+    export_onnx,
+    export_program,
+    export_stitch,
+    export_torchscript,
+    image_files,
+    load_exported,
+    read_export,
+)
+from snnet_vitdet.engine import checkpoint_to_evaluate, load_config
+from snnet_vitdet.errors import InputError, exit_with
+
+BUDGETS = ("max_gflops", "max_latency_ms", "max_memory_mb")
+# TorchScript is compared on so many images.
+NUM_IMAGES = 4
+
+
+def arguments():
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", metavar="FILE")
+    parser.add_argument("--weights", metavar="FILE", help="default: the training's last checkpoint")
+    parser.add_argument("--stitch", metavar="ID|NAME", help="default: the large ViT alone")
+    for budget in BUDGETS:
+        parser.add_argument(f"--{budget.replace('_', '-')}", type=float, metavar="LIMIT")
+    parser.add_argument("--by", default="box", help="what decides within budgets: box or mask AP")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="default: export/ in the training's folder, with the stitch's name and .safetensors",
+    )
+    parser.add_argument("--onnx", action="store_true", help="backbone and pyramid, too")
+    parser.add_argument("--torch-export", action="store_true", help="backbone and pyramid, too")
+    parser.add_argument("--torchscript", action="store_true", help="the whole detector, too")
+    parser.add_argument(
+        "--size", type=int, help="side in pixels of the image of --onnx and --torch-export"
+    )
+    parser.add_argument(
+        "--images",
+        metavar="FOLDER",
+        help="what --torchscript is traced and compared on; default: the config's test images",
+    )
+    parser.add_argument("--info", metavar="FILE", help="print what an exported file says, and end")
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
+    return parser.parse_args()
+
+
+def predictor_for(args, config):
+    """The trained model at the stitch of the command line."""
+    stitch = args.stitch
+    if stitch is not None and stitch.isdecimal():
+        stitch = int(stitch)
+    return Predictor(
+        config,
+        args.weights,
+        stitch=stitch,
+        by=args.by,
+        device="cpu",
+        **{budget: getattr(args, budget) for budget in BUDGETS},
+    )
+
+
+def images_for(args, config):
+    """What TorchScript is traced and compared on."""
+    if args.images:
+        files = image_files(args.images)
+    elif os.path.isfile(config.data.test_json):
+        data = coco_dicts(config.data.test_json, config.data.test_images, filter_empty=False)
+        files = [record["file_name"] for record in data]
+    else:
+        raise InputError(
+            "--torchscript needs images, and those of the config are not there: give --images"
+        )
+    # One without anything to find, for the way that a detector takes then.
+    return [*files[:NUM_IMAGES], np.zeros((64, 64, 3), np.uint8)]
+
+
+def megabytes(num_bytes):
+    """A size as text."""
+    return f"{num_bytes / 1e6:.1f} MB"
+
+
+def print_sizes(predictor, checkpoint, info, output):
+    """What the model takes before and after."""
+    state = predictor.model.state_dict().values()
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in state)
+    whose = f"all {len(predictor.stitches)} stitches" if info.stitch else "the model"
+    print(f"{info.name}: {info.gflops:.4g} GFLOPs, {info.params_m:.4g} M parameters")
+    in_file = os.path.getsize(checkpoint)
+    print(
+        f"before: {megabytes(weights)}, the weights of {whose}, of {megabytes(in_file)} in "
+        f"{checkpoint}"
+    )
+    # Headers take some kilobytes.
+    if in_file > 1.1 * weights:
+        print("        (what else is in there is the state of the optimizer)")
+    print(f"after:  {megabytes(os.path.getsize(output))} in {output}")
+
+
+def run(args):
+    """Writes, compares and prints."""
+    if args.info:
+        print(read_export(args.info).to_json(indent=1))
+        return
+    config = load_config(args.config_file, args.opts)
+    checkpoint = checkpoint_to_evaluate(args.weights or "", config.train.output_dir)
+    predictor = predictor_for(args, config)
+    name = predictor.stitch.name if predictor.stitch else "baseline"
+    output = Path(args.output or Path(config.train.output_dir, "export", f"{name}.safetensors"))
+    if output.suffix != ".safetensors":
+        raise InputError(f"--output {output} must end in .safetensors")
+    info = export_stitch(output, predictor.model, config, predictor.stitch, predictor.class_names)
+    print_sizes(predictor, checkpoint, info, output)
+    if not (args.onnx or args.torch_export or args.torchscript):
+        return
+    # Its own model from here on: what is compared is the file.
+    prepare, model = predictor.prepare, load_exported(output)
+    side = args.size or info.image_size
+    for wanted, export, suffix in (
+        (args.onnx, export_onnx, ".onnx"),
+        (args.torch_export, export_program, ".pt2"),
+    ):
+        if wanted:
+            path = output.with_suffix(suffix)
+            difference = export(model, path, side)
+            print(
+                f"{path}: {megabytes(os.path.getsize(path))}, 1 x 3 x {side} x {side}; largest "
+                f"difference {difference:.1e} of the largest feature"
+            )
+    if args.torchscript:
+        path = output.with_suffix(".ts")
+        images = [prepare(image)["image"] for image in images_for(args, config)]
+        compared = export_torchscript(model, path, images)
+        print(f"{path}: {megabytes(os.path.getsize(path))}; {compared} detections are the same")
+
+
+def main():
+    """Runs the program."""
+    try:
+        run(arguments())
+    except InputError as error:
+        exit_with(error)
+
+
+if __name__ == "__main__":
+    main()

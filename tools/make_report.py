@@ -1,0 +1,54 @@
+#!/usr/bin/env python
+"""Writes report.html beside the results of a sweep: what each stitch costs, scores and detects.
+
+    python tools/make_report.py --config-file output/my/config.yaml
+
+Every sweep ends with this page; made again after tools/measure_latency.py, it has latency and
+memory, too. It is one file, which needs no network and no server.
+"""
+
+import argparse
+
+from snnet_vitdet.deploy import Predictor, write_sweep_report
+from snnet_vitdet.engine import load_config
+from snnet_vitdet.errors import InputError, exit_with
+
+
+def arguments():
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="of the sample detections; default: the training's last checkpoint",
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--no-samples", action="store_true", help="no sample detections")
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
+    return parser.parse_args()
+
+
+def run(args):
+    """Writes the page."""
+    config = load_config(args.config_file, args.opts)
+
+    def predictor(table):
+        return Predictor(config, args.weights, table=table, device=args.device)
+
+    path = write_sweep_report(config, None if args.no_samples else predictor)
+    print(f"The report is {path}")
+
+
+def main():
+    """Runs the program."""
+    try:
+        run(arguments())
+    except InputError as error:
+        exit_with(error)
+
+
+if __name__ == "__main__":
+    main()
