@@ -1,0 +1,214 @@
+"""The page: controls on one side, what was found on the other, below each other on a phone."""
+
+import html
+from abc import ABCMeta
+from collections.abc import Sequence
+from pathlib import Path
+
+import gradio as gr
+
+from snnet_vitdet.errors import InputError
+
+from .answers import BY_NAME, F1, Answers, Wish, message
+from .choices import BUDGETS, SCORES
+from .style import CSS, RELEASE_BY_KEYBOARD, THEME
+
+__all__ = ["LOOK", "build_page"]
+
+LOOK = {"theme": THEME, "css": CSS, "js": RELEASE_BY_KEYBOARD}
+"""Arguments of gradio's ``launch``."""
+
+_FIXED = "fixed"
+_UNSCORED = (
+    "This model has **no sweep**: nothing says which stitch detects better. Within a budget, the "
+    "stitch that computes the most is taken. `train_net.py --eval-only` scores them."
+)
+_HINT = message("Drop an image, or pick one of the examples.", error=False)
+# Visitors' pictures are deleted after a day, looked for every hour.
+_DELETE_CACHE = (3600, 86400)
+
+
+async def _keep_upload(self, path):
+    """Takes over a visitor's file; gradio would fetch an address for whoever sends one."""
+    if not Path(path).is_file():
+        raise gr.Error("Only files that were uploaded are taken.")
+    return await gr.Image.async_move_resource_to_block_cache(self, path)
+
+
+def _path_of_upload(self, payload):
+    """The path, which gradio has checked to be an upload's.
+
+    Itself, it would open whatever Pillow opens, however large, and answer with an exception.
+    """
+    return None if payload is None else payload.path
+
+
+# gradio's own metaclass writes a stub file beside the source of every new class.
+_UploadedImage = ABCMeta.__new__(
+    type(gr.Image),
+    "_UploadedImage",
+    (gr.Image,),
+    {
+        "is_template": True,
+        "async_move_resource_to_block_cache": _keep_upload,
+        "preprocess": _path_of_upload,
+    },
+)
+
+
+def build_page(answers: Answers, title: str, examples: Sequence[str] = ()) -> gr.Blocks:
+    """Builds the page.
+
+    Args:
+        answers: What it asks.
+        title: Of the page.
+        examples: Paths of images to start with.
+
+    Returns:
+        A page, to be launched with ``LOOK``.
+    """
+    count = len(answers.choices.stitches)
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=_DELETE_CACHE) as page:
+        gr.Markdown(f"## {title}: {count} detectors in one model")
+        if not answers.choices.scores:
+            gr.Markdown(_UNSCORED, elem_id="unscored")
+        with gr.Row():
+            with gr.Column(scale=5, min_width=320):
+                image = _UploadedImage(label="Image", height=160, elem_id="image", buttons=[])
+                if examples:
+                    samples = [[path] for path in examples]
+                    gr.Examples(samples, [image], label="Examples", elem_id="examples")
+                wish = _budget_controls(answers)
+                plot = gr.HTML(elem_id="plot")
+            with gr.Column(scale=6, min_width=320):
+                picture = gr.Image(
+                    label="Found",
+                    format="png",
+                    interactive=False,
+                    elem_id="found",
+                    buttons=["download", "fullscreen"],
+                )
+                said = gr.HTML(_HINT, elem_id="said")
+                wish |= _settings(answers)
+        plot.value = answers.preview(Wish(**{key: each.value for key, each in wish.items()}))
+        _connect(answers, wish, image, plot, picture, said)
+    # Who floods the page is turned away before the memory is full of pictures.
+    return page.queue(max_size=32)
+
+
+def _budget_controls(answers: Answers) -> dict[str, gr.components.Component]:
+    """What the stitch is chosen with, by the names of ``Wish``'s attributes."""
+    budgets = answers.choices.budgets
+    names = [stitch.name for stitch in answers.choices.stitches]
+    kinds = [(BUDGETS[budget][0], budget) for budget in budgets] + [("name", BY_NAME)]
+    with gr.Group():
+        budget = gr.Radio(kinds, value=budgets[0], label="Choose by", elem_id="budget")
+        limit = gr.Slider(**_slider(answers, budgets[0]), elem_id="limit", buttons=[])
+        name = gr.Dropdown(names, value=names[0], label="Stitch", visible=False, elem_id="name")
+    return dict(budget=budget, limit=limit, name=name)
+
+
+def _slider(answers: Answers, budget: str) -> dict[str, object]:
+    low, high, step = answers.choices.limits(budget)
+    middle = low + step * round((high - low) / 2 / step)
+    label = f"At most: {answers.axis(budget)}"
+    return dict(minimum=low, maximum=high, step=step, value=float(f"{middle:.9g}"), label=label)
+
+
+def _settings(answers: Answers) -> dict[str, gr.components.Component]:
+    """What is rarely changed, by the names of ``Wish``'s attributes."""
+    scores, with_f1 = answers.choices.scores, answers.choices.has_best_f1
+    with gr.Accordion("Settings", open=False, elem_id="settings"):
+        by = gr.Radio(
+            [(f"{score} AP", score) for score in scores or SCORES],
+            value=scores[0] if scores else next(iter(SCORES)),
+            label="Best within a budget by",
+            visible=len(scores) > 1,
+            elem_id="by",
+        )
+        threshold = gr.Radio(
+            [("the stitch's best F1", F1)] * with_f1 + [("a score of my own", _FIXED)],
+            value=F1 if with_f1 else _FIXED,
+            label="Show objects from",
+            visible=with_f1,
+            elem_id="threshold",
+        )
+        min_score = gr.Slider(
+            *(0.05, 0.95, 0.5),
+            step=0.05,
+            label="Lowest score shown",
+            visible=not with_f1,
+            elem_id="min_score",
+            buttons=[],
+        )
+    return dict(by=by, threshold=threshold, min_score=min_score)
+
+
+def _connect(answers, controls, image, plot, picture, said) -> None:
+    """What happens when: the plot follows the slider, the model runs when it is let go of."""
+    values = [controls[key] for key in Wish.__dataclass_fields__]
+
+    def change_budget(budget):
+        if budget == BY_NAME:
+            return gr.update(visible=False), gr.update(visible=True)
+        slider = gr.update(**_slider(answers, budget), visible=True)
+        return slider, gr.update(visible=False)
+
+    def change_threshold(threshold):
+        return gr.update(visible=threshold != F1)
+
+    def preview(*state):
+        return answers.preview(Wish(*state))
+
+    def detect(path, *state):
+        if path is None:
+            return None, _HINT
+        try:
+            return answers.detect(path, Wish(*state))
+        except InputError as error:
+            # Beside the message, which stays: on a phone, it is far below where the file went in.
+            gr.Warning(html.escape(str(error)), title="Nothing detected")
+            return None, message(str(error))
+
+    # Of many changes while an answer is on its way, only the last one is asked for.
+    asked = dict(trigger_mode="always_last", api_visibility="private")
+    previewed = dict(fn=preview, inputs=values, outputs=plot, show_progress="hidden", **asked)
+    detected = dict(
+        fn=detect,
+        inputs=[image, *values],
+        outputs=[picture, said],
+        show_progress_on=picture,
+        concurrency_id="model",
+        concurrency_limit=1,
+        **asked,
+    )
+    gr.on(
+        [controls[key].input for key in ("limit", "name", "by")],
+        queue=False,
+        **previewed,
+    )
+    gr.on(
+        [
+            image.change,
+            controls["limit"].release,
+            controls["min_score"].release,
+            controls["name"].input,
+            controls["by"].input,
+        ],
+        **detected,
+    )
+    changed = controls["budget"].input(
+        change_budget,
+        controls["budget"],
+        [controls["limit"], controls["name"]],
+        show_progress="hidden",
+        **asked,
+    )
+    changed.then(**previewed).then(**detected)
+    controls["threshold"].input(
+        change_threshold,
+        controls["threshold"],
+        controls["min_score"],
+        show_progress="hidden",
+        **asked,
+    ).then(**detected)

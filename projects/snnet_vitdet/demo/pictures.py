@@ -1,0 +1,81 @@
+"""What strangers upload, as an array a detector takes, or a sentence that says why not."""
+
+import os
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from snnet_vitdet.errors import InputError
+
+__all__ = ["MAX_SIDE", "open_picture"]
+
+MAX_SIDE = 1600
+"""Larger pictures are reduced to this: masks of a hundred objects take their area each."""
+
+# Decoders of other formats are not tried: some of them start programs (EPS), most of them nobody
+# looks after.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+_NAMES = "JPEG, PNG, WebP, TIFF, BMP or GIF"
+# Narrower ones would have no pixel left once they are resized for the model.
+_MAX_ASPECT = 40
+
+
+def open_picture(path: str | os.PathLike[str], max_pixels: int) -> np.ndarray:
+    """Reads an image file: upright, alpha over white, 16 bits of grey as 8.
+
+    Args:
+        path: The file.
+        max_pixels: Pictures of more are not decoded; a small file can hold a huge one.
+
+    Returns:
+        (H, W, 3), RGB, uint8, no side longer than ``MAX_SIDE``.
+
+    Raises:
+        InputError: If it is no image, damaged, or too large.
+    """
+    try:
+        image = Image.open(path, formats=_FORMATS)
+        width, height = image.size
+    except Image.DecompressionBombError as error:
+        raise InputError(_too_large(max_pixels)) from error
+    except Exception as error:  # Pillow raises many types for what is damaged
+        raise InputError(f"This file is not an image that can be read: use {_NAMES}.") from error
+    with image:
+        if width * height > max_pixels:
+            raise InputError(f"{_too_large(max_pixels)} It has {width} × {height}.")
+        if max(width, height) > _MAX_ASPECT * min(width, height):
+            raise InputError(
+                f"This picture of {width} × {height} pixels is too narrow: its sides may differ "
+                f"up to {_MAX_ASPECT} times."
+            )
+        try:
+            # Of a large JPEG, no more is decoded than is needed.
+            image.draft("RGB", (MAX_SIDE, MAX_SIDE))
+            rgb = _as_rgb(ImageOps.exif_transpose(image))
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                "This image is damaged: it cannot be read to its end. Save it again, or use "
+                "another one."
+            ) from error
+    rgb.thumbnail((MAX_SIDE, MAX_SIDE))
+    return np.ascontiguousarray(rgb)
+
+
+def _too_large(max_pixels: int) -> str:
+    return f"This picture is too large: at most {max_pixels / 1e6:g} megapixels are taken."
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise InputError("This image has floating-point pixels: save it with 8 or 16 bits.")
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips: everything above 255 would be white.
+        values = np.asarray(image).astype(np.int64)
+        return Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")

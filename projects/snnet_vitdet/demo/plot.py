@@ -1,0 +1,161 @@
+"""The stitches as an SVG picture with one of them marked, drawn faster than a slider moves."""
+
+from collections.abc import Sequence
+from html import escape
+
+from matplotlib.markers import MarkerStyle
+from matplotlib.ticker import MaxNLocator
+
+from snnet_vitdet.evaluation import pareto_front
+from snnet_vitdet.report.kinds import ANCHORS, kind_label, kind_styles
+
+from .choices import Point
+
+__all__ = ["amount", "plot_svg"]
+
+# Units of the picture; pages scale it, and its text with it.
+_WIDTH, _HEIGHT = 460, 290
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 14, 16, 44
+
+
+def plot_svg(
+    points: Sequence[Point],
+    x_label: str,
+    y_label: str,
+    chosen: int | None = None,
+    limit: float | None = None,
+    frontier: bool = True,
+) -> str:
+    """Draws every point, and a legend below.
+
+    Colours besides those of the kinds are the page's own (``currentColor``).
+
+    Args:
+        points: At least one.
+        x_label: What they cost.
+        y_label: What they score.
+        chosen: Id of the one to mark.
+        limit: What is above it is out of reach.
+        frontier: Whether to draw the line of those that none beats.
+
+    Returns:
+        HTML.
+    """
+    xs, ys = [p.x for p in points], [p.y for p in points]
+    x_of = _scale(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT)
+    y_of = _scale(min(ys), max(ys), _HEIGHT - _BOTTOM, _TOP)
+    styles = kind_styles(p.kind for p in points)
+    marked = next((p for p in points if p.id == chosen), None)
+    said = f"{len(points)} stitches, {y_label} over {x_label}"
+    if marked:
+        said += f"; chosen: {marked.name} with {amount(marked.y)} at {amount(marked.x)}"
+    parts = [
+        f'<svg class="snnet-plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'aria-label="{escape(said)}">',
+        "<defs>",
+        *(f'<path id="snnet-{kind}" d="{_shape(kind, style)}"/>' for kind, style in styles.items()),
+        "</defs>",
+        *_axes(x_of, y_of, (min(xs), max(xs)), (min(ys), max(ys)), x_label, y_label),
+    ]
+    if limit is not None:
+        at = min(max(x_of(limit), _LEFT), _WIDTH - _RIGHT)
+        height = _HEIGHT - _BOTTOM - _TOP
+        parts += [
+            f'<rect class="beyond" x="{at:.1f}" y="{_TOP}" width="{_WIDTH - _RIGHT - at:.1f}" '
+            f'height="{height}"/>',
+            f'<path class="limit" d="M{at:.1f} {_TOP}v{height}"/>',
+        ]
+    if frontier:
+        parts.append(f'<path class="frontier" d="{_frontier(points, x_of, y_of)}"/>')
+    # Few of a kind above many, which would hide them.
+    count = {kind: sum(p.kind == kind for p in points) for kind in styles}
+    for point in sorted(points, key=lambda p: -count[p.kind]):
+        title = f"{point.name} ({kind_label(point.kind)}): {amount(point.y)} at {amount(point.x)}"
+        parts.append(
+            f'<use href="#snnet-{point.kind}" x="{x_of(point.x):.1f}" y="{y_of(point.y):.1f}" '
+            f'fill="{styles[point.kind][0]}" data-stitch="{point.name}">'
+            f"<title>{escape(title)}</title></use>"
+        )
+    if marked:
+        parts += _mark(marked, x_of(marked.x), y_of(marked.y))
+    parts.append("</svg>")
+    return "".join(parts) + _legend(styles)
+
+
+def amount(value: float) -> str:
+    """A cost or score as people read it: three digits, or all before the point."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _scale(low, high, start, end):
+    """A linear map with some air at both ends."""
+    air = 0.06 * (high - low) or 1.0
+    low, high = low - air, high + air
+    return lambda value: start + (value - low) / (high - low) * (end - start)
+
+
+def _shape(kind: str, style: tuple[str, str], radius: float | None = None) -> str:
+    """The marker of a kind around 0, 0."""
+    marker = MarkerStyle(style[1])
+    outline = marker.get_path().transformed(marker.get_transform())
+    radius = radius or (10.0 if kind in ANCHORS else 4.5)
+    corners = outline.to_polygons()[0]
+    size = max(abs(corners).max(), 1e-9)
+    return "M" + "L".join(f"{radius * x / size:.2f} {-radius * y / size:.2f}" for x, y in corners)
+
+
+def _axes(x_of, y_of, x_range, y_range, x_label, y_label):
+    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+    for tick in _ticks(*x_range, 6):
+        x = x_of(tick)
+        yield f'<path class="grid" d="M{x:.1f} {_TOP}V{bottom}"/>'
+        yield f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>'
+    for tick in _ticks(*y_range, 5):
+        y = y_of(tick)
+        yield f'<path class="grid" d="M{_LEFT} {y:.1f}H{right}"/>'
+        yield f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>'
+    yield f'<path class="axis" d="M{_LEFT} {_TOP}V{bottom}H{right}"/>'
+    middle = (_LEFT + right) / 2
+    yield f'<text x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>'
+    middle = (_TOP + bottom) / 2
+    yield (
+        f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">'
+        f"{escape(y_label)}</text>"
+    )
+
+
+def _ticks(low: float, high: float, count: int) -> list[float]:
+    air = 0.06 * (high - low)
+    ticks = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return [float(tick) for tick in ticks if low - air <= tick <= high + air]
+
+
+def _frontier(points, x_of, y_of) -> str:
+    on = pareto_front([p.x for p in points], [p.y for p in points])
+    corners = sorted((p.x, p.y) for p, is_on in zip(points, on, strict=True) if is_on)
+    # Stepped: between two of its points, a budget buys no more than the cheaper one gives.
+    path = f"M{x_of(corners[0][0]):.1f} {y_of(corners[0][1]):.1f}"
+    return path + "".join(f"H{x_of(x):.1f}V{y_of(y):.1f}" for x, y in corners[1:])
+
+
+def _mark(point: Point, x: float, y: float) -> list[str]:
+    left = x > _WIDTH / 2
+    text_x = x - 15 if left else x + 15
+    # Above the ring at the bottom, below it at the top: never over an axis.
+    text_y = y + 20 if y < _HEIGHT / 3 else y - 12
+    return [
+        f'<circle class="ring halo" cx="{x:.1f}" cy="{y:.1f}" r="10"/>',
+        f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="10"/>',
+        f'<text class="chosen" x="{text_x:.1f}" y="{text_y:.1f}" '
+        f'text-anchor="{"end" if left else "start"}">{escape(point.name)}</text>',
+    ]
+
+
+def _legend(styles) -> str:
+    items = "".join(
+        f'<li><svg viewBox="-8 -8 16 16" aria-hidden="true"><path fill="{style[0]}" '
+        f'd="{_shape(kind, style, radius=7)}"/></svg><b>{escape(kind)}</b> '
+        f"{escape(kind_label(kind))}</li>"
+        for kind, style in styles.items()
+    )
+    return f'<ul class="snnet-legend">{items}</ul>'

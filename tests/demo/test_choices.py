@@ -1,0 +1,110 @@
+"""What the page's controls choose, and what is drawn of it."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from snnet_vitdet.demo.choices import Choices
+from snnet_vitdet.demo.plot import plot_svg
+from snnet_vitdet.deploy import StitchTable
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.evaluation import ResultsTable, StitchResult
+from snnet_vitdet.stitching import Cost, StitchSpace
+
+SPACE = StitchSpace((4, 8))
+COSTS = [Cost(flops=(100 + 10 * i) * 1e9, params=(50 - i) * 1e6) for i in range(len(SPACE))]
+
+
+def table_of(ids, measured=(), num_images=None):
+    """Later stitches cost more; by box AP the even ones are better, by mask AP the odd ones."""
+    results = ResultsTable()
+    for i in ids:
+        stitch = SPACE[i]
+        metrics = {"bbox_AP": 20 + i + 5 * (i % 2 == 0), "segm_AP": 20 + i + 5 * (i % 2)}
+        results.add(
+            StitchResult(
+                *(stitch.id, stitch.name, stitch.kind, stitch.cuts),
+                *(COSTS[i].gflops, COSTS[i].params_m, metrics),
+                num_images=(num_images or {}).get(i, 8),
+            )
+        )
+    rows = [
+        dict(stitch_id=i, name=SPACE[i].name, latency_ms=90 - i, latency_ms_p90=99, memory_mb=7)
+        for i in measured
+    ]
+    return StitchTable(results, {"device": "a device", "rows": rows} if rows else None)
+
+
+@pytest.fixture
+def swept():
+    return Choices(list(SPACE), COSTS, table_of(range(14), measured=range(14)))
+
+
+def test_a_budget_takes_the_best_within(swept):
+    assert swept.within("gflops", 155, "box") == 4
+    assert swept.within("gflops", 155, "mask") == 5
+    # Later ones are quicker here.
+    assert swept.within("latency_ms", 77, "mask") == 13
+    assert swept.scores == ["box", "mask"]
+    assert swept.budgets == ["gflops", "latency_ms", "memory_mb"]
+
+
+@pytest.mark.parametrize("budget", ["gflops", "latency_ms", "memory_mb"])
+def test_a_slider_reaches_from_the_cheapest_to_all(swept, budget):
+    low, high, step = swept.limits(budget)
+    costs = [swept.cost(i, budget) for i in range(14)]
+    assert min(costs) <= low < min(costs) + step and max(costs) <= high
+    assert swept.cost(swept.within(budget, low, "box"), budget) <= low
+    # Round steps, as many as a hand can set.
+    assert re.fullmatch(r"0*[125]0*", f"{step:g}".replace(".", ""))
+    assert (high - low) / step <= 202
+
+
+def test_without_a_sweep_the_most_computing_is_taken():
+    choices = Choices(list(SPACE), COSTS, None)
+    assert choices.within("gflops", 155, "box") == 5
+    assert (choices.scores, choices.budgets, choices.has_best_f1) == ([], ["gflops"], False)
+    points = choices.points("gflops", "box")
+    assert [point.y for point in points] == [cost.params_m for cost in COSTS]
+    with pytest.raises(InputError, match="no stitch takes at most 99: the cheapest has 100"):
+        choices.within("gflops", 99, "box")
+
+
+def test_only_what_was_scored_and_measured_is_drawn():
+    table = table_of([0, 1, 4, 6], measured=[1, 6], num_images={4: 2})
+    choices = Choices(list(SPACE), COSTS, table)
+    assert [point.id for point in choices.points("gflops", "box")] == [0, 1, 6]
+    assert [point.id for point in choices.points("latency_ms", "box")] == [1, 6]
+    # By name they can be had all the same.
+    assert choices.cost(13, "gflops") == COSTS[13].gflops and choices.score(13, "box") is None
+
+
+def test_a_sweep_of_another_model_is_refused():
+    other = list(StitchSpace((6, 12)))
+    with pytest.raises(InputError, match="it is the sweep of another model"):
+        Choices(other, COSTS * 3, table_of(range(14)))
+
+
+def test_the_plot_has_every_point_and_marks_the_chosen(swept):
+    points = swept.points("gflops", "box")
+    svg = plot_svg(points, "GFLOPs", "box AP", chosen=4, limit=155).partition("<ul")[0]
+    root = ElementTree.fromstring(svg)
+    drawn = {use.get("data-stitch"): use for use in root.iter("use")}
+    assert set(drawn) == {point.name for point in points}
+    assert SPACE[4].name in root.get("aria-label")
+    (ring,) = [c for c in root.iter("circle") if c.get("class") == "ring"]
+    chosen = drawn[SPACE[4].name]
+    assert (ring.get("cx"), ring.get("cy")) == (chosen.get("x"), chosen.get("y"))
+    # Dearer is further right, better is higher up.
+    places = [tuple(float(drawn[p.name].get(k)) for k in "xy") for p in points]
+    assert places[0][0] < places[1][0] and places[0][1] > places[4][1]
+    (beyond,) = [r for r in root.iter("rect") if r.get("class") == "beyond"]
+    assert places[5][0] < float(beyond.get("x")) < places[6][0]
+    (_, _, width, height) = map(float, root.get("viewBox").split())
+    assert all(0 < x < width and 0 < y < height for x, y in places)
+
+
+def test_a_plot_of_one_point_is_drawn(swept):
+    point = swept.points("gflops", "box")[0]
+    assert "nan" not in plot_svg([point], "GFLOPs", "box AP", chosen=0, limit=1000)

@@ -1,0 +1,337 @@
+"""The page in a real browser, with a trained tiny model; who asks at the same time; the program."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from urllib.request import urlopen
+
+import pytest
+import torch
+import train_net
+from detectron2.engine import default_argument_parser
+
+pytest.importorskip("gradio", reason="the page is an option: requirements-demo.txt")
+
+import httpx
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from snnet_vitdet import Predictor, StitchTable
+from snnet_vitdet.demo import __main__ as program
+from snnet_vitdet.demo.answers import Answers
+from snnet_vitdet.demo.choices import Choices
+from snnet_vitdet.demo.detector import SharedDetector
+from snnet_vitdet.demo.page import build_page
+from snnet_vitdet.demo.server import private_uploads, served
+from snnet_vitdet.deploy import image_files, to_rgb
+from snnet_vitdet.modeling import stitch_costs
+
+# Training and sweeping take some seconds, and so does a browser.
+pytestmark = pytest.mark.slow
+
+# Of seconds, for a machine with much else to do; nothing waits that long where all is well.
+PATIENCE = 60
+
+
+@pytest.fixture(scope="module")
+def swept(trained_tiny, tmp_path_factory, restored_logging):
+    """The config of a trained model, with a sweep beside it."""
+    # So short a training is sure of little.
+    low = "model.roi_heads.box_predictor.test_score_thresh=0.01"
+    config = trained_tiny(tmp_path_factory.mktemp("swept"), low)
+    train_net.main(default_argument_parser().parse_args(["--eval-only"]), config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def predictor(swept):
+    return Predictor(swept, swept.train.init_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def files(swept):
+    return image_files(swept.data.test_images)
+
+
+@pytest.fixture(scope="module")
+def choices(swept, predictor):
+    table = StitchTable.read(swept.train.output_dir)
+    return Choices(predictor.stitches, stitch_costs(swept.model), table)
+
+
+@pytest.fixture(scope="module")
+def address(predictor, choices, files):
+    """Of the served page."""
+    answers = Answers(SharedDetector(predictor), choices, max_pixels=1_000_000)
+    with (
+        private_uploads(),
+        served(build_page(answers, "A test", files[:2]), "127.0.0.1", free_port(), 1) as address,
+    ):
+        yield address
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return taken.getsockname()[1]
+
+
+class Visit:
+    """What a visitor does and sees."""
+
+    def __init__(self, browser, address):
+        self.browser, self.wait = browser, WebDriverWait(browser, PATIENCE)
+        browser.get(address)
+        self.until("#plot svg")
+
+    def until(self, selector):
+        return self.wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, selector))[0]
+
+    def until_said(self, *texts):
+        def said(browser):
+            text = browser.find_element(By.ID, "said").text
+            return all(each in text for each in texts) and text
+
+        return self.wait.until(said)
+
+    def until_chosen(self, name):
+        self.until(f'#plot svg[aria-label*="chosen: {name} "]')
+
+    def until_picture(self, other_than=""):
+        def found(browser):
+            images = browser.find_elements(By.CSS_SELECTOR, "#found img")
+            source = images and images[0].get_attribute("src")
+            return source and source != other_than and source
+
+        return self.wait.until(found)
+
+    def upload(self, file):
+        # Where an image is shown, a file is not taken.
+        for button in self.browser.find_elements(By.CSS_SELECTOR, '[aria-label="Remove Image"]'):
+            button.click()
+            self.until_said("Drop an image")
+        self.until("#image input[type=file]").send_keys(str(file))
+
+    def press(self, key):
+        self.until("#limit input[type=range]").send_keys(key)
+
+    def problems(self):
+        return [each for each in self.browser.get_log("browser") if each["level"] == "SEVERE"]
+
+    def requested(self):
+        events = (json.loads(e["message"])["message"] for e in self.browser.get_log("performance"))
+        urls = {
+            event["params"]["request"]["url"]
+            for event in events
+            if event["method"] == "Network.requestWillBeSent"
+        }
+        return {url for url in urls if not url.startswith(("data:", "blob:", "chrome"))}
+
+
+def differing(predictor, files, *stitches):
+    """A file in which two stitches find different things, each from its best F1 on."""
+    predictor.set_score_threshold("f1")
+    for file in files:
+        found = []
+        for stitch in stitches:
+            predictor.set_stitch(stitch)
+            found.append(predictor(file).scores.tolist())
+        if found[0] != found[1]:
+            predictor.set_score_threshold(0.0)
+            return file
+    raise AssertionError("the two stitches find the same everywhere")
+
+
+def test_a_moved_slider_changes_stitch_and_picture(browser, address, choices, predictor, files):
+    cheapest, dearest = (
+        choices.stitches[choices.within("gflops", limit, "box")].name
+        for limit in choices.limits("gflops")[:2]
+    )
+    assert cheapest != dearest
+    file = differing(predictor, files, cheapest, dearest)
+    visit = Visit(browser, address)
+    # The plot needs no image.
+    visit.press(Keys.HOME)
+    visit.until_chosen(cheapest)
+    visit.upload(file)
+    visit.until_said(f"{cheapest} found", " ms")
+    before = visit.until_picture()
+    visit.press(Keys.END)
+    visit.until_chosen(dearest)
+    visit.until_said(f"{dearest} found")
+    visit.until_picture(other_than=before)
+    visit.press(Keys.HOME)
+    visit.until_said(f"{cheapest} found")
+    assert visit.problems() == []
+    requested = visit.requested()
+    # The slider's requests are among them: the log is of this visit.
+    assert any("/queue/" in url for url in requested)
+    assert all(url.startswith(address) for url in requested)
+
+
+def test_a_stitch_is_chosen_by_name_and_an_example_detected_in(browser, address):
+    visit = Visit(browser, address)
+    visit.until("#examples button").click()
+    visit.until_said(" found ")
+    visit.until('#budget input[value="name"]').click()
+    visit.until_chosen("S")
+    visit.until_said("S found")
+    visit.until("#name input").send_keys(Keys.CONTROL, "a", Keys.NULL, "FS-2", Keys.ENTER)
+    visit.until_chosen("FS-2")
+    visit.until_said("FS-2 found")
+    assert visit.problems() == []
+
+
+def test_a_file_that_is_no_image_is_answered_and_the_page_goes_on(
+    browser, address, files, tmp_path
+):
+    visit = Visit(browser, address)
+    (tmp_path / "text.png").write_text("no image")
+    visit.until("#examples button").click()
+    visit.until_picture()
+    visit.upload(tmp_path / "text.png")
+    visit.until_said("This file is not an image that can be read")
+    assert not browser.find_elements(By.CSS_SELECTOR, "#found img")
+    visit.upload(files[1])
+    visit.until_said(" found ")
+    visit.until_picture()
+
+
+def test_files_of_the_machine_are_not_served(address, root, files, swept):
+    for path in ("/etc/passwd", root / "README.md", files[0], swept.train.init_checkpoint):
+        assert httpx.get(f"{address}gradio_api/file={path}").status_code == 403
+    dependencies = httpx.get(f"{address}config").json()["dependencies"]
+    (index,) = [d["id"] for d in dependencies if d["targets"][0][1] == "change"]
+    # Nor is any taken for an upload, nor an address fetched.
+    for path, error in ((files[0], None), (f"{address}theme.css", "Only files that were uploaded")):
+        image = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+        ended = asked(address, index, [image, "gflops", 1, "S", "box", "f1", 0.5])
+        assert not ended["success"] and "data" not in ended["output"]
+        assert error is None or error in ended["output"]["error"]
+
+
+def asked(address, index, data, session="somebody"):
+    """How the page's server ends a request that its own page would not make."""
+    request = {"data": data, "fn_index": index, "session_hash": session}
+    httpx.post(f"{address}gradio_api/queue/join", json=request).raise_for_status()
+    url = f"{address}gradio_api/queue/data?session_hash={session}"
+    with httpx.stream("GET", url, timeout=PATIENCE) as lines:
+        for line in lines.iter_lines():
+            if "process_completed" in line:
+                return json.loads(line.removeprefix("data:"))
+    raise AssertionError("the request never ended")
+
+
+def test_a_large_upload_is_refused(address):
+    upload = {"files": ("large.png", b"0" * 1_000_001)}
+    assert httpx.post(f"{address}gradio_api/upload", files=upload).status_code == 413
+    upload = {"files": ("small.png", b"0" * 999_000)}
+    assert httpx.post(f"{address}gradio_api/upload", files=upload).status_code == 200
+
+
+def test_two_visitors_at_once_each_get_their_stitch(predictor, files, monkeypatch):
+    """Without the lock, both meet with their stitches set, and one detects with the other's."""
+    detector, image = SharedDetector(predictor), to_rgb(files[0])
+    wishes = {"S": 0.02, "L": 0.03}
+    ids = {stitch.name: stitch.id for stitch in predictor.stitches}
+    expected = {name: detector.detect(image, ids[name], score) for name, score in wishes.items()}
+    assert expected["S"].objects != expected["L"].objects
+    meeting, set_stitch = threading.Barrier(2), predictor.set_stitch
+
+    def set_and_meet(stitch):
+        set_stitch(stitch)
+        try:
+            meeting.wait(timeout=1)
+        except threading.BrokenBarrierError:
+            meeting.reset()
+
+    monkeypatch.setattr(predictor, "set_stitch", set_and_meet)
+    found = {}
+
+    def visit(name):
+        found[name] = detector.detect(image, ids[name], wishes[name])
+
+    threads = [threading.Thread(target=visit, args=[name]) for name in wishes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name in wishes:
+        assert found[name].objects == expected[name].objects
+        assert (found[name].picture == expected[name].picture).all()
+
+
+def test_a_picture_of_any_shape_is_drawn(predictor):
+    detector = SharedDetector(predictor)
+    for height, width in ((1, 1), (1, 40), (1600, 40)):
+        image = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8).numpy()
+        drawn = detector.detect(image, 0, 0.0).picture
+        assert max(height, width) <= max(drawn.shape) <= 1601
+        # The aspect is kept, to a pixel of the shorter side.
+        assert min(drawn.shape[:2]) == pytest.approx(
+            max(drawn.shape[:2]) * min(height, width) / max(height, width), abs=1
+        )
+
+
+def test_the_program_prints_its_address_and_ends_cleanly(swept, root, tmp_path):
+    """From the weights alone: their config lies beside them."""
+    port = free_port()
+    command = [sys.executable, "-m", "snnet_vitdet.demo", "--weights", swept.train.init_checkpoint]
+    with subprocess.Popen(
+        [*command, f"--port={port}", "--device=cpu"],
+        cwd=root,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            lines = iter(process.stdout.readline, "")
+            address = next(line.split()[1] for line in lines if line.startswith("Open "))
+            assert address == f"http://127.0.0.1:{port}/"
+            with urlopen(address, timeout=PATIENCE) as answer:
+                assert answer.status == 200
+            assert list(tmp_path.glob("snnet-demo-*"))
+            # Ctrl-C; where these tests run in the background, what they start ignores it.
+            ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            process.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
+            assert process.wait(timeout=PATIENCE) == 0
+            assert process.stdout.read().endswith("Ended.\n")
+        finally:
+            process.kill()
+    assert not list(tmp_path.glob("snnet-demo-*"))
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """The sentence the program ends with."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["demo", *map(str, args)])
+        with pytest.raises(SystemExit) as end:
+            program.main()
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
+    return run
+
+
+def test_what_cannot_be_served_is_said_in_a_sentence(refused, swept, tmp_path, monkeypatch):
+    weights = swept.train.init_checkpoint
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = refused("--weights", weights, "--port", port)
+    assert f"cannot listen on 127.0.0.1, port {port}" in said and "another --port" in said
+    assert "--port must be from 1 to 65535, got 0" in refused("--weights", weights, "--port", 0)
+    assert "give --config-file or --weights" in refused()
+    assert "has a single stitch" in refused("--weights", tmp_path / "FS-2.safetensors")
+    assert "config.yaml: give --config-file" in refused("--weights", tmp_path / "model.pth")
+    said = refused("--weights", weights, "--max-upload-mb", 0)
+    assert "--max-upload-mb must be above 0, got 0" in said
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "snnet_vitdet.demo.page")
+    monkeypatch.delitem(sys.modules, "snnet_vitdet.demo.server")
+    assert "pip install -r requirements-demo.txt" in refused("--weights", weights)
