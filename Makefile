@@ -26,7 +26,7 @@ demo: $(STAMP) ## train the small default on generated scenes and sweep all its 
 	$(DEMO_RUN) --resume train.output_dir=$(DEMO)
 	@echo "== Sweeping every stitch (2 of 2)"
 	$(DEMO_RUN) --eval-only --resume train.output_dir=$(DEMO) train.init_checkpoint=$(DEMO)/model_final.pth
-	@echo "The results are in $(DEMO)/sweep: stitches.csv, stitches.json, pareto.png"
+	@echo "The results are in $(DEMO)/sweep: stitches.csv, stitches.json, pareto.png, report.html"
 	@echo "To try them in a browser: $(BIN)/python -m snnet_vitdet.demo --config-file $(DEMO)/config.yaml"
 
 test: $(STAMP) ## run the tests
