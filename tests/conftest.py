@@ -126,6 +126,19 @@ def trained_tiny(
     return make
 
 
+@pytest.fixture(scope="session")
+def swept(
+    trained_tiny: Callable[..., DictConfig], tmp_path_factory: pytest.TempPathFactory
+) -> DictConfig:
+    """The config of the tiny detector with a sweep of all its stitches beside it, to be read."""
+    # So short a training is sure of little.
+    low = "model.roi_heads.box_predictor.test_score_thresh=0.01"
+    config = trained_tiny(tmp_path_factory.mktemp("swept"), low)
+    with _restored_logging():
+        train_net.main(default_argument_parser().parse_args(["--eval-only"]), config)
+    return config
+
+
 @contextmanager
 def _restored_logging() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("", "detectron2", "fvcore", "snnet_vitdet")]

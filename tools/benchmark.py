@@ -25,7 +25,7 @@ from snnet_vitdet.benchmark import (
 )
 from snnet_vitdet.benchmark.measuring import bytes_kept_for_backward
 from snnet_vitdet.engine import load_config, synthetic_batch
-from snnet_vitdet.errors import InputError, exit_with
+from snnet_vitdet.errors import exit_on_input_error
 from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.report import plot_benchmark
 from snnet_vitdet.stitching import select_stitches
@@ -165,10 +165,8 @@ def run(args):
 
 def main():
     """Runs the program."""
-    try:
+    with exit_on_input_error():
         run(arguments())
-    except InputError as error:
-        exit_with(error)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from snnet_vitdet.deploy import StitchTable
-from snnet_vitdet.errors import InputError, exit_with
+from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.evaluation import Candidate, common_range, equal_cost_budgets, same_stitches
 from snnet_vitdet.evaluation.results import METRICS, TASKS
 from snnet_vitdet.report import plot_comparison
@@ -213,10 +213,8 @@ def write_csv(header, rows, path):
 
 def main():
     """Runs the program."""
-    try:
+    with exit_on_input_error():
         run(arguments())
-    except InputError as error:
-        exit_with(error)
 
 
 if __name__ == "__main__":

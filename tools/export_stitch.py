@@ -28,7 +28,7 @@ from snnet_vitdet.deploy import (
     read_export,
 )
 from snnet_vitdet.engine import checkpoint_to_evaluate, load_config
-from snnet_vitdet.errors import InputError, exit_with
+from snnet_vitdet.errors import InputError, exit_on_input_error
 
 BUDGETS = ("max_gflops", "max_latency_ms", "max_memory_mb")
 # TorchScript is compared on so many images.
@@ -158,10 +158,8 @@ def run(args):
 
 def main():
     """Runs the program."""
-    try:
+    with exit_on_input_error():
         run(arguments())
-    except InputError as error:
-        exit_with(error)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ weights: the models are built without memory (torch's meta device).
 
 import argparse
 
-from snnet_vitdet.errors import InputError, exit_with
+from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.modeling import anchor_arguments, plain_vit_names
 
 
@@ -51,10 +51,8 @@ def main():
     if args.name is None:
         list_all()
         return
-    try:
+    with exit_on_input_error():
         describe(args.name, args.anchor)
-    except InputError as error:
-        exit_with(error)
 
 
 if __name__ == "__main__":

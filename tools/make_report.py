@@ -11,7 +11,7 @@ import argparse
 
 from snnet_vitdet.deploy import Predictor, write_sweep_report
 from snnet_vitdet.engine import load_config
-from snnet_vitdet.errors import InputError, exit_with
+from snnet_vitdet.errors import exit_on_input_error
 
 
 def arguments():
@@ -44,10 +44,8 @@ def run(args):
 
 def main():
     """Runs the program."""
-    try:
+    with exit_on_input_error():
         run(arguments())
-    except InputError as error:
-        exit_with(error)
 
 
 if __name__ == "__main__":

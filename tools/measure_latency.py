@@ -22,7 +22,7 @@ import torch
 from snnet_vitdet.data import coco_dicts
 from snnet_vitdet.deploy import LATENCY_FILE, Predictor, StitchTable, image_files, measure_stitches
 from snnet_vitdet.engine import load_config
-from snnet_vitdet.errors import InputError, exit_with
+from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.evaluation.results import COLUMNS, write_atomically
 from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.stitching import select_stitches
@@ -133,10 +133,8 @@ def write_csv(rows, path):
 
 def main():
     """Runs the program."""
-    try:
+    with exit_on_input_error():
         run(arguments())
-    except InputError as error:
-        exit_with(error)
 
 
 if __name__ == "__main__":

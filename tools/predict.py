@@ -27,7 +27,7 @@ from snnet_vitdet.deploy import (
     to_rgb,
 )
 from snnet_vitdet.engine import load_config
-from snnet_vitdet.errors import InputError, exit_with
+from snnet_vitdet.errors import InputError, exit_on_input_error
 
 BUDGETS = ("max_gflops", "max_latency_ms", "max_memory_mb")
 # Others are written as JPEG: not every program opens them.
@@ -205,10 +205,8 @@ def run(args):
 
 def main():
     """Runs the program."""
-    try:
+    with exit_on_input_error():
         run(arguments())
-    except InputError as error:
-        exit_with(error)
 
 
 if __name__ == "__main__":

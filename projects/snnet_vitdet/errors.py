@@ -1,9 +1,11 @@
 """The one exception that means "what the user gave us is wrong", and how a program ends with it."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
-__all__ = ["InputError", "exit_with"]
+__all__ = ["InputError", "exit_on_input_error", "exit_with"]
 
 
 class InputError(ValueError):
@@ -19,3 +21,12 @@ def exit_with(error: InputError | str) -> NoReturn:
     """Ends a command-line program: the sentence on the standard error output, status 2."""
     sys.stderr.write(f"error: {error}\n")
     sys.exit(2)
+
+
+@contextmanager
+def exit_on_input_error() -> Iterator[None]:
+    """Ends a command-line program, as :func:`exit_with` does, at an InputError."""
+    try:
+        yield
+    except InputError as error:
+        exit_with(error)

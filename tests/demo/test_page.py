@@ -11,8 +11,6 @@ from urllib.request import urlopen
 
 import pytest
 import torch
-import train_net
-from detectron2.engine import default_argument_parser
 
 pytest.importorskip("gradio", reason="the page is an option: requirements-demo.txt")
 
@@ -36,16 +34,6 @@ pytestmark = pytest.mark.slow
 
 # Of seconds, for a machine with much else to do; nothing waits that long where all is well.
 PATIENCE = 60
-
-
-@pytest.fixture(scope="module")
-def swept(trained_tiny, tmp_path_factory, restored_logging):
-    """The config of a trained model, with a sweep beside it."""
-    # So short a training is sure of little.
-    low = "model.roi_heads.box_predictor.test_score_thresh=0.01"
-    config = trained_tiny(tmp_path_factory.mktemp("swept"), low)
-    train_net.main(default_argument_parser().parse_args(["--eval-only"]), config)
-    return config
 
 
 @pytest.fixture(scope="module")

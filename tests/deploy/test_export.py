@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def swept(trained_tiny, tmp_path_factory, restored_logging):
-    """The config of a trained model, with a sweep beside it."""
+    """The config of a trained model, with a sweep of some of its stitches beside it."""
     # So short a training is sure of little.
     low = "model.roi_heads.box_predictor.test_score_thresh=0.01"
     config = trained_tiny(tmp_path_factory.mktemp("swept"), low, "sweep.stitch_ids='0-3,13'")

@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import train_net
 from detectron2.config import instantiate
-from detectron2.engine import default_argument_parser
 from PIL import Image
 
 from snnet_vitdet import Predictor, StitchTable
@@ -21,16 +19,6 @@ from snnet_vitdet.stitching import LowRankLinear
 
 # Training takes some seconds, whichever of these tests runs first.
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def swept(trained_tiny, tmp_path_factory, restored_logging):
-    """The config of a trained model, with a sweep beside it."""
-    # So short a training is sure of little.
-    low = "model.roi_heads.box_predictor.test_score_thresh=0.01"
-    config = trained_tiny(tmp_path_factory.mktemp("swept"), low)
-    train_net.main(default_argument_parser().parse_args(["--eval-only"]), config)
-    return config
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ def test_images_that_are_not_there_are_not_taken(tmp_path):
 
 @pytest.fixture(scope="module")
 def swept(trained_tiny, tmp_path_factory, restored_logging):
-    """The config of a trained model, with a sweep beside it."""
+    """The config of a trained model, with a sweep beside it that these tests may change."""
     config = trained_tiny(tmp_path_factory.mktemp("swept"), LOW)
     run_main(config, "--eval-only")
     return config

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from snnet_vitdet.errors import InputError, exit_with
+from snnet_vitdet.errors import InputError, exit_on_input_error
 
 _CONFIG = "config.yaml"
 _NUM_EXAMPLES = 6
@@ -158,9 +158,8 @@ def run(args: argparse.Namespace) -> None:
 def main() -> None:
     """Runs the program."""
     try:
-        run(arguments())
-    except InputError as error:
-        exit_with(error)
+        with exit_on_input_error():
+            run(arguments())
     except KeyboardInterrupt:
         sys.stdout.write("\nEnded.\n")
 
