@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import instantiate
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from PIL import Image
 
 from snnet_vitdet import Predictor, StitchTable
@@ -211,6 +212,19 @@ def test_detections_are_drawn_at_the_size_of_the_image_or_larger(make, files):
     drawn = draw_detections(image, found)
     assert drawn.shape == image.shape and (drawn != image).any()
     assert draw_detections(image, found[found.scores > 2], min_side=200).shape == (200, 200, 3)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precision_gives_detections_of_the_usual_types(precision, make, files):
+    """Scores differ by the rounding of 8 or 11 bits through the whole model."""
+    expected, found = make(stitch="S")(files[0]), make(stitch="S", precision=precision)(files[0])
+    assert found.scores.dtype == found.pred_boxes.tensor.dtype == torch.float32
+    assert 0 < (found.scores[0] - expected.scores[0]).abs() < 0.05
+    image = to_rgb(files[0])
+    assert (draw_detections(image, found) != image).any()
+    assert instances_to_coco_json(found, 0)
+    with pytest.raises(InputError, match="precision must be float32, float16 or bfloat16, got 'x'"):
+        make(precision="x")
 
 
 def test_times_and_memory_are_measured_and_used(swept, root, tmp_path, make):

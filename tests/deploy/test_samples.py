@@ -23,10 +23,17 @@ LOW = "model.roi_heads.box_predictor.test_score_thresh=0.01"
 
 
 def rows_of(*values):
-    """Rows of (GFLOPs, on the frontier)."""
+    """Rows of (GFLOPs, on the frontier), or of (…, kind)."""
     return [
-        {"stitch_id": i, "name": str(i), "kind": "FS", "gflops": g, "on_pareto": on, "bbox_AP": 1.0}
-        for i, (g, on) in enumerate(values)
+        {
+            "stitch_id": i,
+            "name": str(i),
+            "kind": (*kind, "FS")[0],
+            "gflops": gflops,
+            "on_pareto": on,
+            "bbox_AP": 1.0,
+        }
+        for i, (gflops, on, *kind) in enumerate(values)
     ]
 
 
@@ -34,14 +41,16 @@ def rows_of(*values):
     ("rows", "expected"),
     [
         (rows_of((5, True), (1, True), (3.4, True), (2, True), (3, False)), [1, 2, 0]),
-        (rows_of((2, True), (1, True), (9, False)), [1, 0]),
+        (rows_of((2, True), (1, True), (9, False), (8, False)), [1, 0, 2]),
+        (rows_of((2, True), (1, True), (9, False), (8, False, "L")), [1, 0, 3]),
+        (rows_of((4, False), (3, True), (1, False, "S"), (9, False, "L")), [2, 1, 3]),
         (rows_of((1, True)), [0]),
-        (rows_of((2, False), (3, False), (1, False)), [2, 1]),
+        (rows_of((2, False), (3, False), (1, False)), [2, 0, 1]),
         (rows_of((2, False)), [0]),
     ],
-    ids=["many", "two", "one", "no score", "one without a score"],
+    ids=["many", "two", "two, an anchor", "one", "alone", "no score", "alone without a score"],
 )
-def test_the_frontiers_ends_and_middle_are_shown(rows, expected):
+def test_the_frontiers_ends_and_middle_are_shown_or_it_is_filled_up(rows, expected):
     assert [row["stitch_id"] for row in stitches_to_show(rows)] == expected
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from detectron2.config import instantiate
 from detectron2.data import transforms as T
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from omegaconf import DictConfig
 from torch import nn
 
@@ -328,6 +328,9 @@ class Predictor:
             yield from map(self._finished, self.detect(batch))
 
     def _finished(self, instances: Instances) -> Instances:
+        # Under autocast they come in its type, which numpy may not have.
+        instances.scores = instances.scores.float()
+        instances.pred_boxes = Boxes(instances.pred_boxes.tensor.float())
         instances = instances[instances.scores >= self.score_threshold].to("cpu")
         # An array, unlike a list, is indexed as the other fields are: instances[scores > 0.5].
         names = [self.class_names[i] for i in instances.pred_classes.tolist()]

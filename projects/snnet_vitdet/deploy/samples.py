@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.report import SampleColumn, SamplePicture, SampleRow, Samples
+from snnet_vitdet.report.kinds import ANCHORS
 
 from .drawing import draw_detections
 from .images import to_rgb
@@ -27,6 +28,7 @@ __all__ = ["sample_detections", "stitches_to_show"]
 _SIDE = 360
 _QUALITY = 85
 _NO_CURVE_THRESHOLD = 0.5
+_NUM_STITCHES = 3
 
 Row = Mapping[str, object]
 
@@ -34,22 +36,24 @@ Row = Mapping[str, object]
 def stitches_to_show(rows: Sequence[Row]) -> list[Row]:
     """The cheapest stitch of the frontier by box AP, one in its middle, and its best.
 
+    A frontier of fewer is filled up to three: by the anchors, then by the most expensive stitches.
+
     Args:
-        rows: As ``StitchTable.rows`` gives them. If none has a box AP, the cheapest and the most
-            expensive are taken.
+        rows: As ``StitchTable.rows`` gives them. If none has a box AP, the cheapest comes first.
 
     Returns:
-        One to three of them, by cost.
+        Up to three of them, by cost.
     """
-    front = sorted((row for row in rows if row["on_pareto"]), key=lambda row: row["gflops"])
-    if not front:
-        front = sorted(rows, key=lambda row: row["gflops"])
-        return front[:1] + front[1:][-1:]
-    if len(front) <= 3:
-        return front
-    half = (front[0]["gflops"] + front[-1]["gflops"]) / 2
-    middle = min(front[1:-1], key=lambda row: abs(row["gflops"] - half))
-    return [front[0], middle, front[-1]]
+    by_cost = sorted(rows, key=lambda row: row["gflops"])
+    chosen = [row for row in by_cost if row["on_pareto"]] or by_cost[:1]
+    if len(chosen) > _NUM_STITCHES:
+        half = (chosen[0]["gflops"] + chosen[-1]["gflops"]) / 2
+        middle = min(chosen[1:-1], key=lambda row: abs(row["gflops"] - half))
+        return [chosen[0], middle, chosen[-1]]
+    others = [row for row in reversed(by_cost) if row not in chosen]
+    others.sort(key=lambda row: row["kind"] not in ANCHORS)
+    chosen += others[: _NUM_STITCHES - len(chosen)]
+    return sorted(chosen, key=lambda row: row["gflops"])
 
 
 def sample_detections(
