@@ -9,11 +9,13 @@ Behaves as detectron2's lazyconfig_train_net.py; --eval-only sweeps over the sti
 sweep.stitch_ids and writes tables, pareto.png and report.html to sweep/ in train.output_dir.
 """
 
+import contextlib
 import copy
 import hashlib
 import json
 import logging
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -24,21 +26,25 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from omegaconf import OmegaConf
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from snnet_vitdet.data import category_names
 from snnet_vitdet.deploy import Predictor, write_sweep_report
 from snnet_vitdet.engine import (
+    STOPPED,
     ClassNames,
     FreezeAnchors,
     StitchedAMPTrainer,
     StitchedTrainer,
+    StopOnSignal,
     StrictCheckpointer,
     apply_linear_scaling,
     checkpoint_to_evaluate,
+    checkpoint_to_resume,
     fit_stitching_layers,
     load_anchors,
     load_config,
+    passing_on_to_children,
     preflight,
     rehearse,
     synthetic_batch,
@@ -53,7 +59,7 @@ from snnet_vitdet.evaluation import (
     sweep,
     two_stage_sweep,
 )
-from snnet_vitdet.evaluation.results import write_atomically
+from snnet_vitdet.files import write_atomically
 from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, stitch_costs
 from snnet_vitdet.report import plot_pareto
 from snnet_vitdet.stitching import select_stitches
@@ -153,7 +159,9 @@ def do_train(config, resume):
         new_classes=True,
         classes=ClassNames(category_names(config.data.train_json)),
     )
-    resume = resume and checkpointer.has_checkpoint()
+    # All processes go on from the checkpoint that the main one sees.
+    found = comm.all_gather(checkpoint_to_resume(config.train.output_dir) if resume else "")[0]
+    resume = bool(found)
     # Before the model is wrapped for several processes, which hands the first one's weights to all.
     if not resume and config.train.init_checkpoint:
         checkpointer.load(config.train.init_checkpoint, checkpointables=[])
@@ -165,7 +173,7 @@ def do_train(config, resume):
     trainer = build_trainer(config, model, data_loader, optimizer)
     checkpointer.add_checkpointable("trainer", trainer)
     if resume:
-        checkpointer.load(checkpointer.get_checkpoint_file())
+        checkpointer.load(found)
         if comm.is_main_process():
             LazyConfig.save(as_given, os.path.join(config.train.output_dir, "config.yaml"))
     else:
@@ -192,7 +200,13 @@ def do_train(config, resume):
     )
     logger.info("Training: %s", plan)
 
+    stop = StopOnSignal(checkpointer)
+
     def evaluate():
+        with stop.at_once():
+            return scores_of_eval_stitches()
+
+    def scores_of_eval_stitches():
         backbone = find_stitched_vit(model)
         stitches = [BASELINE]
         if backbone is not None:
@@ -213,6 +227,7 @@ def do_train(config, resume):
             FreezeAnchors(model, config.train.freeze_anchors),
             hooks.LRScheduler(scheduler=instantiate(config.lr_multiplier)),
             hooks.PeriodicCheckpointer(checkpointer, **config.train.checkpointer) if main else None,
+            stop,
             hooks.EvalHook(config.train.eval_period, evaluate),
             hooks.PeriodicWriter(
                 default_writers(config.train.output_dir, config.train.max_iter),
@@ -386,16 +401,22 @@ def cli():
             resume=args.resume,
             num_processes=args.num_gpus * args.num_machines,
         )
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args, config, notes),
-        )
+        several = args.num_gpus > 1
+        with passing_on_to_children() if several else contextlib.nullcontext():
+            launch(
+                main,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args, config, notes),
+            )
     except InputError as error:
         exit_with(error)
+    except ProcessExitedException as error:
+        if error.exit_code != STOPPED:
+            raise
+        sys.exit(STOPPED)
     except ProcessRaisedException as error:
         # Of several processes: what one of them raised, as the text of its traceback.
         _, raised, message = str(error).rpartition(f"{InputError.__module__}.InputError: ")

@@ -22,7 +22,7 @@ from in_process import run_main
 from PIL import Image
 from torch.multiprocessing import ProcessRaisedException
 
-from snnet_vitdet.engine import load_config
+from snnet_vitdet.engine import STOPPED, load_config
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.stitching import ResourceConstrainedSampler, StitchSpace
@@ -35,7 +35,7 @@ NUM_ITERATIONS = 24
 NUM_BEFORE_CHECKPOINT = 4
 
 
-def start(*args, config_file=NANO):
+def start(*args, config_file=NANO, **kwargs):
     """Starts train_net.py, by default on the embedded default, without a GPU."""
     return subprocess.Popen(
         [sys.executable, "train_net.py", "--config-file", str(config_file), *map(str, args)],
@@ -44,6 +44,7 @@ def start(*args, config_file=NANO):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **kwargs,
     )
 
 
@@ -241,6 +242,76 @@ def test_killed_and_resumed_training_ends_with_the_weights_of_an_uninterrupted_o
     assert states[0].keys() == states[1].keys()
     for parameter, state in states[0].items():
         assert_same_tensors(state, states[1][parameter])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to_all", [True, False], ids=["all processes", "the launcher"])
+def test_a_job_that_is_to_end_saves_and_goes_on_as_if_it_had_not(
+    to_all, tiny_overrides, tiny_config, uninterrupted, tmp_path, restored_logging
+):
+    """SIGTERM as schedulers send it, to workers of the data too, or as `kill` and `timeout` do."""
+    overrides = [*training_overrides(tmp_path), "train.checkpointer.period=1000"]
+    process = start(
+        *tiny_overrides, *overrides, "dataloader.train.num_workers=2", start_new_session=True
+    )
+    deadline = time.monotonic() + TIMEOUT
+    try:
+        while not (tmp_path / "metrics.json").exists() or len(metrics_of(tmp_path)) < 3:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        if to_all:
+            os.killpg(process.pid, signal.SIGTERM)
+        else:
+            process.send_signal(signal.SIGTERM)
+        code, printed, error = finish(process)
+    finally:
+        process.kill()
+    assert code == STOPPED, error
+    assert "Asked to stop (SIGTERM): saved after iteration" in printed
+    assert "Traceback" not in printed + error
+    (saved,) = tmp_path.glob("model_0*.pth")
+    assert (tmp_path / "last_checkpoint").read_text() == saved.name
+    assert not (tmp_path / "model_final.pth").exists()
+    run_main(tiny_config(*overrides), "--resume")
+    iterations = [m["iteration"] for m in metrics_of(tmp_path) if "total_loss" in m]
+    assert iterations == list(range(NUM_ITERATIONS))
+    assert_same_tensors(weights(tmp_path), weights(uninterrupted))
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_to_end_stop_after_the_same_iteration(tiny_overrides, tmp_path):
+    overrides = [*training_overrides(tmp_path), "train.checkpointer.period=1000"]
+    process = start("--num-gpus", "2", *tiny_overrides, *overrides, "train.max_iter=100000")
+    deadline = time.monotonic() + TIMEOUT
+    try:
+        while not (tmp_path / "metrics.json").exists() or len(metrics_of(tmp_path)) < 2:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        code, printed, error = finish(process)
+    finally:
+        process.kill()
+    assert code == STOPPED, error
+    (saved,) = tmp_path.glob("model_0*.pth")
+    state = torch.load(saved)
+    assert saved.name == f"model_{state['trainer']['iteration']:07d}.pth"
+    assert max(m["iteration"] for m in metrics_of(tmp_path)) == state["iteration"]
+
+
+@pytest.mark.slow
+def test_a_truncated_last_checkpoint_costs_the_iterations_since_the_one_before(
+    tiny_config, uninterrupted, tmp_path, restored_logging
+):
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    for path in (tmp_path / "model_final.pth", tmp_path / f"model_{NUM_ITERATIONS - 1:07d}.pth"):
+        path.write_bytes(path.read_bytes()[:1000])
+    before = len(metrics_of(tmp_path))
+    run_main(tiny_config(*training_overrides(tmp_path)), "--resume")
+    again = [m["iteration"] for m in metrics_of(tmp_path)[before:] if "total_loss" in m]
+    assert again == list(range(NUM_ITERATIONS - NUM_BEFORE_CHECKPOINT, NUM_ITERATIONS))
+    assert_same_tensors(weights(tmp_path), weights(uninterrupted))
 
 
 @pytest.mark.slow

@@ -23,7 +23,8 @@ from snnet_vitdet.data import coco_dicts
 from snnet_vitdet.deploy import LATENCY_FILE, Predictor, StitchTable, image_files, measure_stitches
 from snnet_vitdet.engine import load_config
 from snnet_vitdet.errors import InputError, exit_on_input_error
-from snnet_vitdet.evaluation.results import COLUMNS, write_atomically
+from snnet_vitdet.evaluation.results import COLUMNS
+from snnet_vitdet.files import write_atomically
 from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.stitching import select_stitches
 

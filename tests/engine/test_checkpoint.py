@@ -1,10 +1,12 @@
 import logging
+import resource
+import signal
 
 import pytest
 import torch
 from torch import nn
 
-from snnet_vitdet.engine import ClassNames, StrictCheckpointer
+from snnet_vitdet.engine import ClassNames, StrictCheckpointer, checkpoint_to_resume
 from snnet_vitdet.errors import InputError
 
 NAMES = ["fig", "nut", "pea"]
@@ -161,3 +163,73 @@ def test_start_from_other_classes_ignores_their_names_but_a_resume_does_not(chec
     start.resume_or_load(str(checkpoint), resume=False)
     with pytest.raises(InputError, match="trained for the classes"):
         start.resume_or_load("", resume=True)
+
+
+@pytest.fixture
+def training(tmp_path):
+    """The folder of a training with a first, three periodic and a final checkpoint."""
+    checkpointer = StrictCheckpointer(make_model(), str(tmp_path))
+    for name in ("model_init", "model_0000009", "model_0000019", "model_0000029", "model_final"):
+        checkpointer.save(name)
+    checkpointer.save("inspected", tag=False)
+    return tmp_path
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_training_is_resumed_from_its_last_checkpoint(training):
+    assert checkpoint_to_resume(str(training)) == str(training / "model_final.pth")
+    # Whoever writes another name into the file means it.
+    (training / "last_checkpoint").write_text("model_0000019.pth")
+    assert checkpoint_to_resume(str(training)) == str(training / "model_0000019.pth")
+    (training / "last_checkpoint").unlink()
+    assert checkpoint_to_resume(str(training)) == ""
+
+
+def test_instead_of_a_damaged_checkpoint_the_one_before_it_is_taken(training, caplog):
+    chain = ["model_final", "model_0000029", "model_0000019", "model_0000009", "model_init"]
+    for name, before in zip(chain, chain[1:], strict=False):
+        truncate(training / f"{name}.pth")
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "snnet_vitdet"):
+            assert checkpoint_to_resume(str(training)) == str(training / f"{before}.pth")
+        assert f"{name}.pth cannot be read" in caplog.text
+        expected = f"Instead of model_final.pth, the training goes on from {before}.pth"
+        assert expected in caplog.text
+    (training / "model_init.pth").unlink()
+    with pytest.raises(InputError, match="no checkpoint in .* can be read, model_final.pth being"):
+        checkpoint_to_resume(str(training))
+
+
+@pytest.mark.parametrize("content", [b"", b"text", None], ids=["empty", "text", "missing"])
+def test_any_damage_is_recognised(training, content):
+    path = training / "model_final.pth"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    assert checkpoint_to_resume(str(training)) == str(training / "model_0000029.pth")
+
+
+def test_what_comes_after_a_damaged_checkpoint_is_not_taken(training):
+    (training / "last_checkpoint").write_text("model_0000019.pth")
+    truncate(training / "model_0000019.pth")
+    assert checkpoint_to_resume(str(training)) == str(training / "model_0000009.pth")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_its_note(training):
+    """A limit on the size of files stands for it: the same error from the same call."""
+    checkpointer = StrictCheckpointer(make_model(width=4096), str(training))
+    before = {path.name: path.read_bytes() for path in training.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        for name in ("model_0000039", "model_final"):
+            with pytest.raises(InputError, match=f"cannot write .*{name}.pth: .* free space"):
+                checkpointer.save(name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert {path.name: path.read_bytes() for path in training.iterdir()} == before

@@ -220,7 +220,7 @@ def test_a_write_that_fails_leaves_the_old_files_whole(tmp_path, monkeypatch, st
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, step, fail)
-    with pytest.raises(InputError, match=r"stitches\.json: No space left.*train\.output_dir"):
+    with pytest.raises(InputError, match=r"stitches\.json: No space left.*another folder"):
         _table(_result(1)).write(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -235,7 +235,7 @@ def test_a_process_killed_before_the_replacement_leaves_the_old_file_whole(tmp_p
         patch.setattr("pathlib.Path.unlink", lambda *_args, **_kwargs: None)
         with pytest.raises(KeyboardInterrupt):
             _table(_result(1)).write(tmp_path)
-    assert (tmp_path / ".stitches.json.tmp").exists()
+    assert (tmp_path / ".tmp.stitches.json").exists()
     assert list(ResultsTable.read(tmp_path)) == list(table)
 
     table.write(tmp_path)
@@ -245,7 +245,7 @@ def test_a_process_killed_before_the_replacement_leaves_the_old_file_whole(tmp_p
 def test_a_folder_that_is_a_file_is_an_error_that_names_it(tmp_path):
     (tmp_path / "sweep").write_text("")
 
-    with pytest.raises(InputError, match=r"Cannot write .*sweep.stitches\.json"):
+    with pytest.raises(InputError, match=r"cannot write .*sweep.stitches\.json"):
         _small_table().write(tmp_path / "sweep")
 
 

@@ -6,11 +6,11 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from numbers import Real
 
 from snnet_vitdet.errors import InputError
 
 from .coco_json import read_categories, read_coco_json
+from .rle import covers
 
 __all__ = ["DatasetSummary", "check_coco_json", "check_same_categories"]
 
@@ -179,6 +179,13 @@ def _check_images(json_file: str, images: list[dict]) -> dict[int | str, tuple[i
             f"{len(duplicates)} of {len(images)} images in {json_file} have an id that another one "
             f"has ({_some(duplicates)}): give each image an id of its own."
         )
+    of_each_type = {isinstance(image_id, str): image_id for image_id in sizes}
+    if len(of_each_type) > 1:
+        examples = ", ".join(map(repr, of_each_type.values()))
+        raise InputError(
+            f"Some images in {json_file} have a number as id and some a text ({examples}), which "
+            "cannot be put in order: give all the same."
+        )
     return sizes
 
 
@@ -208,8 +215,12 @@ def _list_folder(folder: str) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries}
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: no name a path can have
         return set()
+    except OSError as error:
+        raise InputError(
+            f"The image folder {folder} cannot be listed ({error.strerror}): check the path."
+        ) from error
 
 
 # ------------------------------------------------------------------------------------- annotations
@@ -303,22 +314,23 @@ def _faults_of(
         yield "image"
     if not isinstance(category_id, int) or category_id not in categories:
         yield "category"
-    if annotation.get("ignore"):
+    if annotation.get("ignore", 0) != 0:
         yield "ignore"
     crowd = annotation.get("iscrowd", None if for_evaluation else 0)
     if crowd not in (0, 1):
         yield "iscrowd"
     # An area that is there but no number breaks the summary of training data as well.
     area = annotation.get("area", None if for_evaluation else 0)
-    if not isinstance(area, Real) or not math.isfinite(area):
+    if not _all_finite([area]):
         yield "area"
 
     box_fault = _box_fault(annotation.get("bbox"), size)
     if box_fault is not None:
         yield box_fault
-    mask_fault = _mask_fault(annotation.get("segmentation"), size)
-    # Training leaves crowds out, masks and all; evaluation needs theirs.
-    if mask_fault is not None and (for_evaluation or not crowd):
+    mask = annotation.get("segmentation")
+    mask_fault = _mask_fault(mask, size)
+    # Training leaves crowds out, but reads a mask that is there; evaluation needs theirs.
+    if mask_fault is not None and (for_evaluation or not crowd or mask):
         yield mask_fault
 
 
@@ -337,13 +349,11 @@ def _mask_fault(mask: object, size: tuple[int, int] | None) -> str | None:
     if not mask:
         return "no mask"
     if isinstance(mask, dict):
-        counts = mask.get("counts")
-        if size is not None and mask.get("size") != [size[1], size[0]]:
-            return "rle"
-        if isinstance(counts, list):
-            # pycocotools writes past its buffer when the runs are longer than the image.
-            return "rle" if size is not None and sum(counts) != size[0] * size[1] else None
-        return None if isinstance(counts, str) else "rle"
+        # Without an image there is another fault, and no size to compare with.
+        fits = size is None or (
+            mask.get("size") == [size[1], size[0]] and covers(mask.get("counts"), size[0] * size[1])
+        )
+        return None if fits else "rle"
     if not isinstance(mask, list):
         return "no mask"
     for polygon in mask:
@@ -358,7 +368,7 @@ def _all_finite(numbers: list) -> bool:
     try:
         # One addition a number instead of one test: COCO has forty million coordinates.
         return math.isfinite(sum(numbers))
-    except TypeError:
+    except (TypeError, OverflowError):  # no numbers, or one beyond all floats
         return False
 
 

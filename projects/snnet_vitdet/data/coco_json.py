@@ -122,7 +122,7 @@ def read_coco_json(json_file: str) -> dict:
             data = json.load(file)
     except OSError as error:
         raise InputError(f"Cannot read the annotation file {path}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is not valid JSON ({error}): it may be truncated, or not the annotation "
             "file; copy or export it again."

@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from snnet_vitdet.errors import InputError
 
+from .worker_signals import leave_sigterm_to_parent
+
 __all__ = ["TrainLoader", "build_train_loader"]
 
 logger = logging.getLogger(__name__)
@@ -96,6 +98,7 @@ class TrainLoader:
             batch_sampler=self._keys(self.start_iteration),
             num_workers=self._num_workers,
             collate_fn=_as_list,
+            worker_init_fn=leave_sigterm_to_parent,
             # Its own generator: by default DataLoader draws from the global one, which is the
             # trainer's.
             generator=torch.Generator().manual_seed(self._samples.seed),

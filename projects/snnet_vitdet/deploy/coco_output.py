@@ -9,7 +9,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from pycocotools import mask as mask_util
 
-from snnet_vitdet.evaluation.results import write_atomically
+from snnet_vitdet.files import write_atomically
 
 __all__ = ["CocoPredictions"]
 

@@ -1,13 +1,10 @@
 """What every kind of export shares: it is compared with its model, and kept only if it agrees."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
 from detectron2.modeling import GeneralizedRCNN
-from safetensors import SafetensorError
 from torch import nn
 
 from snnet_vitdet.errors import InputError
@@ -17,7 +14,6 @@ __all__ = [
     "PixelsToPyramid",
     "largest_difference",
     "noise_image",
-    "put_into_place",
 ]
 
 TOLERANCE = 1e-3
@@ -48,31 +44,6 @@ class PixelsToPyramid(nn.Module):
         """
         features = self.backbone((image - self.pixel_mean) / self.pixel_std)
         return tuple(features[name] for name in self.names)
-
-
-@contextmanager
-def put_into_place(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives the name of a file to write, which takes its place once it is whole, or is removed.
-
-    Raises:
-        InputError: If it cannot be written.
-    """
-    path = Path(path)
-    # A fixed name, which the next attempt overwrites, of the same suffix: some writers ask for it.
-    temporary = path.with_name(f".tmp.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        try:
-            mode = temporary.stat().st_mode
-            yield temporary
-            # safetensors writes files that their owner alone may read.
-            temporary.chmod(mode)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write {path}: {error}") from error
 
 
 def noise_image(side: int, seed: int) -> torch.Tensor:

@@ -21,11 +21,12 @@ from torch import nn
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import ResultsTable, ScoreCurve, ScoreCurves, StitchResult
+from snnet_vitdet.files import replacing
 from snnet_vitdet.modeling import baseline_cost, extracted_state, stitch_costs
 from snnet_vitdet.modeling.extracted import merged_state
 from snnet_vitdet.stitching import Segment, Stitch, Transition
 
-from .export_checks import PixelsToPyramid, largest_difference, put_into_place
+from .export_checks import PixelsToPyramid, largest_difference
 from .export_plan import build, plan_of, plan_of_stitch
 from .table import StitchTable
 
@@ -175,7 +176,7 @@ def export_stitch(
     state |= {_NET + key: value for key, value in extracted_state(net, stitch).items()}
     state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     metadata = {"format": "pt", _KEY: info.to_json()}
-    with put_into_place(path) as temporary:
+    with replacing(path, safetensors.SafetensorError) as temporary:
         safetensors.torch.save_file(state, temporary, metadata)
         device = next(model.parameters()).device
         with net.using_stitch(stitch.id) if stitch else nullcontext():

@@ -14,8 +14,9 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Instances
 
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.files import replacing
 
-from .export_checks import PixelsToPyramid, largest_difference, noise_image, put_into_place
+from .export_checks import PixelsToPyramid, largest_difference, noise_image
 
 __all__ = [
     "export_onnx",
@@ -57,7 +58,7 @@ def export_onnx(model: GeneralizedRCNN, path: str | os.PathLike[str], side: int)
             f"the weights of backbone and pyramid take {num_bytes / 1e9:.1f} GB, and an ONNX file "
             "cannot be larger than 2: export a smaller stitch, or take --torch-export"
         )
-    with put_into_place(path) as temporary:
+    with replacing(path) as temporary:
         program = torch.onnx.export(
             module,
             (image,),
@@ -83,7 +84,7 @@ def export_program(model: GeneralizedRCNN, path: str | os.PathLike[str], side: i
     Arguments, result and errors as for :func:`export_onnx`.
     """
     module, image = _module_and_image(model, side)
-    with put_into_place(path) as temporary:
+    with replacing(path) as temporary:
         torch.export.save(torch.export.export(module, (image,), strict=False), str(temporary))
         loaded = torch.export.load(str(temporary)).module()
         return largest_difference(path, module, loaded, side)
@@ -120,7 +121,7 @@ def export_torchscript(
         )
     image = images[counts.index(max(counts))]
     adapter = TracingAdapter(model, image, _detect)
-    with put_into_place(path) as temporary, warnings.catch_warnings():
+    with replacing(path) as temporary, warnings.catch_warnings():
         # Of the deprecation of torch.jit, and of every shape that tracing takes for a constant.
         warnings.simplefilter("ignore")
         # torch's own check runs the same image again, and finds nothing else.

@@ -1,7 +1,9 @@
 """Checkpoints that fit the model exactly, and know their classes."""
 
 import logging
+import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -9,11 +11,13 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.files import replacing, write_atomically
 
 __all__ = [
     "ClassNames",
     "StrictCheckpointer",
     "checkpoint_to_evaluate",
+    "checkpoint_to_resume",
     "last_checkpoint",
     "saved_class_names",
 ]
@@ -79,6 +83,55 @@ def checkpoint_to_evaluate(init_checkpoint: str, output_dir: str) -> str:
     return path
 
 
+def checkpoint_to_resume(output_dir: str) -> str:
+    """The checkpoint a training goes on from: its last one, or the last before it that is whole.
+
+    Returns:
+        Its path, empty where there is no training to resume.
+
+    Raises:
+        InputError: If there are checkpoints, and none of them can be read.
+    """
+    last = last_checkpoint(output_dir)
+    if not last:
+        return ""
+    damaged = ""
+    for name in [last, *_before(last, os.listdir(output_dir))]:
+        path = os.path.join(output_dir, name)
+        try:
+            _check_whole(path)
+        except InputError as error:
+            logger.warning("%s", error)
+            damaged = damaged or name
+            continue
+        if damaged:
+            logger.warning("Instead of %s, the training goes on from %s.", damaged, name)
+        return path
+    raise InputError(
+        f"no checkpoint in {output_dir} can be read, {last} being the last: train anew in another "
+        "train.output_dir"
+    )
+
+
+def _before(last: str, names: Sequence[str]) -> list[str]:
+    """The checkpoints that were written before the last one, the latest of them first."""
+
+    def iteration(name: str) -> float:
+        number = re.fullmatch(r"model_(\d+|init|final)\.pth", name)
+        if number is None:
+            return math.nan
+        return {"init": -1.0, "final": math.inf}.get(number[1]) or float(number[1])
+
+    earlier = [name for name in names if iteration(name) < iteration(last)]
+    return sorted(earlier, key=iteration, reverse=True)
+
+
+def _check_whole(checkpoint: str) -> None:
+    """Reads what is at the end of a file, the list of its contents; the weights stay unread."""
+    with _readable(checkpoint):
+        torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+
+
 def saved_class_names(checkpoint: str) -> list[str] | None:
     """The class names a checkpoint was trained for, None where it has none; weights stay unread.
 
@@ -115,6 +168,34 @@ class StrictCheckpointer(DetectionCheckpointer):
         """
         super().__init__(*args, **kwargs)
         self.new_classes = new_classes
+
+    def save(self, name: str, *, tag: bool = True, **kwargs: object) -> None:
+        """Writes a checkpoint, as a whole or not at all.
+
+        Args:
+            name: Of the file, without its suffix.
+            tag: Whether it is what the training is resumed from.
+            **kwargs: What else it holds.
+
+        Raises:
+            InputError: If it cannot be written; the checkpoints before it are whole.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        states = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        checkpoint = {"model": self.model.state_dict(), **states, **kwargs}
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        # What torch raises where the disk is full is a RuntimeError.
+        with replacing(path, RuntimeError) as temporary:
+            torch.save(checkpoint, temporary)
+        if tag:
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Notes which checkpoint the training is resumed from."""
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        write_atomically(path, last_filename_basename.encode())
 
     def _load_file(self, filename: str) -> dict:
         with _readable(filename):

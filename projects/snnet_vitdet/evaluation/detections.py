@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from snnet_vitdet.files import replacing
+
 __all__ = ["DetectionStore"]
 
 _MANIFEST = "manifest.json"
@@ -99,12 +101,8 @@ class DetectionStore:
                 arrays[f"{stitch_id}/{name}"] = np.concatenate([fields[name] for fields in packed])
         number = sum(1 for _ in self._files(self.rank))
         path = self.folder / f"{self.rank:04d}-{number:06d}.npz"
-        temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            np.savez(temporary, **arrays)
         self._pending, self._pending_images = {}, []
 
     def detections_of(self, stitch_id: int) -> list[dict]:
@@ -133,7 +131,7 @@ class DetectionStore:
         return image_ids
 
     def _files(self, rank: int | None = None) -> list[Path]:
-        return sorted(self.folder.glob("*.npz" if rank is None else f"{rank:04d}-*.npz"))
+        return sorted(self.folder.glob("[0-9]*.npz" if rank is None else f"{rank:04d}-*.npz"))
 
 
 def _pack(detections: Sequence[Mapping[str, object]]) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.files import write_atomically
 
 from .pareto import pareto_front
 
@@ -24,7 +25,6 @@ __all__ = [
     "StitchResult",
     "TASKS",
     "decimal_text",
-    "write_atomically",
 ]
 
 TASKS = {"bbox": "box", "segm": "mask"}
@@ -204,32 +204,6 @@ class ResultsTable:
                 "Move it away and run the sweep again, or give another folder."
             ) from error
         return table
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file, making its folder, so that a reader or a crash never meets half of it.
-
-    Raises:
-        InputError: if it cannot be written; a file of this name from before is then still whole.
-    """
-    # A fixed name: what a killed process leaves behind is overwritten by the next write.
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise InputError(
-            f"Cannot write {path}: {error.strerror or error}. "
-            "Check the folder's permissions and free space, or choose another train.output_dir."
-        ) from error
 
 
 def _amount(label: str, value: Any) -> float:

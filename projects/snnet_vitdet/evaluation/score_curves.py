@@ -16,8 +16,7 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 from snnet_vitdet.errors import InputError
-
-from .results import write_atomically
+from snnet_vitdet.files import write_atomically
 
 __all__ = ["CURVES_FILE", "ScoreCurve", "ScoreCurves", "count_matches"]
 

@@ -23,11 +23,12 @@ from detectron2.utils import comm
 from torch import nn
 
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.files import write_atomically
 from snnet_vitdet.modeling import find_stitched_vit
 from snnet_vitdet.stitching import Cost, Stitch, merged
 
 from .one_pass import evaluate_in_one_pass, fixed_subset
-from .results import METRICS, ResultsTable, StitchResult, write_atomically
+from .results import METRICS, ResultsTable, StitchResult
 from .score_curves import CURVES_FILE, ScoreCurve, ScoreCurves
 from .scoring import CocoScorer
 

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from snnet_vitdet.evaluation.results import write_atomically
+from snnet_vitdet.files import write_atomically
 
 __all__ = ["plot_benchmark"]
 

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from snnet_vitdet.evaluation.comparison import Candidate
-from snnet_vitdet.evaluation.results import write_atomically
+from snnet_vitdet.files import write_atomically
 
 __all__ = ["comparison_figure", "plot_comparison"]
 

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import pareto_front
-from snnet_vitdet.evaluation.results import TASKS, write_atomically
+from snnet_vitdet.evaluation.results import TASKS
+from snnet_vitdet.files import write_atomically
 
 from .kinds import ANCHORS, kind_label, kind_styles
 from .results_table import Column, Row, cell_text, marker_html, present_columns, table_html

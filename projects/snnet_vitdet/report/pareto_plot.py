@@ -17,7 +17,7 @@ from matplotlib.transforms import Bbox
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.pareto import pareto_front
-from snnet_vitdet.evaluation.results import write_atomically
+from snnet_vitdet.files import write_atomically
 
 from .kinds import ANCHORS, kind_label, kind_styles
 

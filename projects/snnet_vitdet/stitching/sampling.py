@@ -22,6 +22,8 @@ def _draw(seed: int, iteration: int, slot: int) -> tuple[int, int]:
     for name, value in (("seed", seed), ("iteration", iteration), ("slot", slot)):
         if value < 0:
             raise ValueError(f"{name} must be >= 0, got {value}")
+        if value >= 2**64:
+            raise ValueError(f"{name} must be below 2**64, got {value}")
     digest = hashlib.blake2b(struct.pack("<3Q", seed, iteration, slot), digest_size=16).digest()
     return struct.unpack("<2Q", digest)
 
@@ -40,10 +42,11 @@ class ResourceConstrainedSampler:
             gflops: Cost of every stitch in GFLOPs (multiply-accumulates / 1e9), by stitch id.
             step: Width of a bin in GFLOPs: 10 for dense prediction in the paper, 1 for
                 classification.
-            seed: Any integer >= 0; fixes the whole sequence of draws.
+            seed: Any integer from 0 to 2**64 - 1; fixes the whole sequence of draws.
 
         Raises:
-            ValueError: For no stitch, a cost that is not finite and positive, or a step <= 0.
+            ValueError: For no stitch, a cost that is not finite and positive, or a step that is not
+                or is too small for the costs.
         """
         if len(gflops) == 0:
             raise ValueError("gflops is empty: there is no stitch to sample")
@@ -52,6 +55,8 @@ class ResourceConstrainedSampler:
             raise ValueError(f"gflops must be finite and positive, got {bad[0]!r}")
         if not (math.isfinite(step) and step > 0):
             raise ValueError(f"step must be a positive number of GFLOPs, got {step!r}")
+        if math.isinf(max(gflops) / step):
+            raise ValueError(f"step={step!r} GFLOPs is too small for a cost of {max(gflops)!r}")
         self.step = step
         self.seed = seed
         self.num_stitches = len(gflops)
@@ -91,7 +96,7 @@ class UniformSampler:
             gflops: Cost of every stitch; only their number matters.
             step: Taken and not used, as the costs are, so that a config exchanges the samplers by
                 their names alone.
-            seed: Any integer >= 0; fixes the whole sequence of draws.
+            seed: Any integer from 0 to 2**64 - 1; fixes the whole sequence of draws.
 
         Raises:
             ValueError: For no stitch.

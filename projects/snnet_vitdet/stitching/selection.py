@@ -25,8 +25,14 @@ def select_stitches(selection: str | int | Iterable[str | int], space: StitchSpa
     Raises:
         InputError: If a part names nothing in the space; says which part and what there is.
     """
+    if isinstance(selection, str | int):
+        selection = [selection]
+    elif isinstance(selection, bytes) or not isinstance(selection, Iterable):
+        raise InputError(
+            f"stitches are selected by text, an id or a list of these, not by {selection!r}"
+        )
     parts: list[str] = []
-    for item in [selection] if isinstance(selection, str | int) else selection:
+    for item in selection:
         parts.extend(part.strip() for part in str(item).split(","))
     parts = [part for part in parts if part]
     if not parts:
@@ -49,13 +55,13 @@ def _ids_of(part: str, space: StitchSpace) -> Iterable[int]:
     if part in space.kinds:
         return [stitch.id for stitch in space if stitch.kind == part]
     if part.isdecimal():
-        return [_checked(int(part), part, space)]
+        return [_checked(part, part, space)]
     match = _RANGE.match(part)
     if match:
-        first, last = int(match[1]), int(match[2])
+        first, last = (_checked(digits, part, space) for digits in match.groups())
         if first > last:
             raise InputError(f"stitch range {part!r} runs backwards: write '{last}-{first}'")
-        return range(_checked(first, part, space), _checked(last, part, space) + 1)
+        return range(first, last + 1)
     try:
         return [space[part].id]
     except KeyError:
@@ -68,7 +74,11 @@ def _ids_of(part: str, space: StitchSpace) -> Iterable[int]:
         ) from None
 
 
-def _checked(stitch_id: int, part: str, space: StitchSpace) -> int:
+def _checked(digits: str, part: str, space: StitchSpace) -> int:
+    try:
+        stitch_id = int(digits)
+    except ValueError:  # more digits than Python reads
+        stitch_id = len(space)
     if stitch_id >= len(space):
         raise InputError(
             f"stitch {part!r} is outside this model's space: ids go from 0 to {len(space) - 1}"

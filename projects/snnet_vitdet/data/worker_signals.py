@@ -1,0 +1,29 @@
+"""Workers of a data loader while their job is asked to stop."""
+
+import os
+import signal
+import threading
+
+__all__ = ["leave_sigterm_to_parent"]
+
+
+def leave_sigterm_to_parent(_worker: int = 0) -> None:
+    """Lets SIGTERM end this process only if it comes from its parent.
+
+    Schedulers send it to all processes of a job. A worker that ended at once would end the
+    training in the middle of an iteration, before it has saved; the trainer ends its workers
+    itself. For ``worker_init_fn`` of torch's DataLoader. Without effect where the system does not
+    tell who sent a signal (macOS).
+    """
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+    # Blocked in all threads, it waits to be taken by the one that asks who sent it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    while True:
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == os.getppid():
+            # As torch's own handler, which is not reached.
+            os._exit(0)

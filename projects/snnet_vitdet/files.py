@@ -1,0 +1,67 @@
+"""Files that are written as a whole or not at all: no crash and no reader meets half of one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from snnet_vitdet.errors import InputError
+
+__all__ = ["replacing", "write_atomically"]
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], *errors: type[Exception]) -> Iterator[Path]:
+    """Gives the name of a file to write, which takes the place of ``path`` once it is on the disk.
+
+    If anything goes wrong, it is removed, and what was there before is still whole.
+
+    Args:
+        path: Of the file; its folder is made.
+        *errors: What else than OSError the writer raises where it cannot write.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    path = Path(path)
+    # A fixed name: what a killed process leaves behind is overwritten by the next attempt. Of the
+    # same suffix: some writers ask for it.
+    temporary = path.with_name(f".tmp.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        try:
+            mode = temporary.stat().st_mode
+            yield temporary
+            # Some writers make files that their owner alone may read.
+            temporary.chmod(mode)
+            # First the content, then the name: after a loss of power there must be no empty file.
+            _sync(temporary, os.O_RDWR)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, *errors) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = getattr(error, "strerror", None) or lines[0]
+        raise InputError(
+            f"cannot write {path}: {reason}. Check the folder's permissions and free space, or "
+            "write to another folder"
+        ) from error
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file of some bytes, see :func:`replacing`.
+
+    Raises:
+        InputError: If it cannot be written; a file of this name from before is then still whole.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,77 @@
+"""Workers outlive the SIGTERM of others, and none of their parent."""
+
+import multiprocessing
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from snnet_vitdet.data.worker_signals import leave_sigterm_to_parent
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(signal, "sigwaitinfo"), reason="this system does not tell who sent a signal"
+)
+
+
+def work(connection):
+    leave_sigterm_to_parent()
+    connection.send("ready")
+    while True:
+        connection.send(connection.recv())
+
+
+@pytest.fixture
+def worker():
+    """A process and the connection over which it answers."""
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=work, args=(there,), daemon=True)
+    process.start()
+    assert here.recv() == "ready"
+    yield process, here
+    process.kill()
+    process.join()
+
+
+def test_a_signal_of_somebody_else_is_ignored(worker):
+    process, connection = worker
+    for number in range(3):
+        kill = f"import os; os.kill({process.pid}, {int(signal.SIGTERM)})"
+        subprocess.run([sys.executable, "-c", kill], check=True)
+        connection.send(number)
+        assert connection.recv() == number
+    assert process.is_alive()
+
+
+def test_the_parents_signal_ends_it_as_a_success(worker):
+    process, _ = worker
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def test_a_loader_that_is_left_alone_does_not_keep_its_process_from_ending():
+    """Its iterator lives to the end; Python then sends SIGTERM to the workers and waits."""
+    program = """
+import torch
+from torch.utils.data import DataLoader
+from snnet_vitdet.data.worker_signals import leave_sigterm_to_parent
+
+loader = DataLoader(range(1000), num_workers=2, worker_init_fn=leave_sigterm_to_parent)
+iterator = iter(loader)
+assert next(iterator).item() == 0
+"""
+    done = subprocess.run([sys.executable, "-c", program], timeout=100, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_loader_goes_on_while_its_workers_get_the_signal():
+    loader = DataLoader(range(40), num_workers=2, worker_init_fn=leave_sigterm_to_parent)
+    iterator = iter(loader)
+    first = next(iterator)
+    kill = "import os, sys; [os.kill(int(pid), 15) for pid in sys.argv[1:]]"
+    pids = [str(worker.pid) for worker in iterator._workers]
+    subprocess.run([sys.executable, "-c", kill, *pids], check=True)
+    assert torch.cat([first, *iterator]).tolist() == list(range(40))

@@ -1,0 +1,127 @@
+"""A training that is asked to stop leaves a checkpoint that it goes on from."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+from detectron2.engine import HookBase, SimpleTrainer
+from detectron2.utils import comm
+from torch import nn
+
+from snnet_vitdet.engine import STOPPED, StopOnSignal, StrictCheckpointer, checkpoint_to_resume
+
+
+class Line(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, batch):
+        return {"loss": (self.weight - batch) ** 2}
+
+
+class Batches:
+    """The batch of an iteration is its number; at one of them the process gets the signal."""
+
+    def __init__(self, start, signal_at):
+        self.iteration, self.signal_at = start, signal_at
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.iteration == self.signal_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        self.iteration += 1
+        return float(self.iteration)
+
+
+class After(HookBase):
+    """Does something after every step, as an evaluation does."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def after_step(self):
+        self.function(self.trainer.iter)
+
+
+def train(folder, start=0, signal_at=None, after=lambda stop, iteration: None):
+    """Ten iterations, from a start that is resumed from the folder unless it is 0."""
+    model = Line()
+    trainer = SimpleTrainer(
+        model, Batches(start, signal_at), torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    )
+    checkpointer = StrictCheckpointer(model, str(folder), trainer=trainer)
+    if start:
+        checkpointer.load(checkpoint_to_resume(str(folder)))
+        assert trainer.iter + 1 == start
+    stop = StopOnSignal(checkpointer)
+    trainer.register_hooks([stop, After(lambda iteration: after(stop, iteration))])
+    trainer.train(start, 10)
+    return model.weight.item()
+
+
+def test_the_iteration_is_finished_saved_and_gone_on_from(tmp_path):
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path, signal_at=4)
+    assert ended.value.code == STOPPED == 143
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000004.pth"]
+    # Nobody else's signal is taken.
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert train(tmp_path, start=5) == train(tmp_path / "whole")
+
+
+def test_the_signal_of_another_process_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(comm, "all_gather", lambda asked: [asked, True])
+    with pytest.raises(SystemExit):
+        train(tmp_path)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"
+
+
+def test_an_evaluation_is_not_waited_for(tmp_path):
+    ends = []
+
+    def evaluate(stop, iteration):
+        with stop.at_once():
+            if iteration == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0)  # the handler has run
+            ends.append(iteration)
+
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path, after=evaluate)
+    assert ended.value.code == STOPPED and ends == [0, 1, 2, 3, 4, 5]
+    assert train(tmp_path, start=7) == train(tmp_path / "whole")
+
+
+def test_a_training_that_is_not_asked_leaves_no_checkpoint_of_its_own(tmp_path):
+    train(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_children_get_what_their_launcher_gets():
+    program = """
+        import multiprocessing, os, signal, time
+        from snnet_vitdet.engine import passing_on_to_children
+
+        if __name__ == "__main__":
+            child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            child.start()
+            with passing_on_to_children():
+                os.kill(os.getpid(), signal.SIGTERM)
+                child.join(60)
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+            print("child", child.exitcode)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True
+    )
+    assert done.stdout == f"child {-signal.SIGTERM}\n", done.stderr
