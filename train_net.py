@@ -80,12 +80,23 @@ def costs_of(config):
     return [baseline_cost(config.model)]
 
 
+def amp_precision(config):
+    """The type of mixed precision on a GPU."""
+    name = config.train.amp.precision
+    if name == "auto":
+        # Older GPUs only emulate it, slowly.
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        name = "bfloat16" if native else "float16"
+    return getattr(torch, name)
+
+
 def build_trainer(config, model, data_loader, optimizer):
     """The trainer for the device, with the sampler of a stitched model."""
     kwargs = {
         "scope": config.train.stitch_scope,
         "accumulation_steps": config.train.accumulation.steps,
         "accumulation_stitch": config.train.accumulation.stitch,
+        "clip_grad_norm": config.train.get("clip_grad_norm"),
         "seed": config.train.seed,
     }
     kwargs["backbone"] = find_stitched_vit(model)
@@ -100,7 +111,7 @@ def build_trainer(config, model, data_loader, optimizer):
     model = create_ddp_model(model, **ddp)
     if not (config.train.amp.enabled and on_gpu):
         return StitchedTrainer(model, data_loader, optimizer, **kwargs)
-    precision = getattr(torch, config.train.amp.precision)
+    precision = amp_precision(config)
     scaler = torch.amp.GradScaler(enabled=precision == torch.float16)
     return StitchedAMPTrainer(
         model, data_loader, optimizer, precision=precision, grad_scaler=scaler, **kwargs
@@ -131,7 +142,7 @@ def rehearse_training(config, model, optimizer):
         optimizer,
         [cost.gflops for cost in costs_of(config)],
         batch,
-        precision=getattr(torch, train.amp.precision) if train.amp.enabled else None,
+        precision=amp_precision(config) if train.amp.enabled else None,
         accumulates=steps > 1,
         num_processes=comm.get_world_size(),
     )
@@ -237,7 +248,13 @@ def do_train(config, resume):
             else None,
         ]
     )
-    trainer.train(start_iter, config.train.max_iter)
+    try:
+        trainer.train(start_iter, config.train.max_iter)
+    except FloatingPointError:
+        # What the last iteration has left: a training that is started from it repeats this one.
+        trainer.iter -= 1
+        checkpointer.save(f"not_finite_{trainer.iter + 1:07d}", tag=False, iteration=trainer.iter)
+        raise
 
 
 def provenance_of(config, checkpoint):

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ from in_process import run_main
 from PIL import Image
 from torch.multiprocessing import ProcessRaisedException
 
-from snnet_vitdet.engine import STOPPED, load_config
+from snnet_vitdet.engine import STOPPED, StitchedTrainer, load_config
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.stitching import ResourceConstrainedSampler, StitchSpace
@@ -276,6 +277,32 @@ def test_a_job_that_is_to_end_saves_and_goes_on_as_if_it_had_not(
     run_main(tiny_config(*overrides), "--resume")
     iterations = [m["iteration"] for m in metrics_of(tmp_path) if "total_loss" in m]
     assert iterations == list(range(NUM_ITERATIONS))
+    assert_same_tensors(weights(tmp_path), weights(uninterrupted))
+
+
+@pytest.mark.slow
+def test_a_loss_gone_wrong_leaves_a_checkpoint_to_repeat_the_iteration_from(
+    tiny_config, uninterrupted, tmp_path, monkeypatch, restored_logging
+):
+    config = tiny_config(*training_overrides(tmp_path))
+    forward = StitchedTrainer._forward
+
+    def wrong_once(self, batch):
+        return {
+            name: loss * (math.nan if self.iter == 6 else 1)
+            for name, loss in forward(self, batch).items()
+        }
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StitchedTrainer, "_forward", wrong_once)
+        with pytest.raises(FloatingPointError, match=r"iteration 6, .*; images: .*\d\.jpg"):
+            run_main(config)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
+    # Put in place of the last one, it goes on with the iteration that went wrong.
+    (tmp_path / "last_checkpoint").write_text("not_finite_0000006.pth")
+    before = len(metrics_of(tmp_path))
+    run_main(tiny_config(*training_overrides(tmp_path)), "--resume")
+    assert metrics_of(tmp_path)[before]["iteration"] == 6
     assert_same_tensors(weights(tmp_path), weights(uninterrupted))
 
 

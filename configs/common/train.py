@@ -8,8 +8,11 @@ train = model_zoo.get_config("common/train.py").train
 train.device = "auto"
 # Fixes the stitch of every iteration, the data and everything else that is random.
 train.seed = 0
-# On a GPU: "float16" with loss scaling (ViTDet's default) or "bfloat16" without.
-train.amp = dict(enabled=True, precision="float16")
+# On a GPU: "bfloat16", "float16" with loss scaling (ViTDet's default), or "auto": bfloat16 where
+# the GPU computes in it, for its range, in which losses do not overflow.
+train.amp = dict(enabled=True, precision="auto")
+# Largest norm of the gradient; a larger one is scaled down to it. None: not clipped, as in ViTDet.
+train.clip_grad_norm = None
 train.ddp.fp16_compression = True
 # An iteration runs the blocks and stitching layers of one stitch; the others have no gradient.
 train.ddp.find_unused_parameters = True

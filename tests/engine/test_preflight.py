@@ -71,7 +71,10 @@ def test_gpu_that_is_not_there_is_refused_with_both_remedies(device, check, monk
         ("train.seed=-1", "train.seed=-1 must be a whole number of at least 0"),
         ("train.max_iter=0", "train.max_iter=0 must be a whole number of at least 1"),
         ("train.max_iter=1e3", "train.max_iter=1000.0 must be a whole number"),
-        ("train.amp.precision=half", r"train.amp.precision=half must be one of \['float16', 'bflo"),
+        (
+            "train.amp.precision=half",
+            r"train.amp.precision=half must be one of \['auto', 'float16',",
+        ),
         ("train.stitch_scope=rank", r"train.stitch_scope=rank must be one of \['shared', 'proc"),
         (
             "train.accumulation.stitch=all",

@@ -161,8 +161,9 @@ def test_nan_loss_is_an_error_that_names_the_stitch_and_leaves_the_weights_alone
     with pytest.raises(FloatingPointError) as error:
         train_stitched(nan_at=3)
     message = str(error.value)
-    assert f"stitch {stitch.id} ({stitch.name}, kind {stitch.kind}), iteration 3" in message
-    assert "loss_features" in message
+    where = f"iteration 3, process 0: stitch {stitch.id} ({stitch.name}, kind {stitch.kind}), loss_"
+    assert where in message and "images: without file names" in message
+    assert "loss_features nan" in message
 
     backbone = make_backbone()
     trainer, record = make_trainer(
@@ -173,6 +174,69 @@ def test_nan_loss_is_an_error_that_names_the_stitch_and_leaves_the_weights_alone
     assert len(record.before) == 4
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, record.before[3][name]), name
+
+
+class Files(Images):
+    """The same batches as detectron2's loaders give them."""
+
+    def __next__(self):
+        images = super().__next__()
+        return [
+            {"file_name": f"{self.iteration}-{i}.jpg", "image": x} for i, x in enumerate(images)
+        ]
+
+
+class FileDetector(StubDetector):
+    def forward(self, batch):
+        return super().forward(torch.stack([sample["image"] for sample in batch]))
+
+
+def train_files(**kwargs):
+    backbone = make_backbone()
+    trainer, _ = make_trainer(
+        FileDetector(backbone),
+        images=Files(nan_at=1, batch=2),
+        backbone=backbone,
+        sampler=SAMPLER,
+        **kwargs,
+    )
+    trainer.train(0, 3)
+
+
+def test_nan_loss_names_the_images_of_the_iteration(caplog):
+    with pytest.raises(FloatingPointError, match="images: 2-0.jpg, 2-1.jpg"):
+        train_files()
+    assert "A loss is not finite in iteration 1, process 0" in caplog.text
+
+
+def test_nan_loss_of_another_process_is_not_blamed_on_own_images(monkeypatch, caplog):
+    """The metrics are gathered, and those of the other process are not finite."""
+    other = {"loss_features": math.nan, "data_time": 0.0}
+    monkeypatch.setattr(comm, "gather", lambda own: [own, {**own, **other}])
+    with pytest.raises(FloatingPointError, match="another process's log names the images") as error:
+        train_stitched()
+    assert "images:" not in str(error.value) and "not finite" not in caplog.text
+
+
+def gradients_of(record, iteration):
+    return torch.cat([g.flatten() for g in record.gradients[iteration].values()])
+
+
+def test_a_large_gradient_is_scaled_down_to_the_norm_and_a_small_one_is_not():
+    free, record = train_stitched(stop=1)
+    norm = gradients_of(record, 0).norm().item()
+    clipped, _ = train_stitched(stop=1, clip_grad_norm=norm / 4)
+    parameters = [p for group in clipped.optimizer.param_groups for p in group["params"]]
+    left = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+    torch.testing.assert_close(left.norm().item(), norm / 4, rtol=1e-4, atol=0)
+    logged = clipped.storage.history("grad_norm").latest()
+    torch.testing.assert_close(logged, norm, rtol=1e-4, atol=0)
+    loose, _ = train_stitched(stop=1, clip_grad_norm=2 * norm)
+    for name, value in free.model.state_dict().items():
+        assert torch.equal(value, loose.model.state_dict()[name]), name
+    for wrong in (0, -1.0, math.nan):
+        with pytest.raises(InputError, match="train.clip_grad_norm must be above 0 or null, got"):
+            train_stitched(clip_grad_norm=wrong)
 
 
 def noise_of(start, stop, seed=0, disturb=False):
@@ -340,7 +404,7 @@ def test_nan_loss_names_all_stitches_of_the_iteration():
     stitches = [backbone.space[SAMPLER(1, slot)] for slot in range(3)]
     assert stitches.pop() == stitches[1]  # named once
     names = ", ".join(f"stitch {s.id} ({s.name}, kind {s.kind})" for s in stitches)
-    assert f"{names}, iteration 1" in str(error.value)
+    assert f"iteration 1, process 0: {names}, loss_features nan" in str(error.value)
     for name, value in model.state_dict().items():
         assert torch.equal(value, record.before[1][name]), name
 
@@ -364,7 +428,7 @@ def test_batch_that_cannot_be_split_is_refused():
 # ------------------------------------------------------------------------------ mixed precision
 
 
-def train_amp(stop=3, enabled=True, disturb=None):
+def train_amp(stop=3, enabled=True, disturb=None, **kwargs):
     """Mixed precision as on a GPU, but for the type; returns the trainer and its record."""
     backbone = make_backbone()
     model = StubDetector(backbone)
@@ -377,6 +441,7 @@ def train_amp(stop=3, enabled=True, disturb=None):
         accumulation_steps=4,
         precision=torch.bfloat16,
         grad_scaler=torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=enabled),
+        **kwargs,
     )
     if disturb is not None:
         for parameter in model.parameters():
@@ -426,6 +491,27 @@ def test_overflow_in_one_micro_batch_skips_the_step_and_lowers_the_scale():
     other, _ = train_amp(stop=0)
     other.load_state_dict(trainer.state_dict())
     assert other.grad_scaler.get_scale() == 512.0
+    skipped = [value for value, _ in trainer.storage.history("skipped_steps").values()]
+    assert skipped == [0, 1, 1]
+
+
+def test_a_training_is_resumed_in_the_other_precision():
+    scaled, _ = train_amp(stop=1)
+    plain, _ = train_amp(stop=1, enabled=False)
+    state = plain.state_dict()
+    assert state["grad_scaler"] == {}
+    plain.load_state_dict(scaled.state_dict())
+    scaled.load_state_dict(state)
+    assert scaled.grad_scaler.get_scale() == 1024.0
+    assert "skipped_steps" not in plain.storage.histories()
+
+
+def test_scaled_gradients_are_clipped_at_their_own_size():
+    free, record = train_amp(stop=1, enabled=False)
+    norm = gradients_of(record, 0).norm().item()
+    clipped, _ = train_amp(stop=1, clip_grad_norm=norm / 4)
+    logged = clipped.storage.history("grad_norm").latest()
+    torch.testing.assert_close(logged, norm, rtol=1e-4, atol=0)
 
 
 # ---------------------------------------------------------------------------- several processes

@@ -42,7 +42,7 @@ _TRAINING_NUMBERS = {
     "train.freeze_anchors": 0,
 }
 _CHOICES = {
-    "train.amp.precision": ("float16", "bfloat16"),
+    "train.amp.precision": ("auto", "float16", "bfloat16"),
     "train.stitch_scope": SCOPES,
     "init.stitching_layers": ("least_squares", "random"),
     "sweep.mode": ("one_pass", "separate"),

@@ -2,9 +2,10 @@
 
 import contextlib
 import hashlib
+import logging
 import struct
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
@@ -17,6 +18,8 @@ from snnet_vitdet.modeling import StitchedViT
 from snnet_vitdet.stitching import Stitch
 
 __all__ = ["ACCUMULATION_STITCHES", "SCOPES", "StitchedAMPTrainer", "StitchedTrainer"]
+
+logger = logging.getLogger(__name__)
 
 SCOPES = ("shared", "process")
 ACCUMULATION_STITCHES = ("own", "same")
@@ -41,6 +44,7 @@ class StitchedTrainer(SimpleTrainer):
         scope: str = "shared",
         accumulation_steps: int = 1,
         accumulation_stitch: str = "own",
+        clip_grad_norm: float | None = None,
         seed: int = 0,
         **kwargs: object,
     ) -> None:
@@ -57,12 +61,14 @@ class StitchedTrainer(SimpleTrainer):
             accumulation_steps: Number of equal micro-batches of a process's batch.
             accumulation_stitch: ``own``: each micro-batch draws its own stitch. ``same``: one
                 stitch for the whole iteration.
+            clip_grad_norm: Largest norm of the gradient of all parameters together; a larger one
+                is scaled down to it. None leaves it as it is.
             seed: Seed of the model's own randomness.
             **kwargs: Of detectron2's trainer. Gradients are always cleared before the forward, and
                 metrics written before the next iteration.
 
         Raises:
-            InputError: For an unknown scope or accumulation_stitch.
+            InputError: For an unknown scope or accumulation_stitch, or a norm that is not above 0.
         """
         super().__init__(model, data_loader, optimizer, **kwargs)
         if scope not in SCOPES:
@@ -72,6 +78,9 @@ class StitchedTrainer(SimpleTrainer):
                 f"train.accumulation.stitch must be one of {ACCUMULATION_STITCHES}, got "
                 f"{accumulation_stitch!r}"
             )
+        if clip_grad_norm is not None and not clip_grad_norm > 0:
+            raise InputError(f"train.clip_grad_norm must be above 0 or null, got {clip_grad_norm}")
+        self.clip_grad_norm = clip_grad_norm
         self.backbone = backbone
         self.sampler = sampler
         self.accumulation_steps = accumulation_steps
@@ -85,7 +94,8 @@ class StitchedTrainer(SimpleTrainer):
         """One iteration: a forward and backward for each micro-batch, then a step.
 
         Raises:
-            FloatingPointError: If a loss is not finite; names the stitches.
+            FloatingPointError: If a loss is not finite; names stitches and images. The weights are
+                those before the iteration.
             InputError: If the batch cannot be split into equal micro-batches.
         """
         assert self.model.training, "the model was changed to eval mode"
@@ -109,7 +119,7 @@ class StitchedTrainer(SimpleTrainer):
                 share = loss.detach() / self.accumulation_steps
                 losses[name] = losses[name] + share if name in losses else share
         self.after_backward()
-        self._write(losses, data_time, stitches)
+        self._write(losses, data_time, stitches, batch)
         self._update()
 
     def _split(self, batch: Sequence) -> list[Sequence]:
@@ -143,26 +153,50 @@ class StitchedTrainer(SimpleTrainer):
         loss.backward()
 
     def _update(self) -> None:
+        self._clip_gradients()
         self.optimizer.step()
 
-    def _write(
-        self, losses: dict[str, torch.Tensor], data_time: float, stitches: list[Stitch]
-    ) -> None:
-        if not stitches:
-            self._write_metrics(losses, data_time)
+    def _clip_gradients(self) -> None:
+        if self.clip_grad_norm is None:
             return
-        self.storage.put_scalars(
-            stitch_id=stitches[-1].id,
-            stitch_kind=self.backbone.space.kinds.index(stitches[-1].kind),
-            smoothing_hint=False,
-        )
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.clip_grad_norm)
+        self.storage.put_scalar("grad_norm", norm.item())
+
+    def _write(
+        self,
+        losses: dict[str, torch.Tensor],
+        data_time: float,
+        stitches: list[Stitch],
+        batch: Sequence,
+    ) -> None:
+        if stitches:
+            self.storage.put_scalars(
+                stitch_id=stitches[-1].id,
+                stitch_kind=self.backbone.space.kinds.index(stitches[-1].kind),
+                smoothing_hint=False,
+            )
+        distinct = dict.fromkeys(stitches)
+        names = ", ".join(f"stitch {s.id} ({s.name}, kind {s.kind})" for s in distinct)
+        where = f"iteration {self.iter}, process {comm.get_rank()}: {names or 'a baseline'}"
+        # The metrics are means over the processes; this tells which of them it was.
+        finite = all(torch.isfinite(loss).item() for loss in losses.values())
+        if finite:
+            hint = "its own losses are finite; another process's log names the images"
+        else:
+            parts = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())
+            files = ", ".join(_file_names(batch)) or "without file names"
+            hint = f"{parts}; images: {files}"
+            logger.error("A loss is not finite in %s, %s", where, hint)
         try:
             self._write_metrics(losses, data_time)
         except FloatingPointError as error:
-            names = [f"stitch {s.id} ({s.name}, kind {s.kind})" for s in dict.fromkeys(stitches)]
-            raise FloatingPointError(
-                f"{error}\n{', '.join(names)}, iteration {self.iter}"
-            ) from error
+            raise FloatingPointError(f"{error}\n{where}, {hint}") from error
+
+
+def _file_names(batch: Sequence) -> list[str]:
+    samples = (sample for sample in batch if isinstance(sample, Mapping))
+    return [str(sample["file_name"]) for sample in samples if "file_name" in sample]
 
 
 def _step_seed(seed: int, iteration: int, place: int) -> int:
@@ -174,8 +208,19 @@ def _step_seed(seed: int, iteration: int, place: int) -> int:
 class StitchedAMPTrainer(StitchedTrainer, AMPTrainer):
     """Automatic mixed precision; takes ``precision`` and ``grad_scaler`` as AMPTrainer does.
 
-    The state of the scaler is in the checkpoints as detectron2's trainer writes it.
+    The state of the scaler is in the checkpoints as detectron2's trainer writes it. The metric
+    ``skipped_steps`` counts, since the start or the last resume, the steps that were left out
+    because the scaled gradient overflowed.
     """
+
+    _skipped = 0
+
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """Takes over the state of a training, of another precision, too."""
+        if not state_dict.get("grad_scaler"):
+            # Of bfloat16, which needs no scaling.
+            state_dict = {**state_dict, "grad_scaler": self.grad_scaler.state_dict()}
+        super().load_state_dict(state_dict)
 
     def _forward(self, batch: Sequence) -> dict[str, torch.Tensor]:
         device = next(self.model.parameters()).device.type
@@ -186,5 +231,13 @@ class StitchedAMPTrainer(StitchedTrainer, AMPTrainer):
         self.grad_scaler.scale(loss).backward()
 
     def _update(self) -> None:
+        if self.clip_grad_norm is not None:
+            self.grad_scaler.unscale_(self.optimizer)
+        self._clip_gradients()
         self.grad_scaler.step(self.optimizer)
+        before = self.grad_scaler.get_scale()
         self.grad_scaler.update()
+        if self.grad_scaler.is_enabled():
+            # The scale falls where the gradient has overflowed, and then alone.
+            self._skipped += self.grad_scaler.get_scale() < before
+            self.storage.put_scalar("skipped_steps", self._skipped, smoothing_hint=False)
