@@ -12,6 +12,7 @@ import train_net
 from browser import browser  # noqa: F401  (a fixture)
 from detectron2.engine import default_argument_parser
 from detectron2.utils.logger import setup_logger
+from hypothesis import HealthCheck, settings
 from omegaconf import DictConfig
 
 from snnet_vitdet.data import ShapesPaths, generate_shapes
@@ -21,6 +22,16 @@ from snnet_vitdet.engine import load_config
 # otherwise; nothing here is large enough to need more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+
+# Property tests: the same examples in every run, and no failure for a slow machine.
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

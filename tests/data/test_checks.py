@@ -9,6 +9,7 @@ from snnet_vitdet.data import check_coco_json, check_same_categories
 from snnet_vitdet.errors import InputError
 
 WIDTH, HEIGHT = 200, 120
+EMPTY = "P^g0"  # one run of all their 24000 pixels, compressed
 
 
 def make_annotation(number, image_id=1, **changes):
@@ -34,7 +35,7 @@ def coco():
             make_annotation(1),
             make_annotation(2, area=5000.0, category_id=2),
             make_annotation(
-                3, image_id=2, area=9300.0, segmentation={"size": [HEIGHT, WIDTH], "counts": "abc"}
+                3, image_id=2, area=9300.0, segmentation={"size": [HEIGHT, WIDTH], "counts": EMPTY}
             ),
             make_annotation(4, image_id=3, iscrowd=1),
         ],
@@ -94,6 +95,9 @@ def test_summary_counts_what_is_there(check, coco):
         ({"segmentation": {"size": [WIDTH, HEIGHT], "counts": "a"}}, "have an RLE mask"),
         ({"segmentation": {"size": [HEIGHT, WIDTH]}}, "have an RLE mask that is incomplete"),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [7, 9]}}, "have an RLE mask"),
+        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "abc"}}, "have an RLE mask"),
+        ({"keypoints": 5}, "have keypoints that are no list of finite numbers"),
+        ({"keypoints": [1, "2", 2]}, "have keypoints that are no list of finite numbers"),
     ],
 )
 def test_a_faulty_annotation_is_named_with_a_remedy(check, coco, changes, message):

@@ -35,6 +35,7 @@ _FAULTS = {
         'have no "area" in pixels, which the evaluation needs',
         "set it to the area of the mask",
     ),
+    "keypoints": ("have keypoints that are no list of finite numbers", "remove or correct them"),
     "bbox": ("have no bbox of four finite numbers", "write it as [x, y, width, height]"),
     "flat": ("have a box without area", "remove them or correct width and height"),
     "outside": ("have a box outside their image", "remove them or correct [x, y, width, height]"),
@@ -324,6 +325,10 @@ def _faults_of(
     if not _all_finite([area]):
         yield "area"
 
+    points = annotation.get("keypoints")
+    # They are not used, but read.
+    if points and not (isinstance(points, list) and _all_finite(points)):
+        yield "keypoints"
     box_fault = _box_fault(annotation.get("bbox"), size)
     if box_fault is not None:
         yield box_fault

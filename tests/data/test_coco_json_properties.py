@@ -1,0 +1,365 @@
+"""The COCO reader and its checks: any ids and names are mapped, any garbage is an InputError."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_masks
+
+from snnet_vitdet.data import (
+    category_names,
+    check_coco_json,
+    check_same_categories,
+    coco_dicts,
+    dataset_name,
+    num_categories,
+)
+from snnet_vitdet.data.coco_json import read_categories, read_coco_json
+from snnet_vitdet.data.rle import covers
+from snnet_vitdet.errors import InputError
+
+WIDTH, HEIGHT = 20, 10
+MANY = settings(max_examples=200)
+
+
+@pytest.fixture(scope="module")
+def write(tmp_path_factory):
+    """Writes text, bytes or data to a new file beside ``1.jpg`` to ``3.jpg``; its path.
+
+    New each time, as what is read is kept by path and time, and detectron2's catalogues keep it.
+    """
+    folder = tmp_path_factory.mktemp("coco")
+    for number in (1, 2, 3):
+        (folder / f"{number}.jpg").touch()
+    numbers = itertools.count()
+
+    def write_file(content):
+        path = folder / f"{next(numbers)}.json"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    return write_file
+
+
+def image(number, **changes):
+    return {"id": number, "file_name": f"{number}.jpg", "width": WIDTH, "height": HEIGHT} | changes
+
+
+def annotation(number, **changes):
+    return {
+        "id": number,
+        "image_id": 1,
+        "category_id": 5,
+        "bbox": [1.0, 1.0, 8.0, 8.0],
+        "area": 32.0,
+        "iscrowd": 0,
+        "segmentation": [[1.0, 1.0, 9.0, 1.0, 9.0, 9.0]],
+    } | changes
+
+
+def coco(*annotations, **sections):
+    """Annotation 1 of image 1 and category 5 is faultless."""
+    return {
+        "images": [image(1), image(2)],
+        "annotations": [annotation(1), *annotations],
+        "categories": [{"id": 5, "name": "nut"}, {"id": 2, "name": "fig"}],
+    } | sections
+
+
+def check(path, for_evaluation=False):
+    """The summary, or None where there is an InputError."""
+    try:
+        return check_coco_json(str(path), str(path.parent), for_evaluation=for_evaluation)
+    except InputError as error:
+        assert str(error)
+        return None
+
+
+def load(path):
+    """What training reads."""
+    name = dataset_name(str(path), str(path.parent))
+    try:
+        return coco_dicts(str(path), str(path.parent), filter_empty=False)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def assert_loads_as_checked(path, summary):
+    """What passes the check is read without an exception, with boxes and masks fit for use."""
+    dicts = load(path)
+    assert len(dicts) == summary.images
+    objects = [obj for record in dicts for obj in record["annotations"]]
+    assert len(objects) == summary.annotations
+    for record in dicts:
+        for obj in record["annotations"]:
+            assert 0 <= obj["category_id"] < len(summary.categories)
+            assert len(obj["bbox"]) == 4 and all(map(math.isfinite, obj["bbox"]))
+            if obj.get("segmentation"):
+                assert_mask_of_the_image(obj["segmentation"], record)
+
+
+def assert_mask_of_the_image(mask, record):
+    if isinstance(mask, dict):
+        bitmap = coco_masks.decode(mask)
+        assert bitmap.shape == (record["height"], record["width"])
+        assert bitmap.max() <= 1  # pycocotools leaves what no run covers as the memory was
+    else:
+        assert all(len(polygon) >= 6 and all(map(math.isfinite, polygon)) for polygon in mask)
+
+
+def bitmaps(height, width):
+    rows = st.lists(st.integers(0, 1), min_size=width, max_size=width)
+    return st.lists(rows, min_size=height, max_size=height).map(
+        lambda rows: np.asfortranarray(rows, dtype=np.uint8)
+    )
+
+
+shapes = st.tuples(st.integers(1, 12), st.integers(1, 12))
+
+
+@given(shapes.flatmap(lambda shape: bitmaps(*shape)), st.booleans())
+@example(np.zeros((300, 500), np.uint8, order="F"), True)
+@example(np.ones((300, 500), np.uint8, order="F"), True)
+def test_a_mask_of_its_image_comes_back_and_one_pixel_more_or_less_is_no_mask(write, mask, text):
+    height, width = mask.shape
+    if text:
+        counts = coco_masks.encode(mask)["counts"].decode()
+    else:
+        flat = mask.flatten("F")
+        edges = [0, *(np.flatnonzero(np.diff(flat)) + 1), flat.size]
+        counts = [*[0] * int(flat[0]), *map(int, np.diff(edges))]
+    assert covers(counts, mask.size)
+    assert not covers(counts, mask.size - 1) and not covers(counts, mask.size + 1)
+    entry = annotation(2, image_id=3, segmentation={"size": [height, width], "counts": counts})
+    entry["bbox"] = [0, 0, width, height]
+    path = write(coco(entry, images=[image(1), image(3, width=width, height=height)]))
+    assert check(path, for_evaluation=True).rle_masks == 1
+    (found,) = load(path)[1]["annotations"]
+    assert np.array_equal(coco_masks.decode(found["segmentation"]), mask)
+
+
+# ------------------------------------------------------------------------------ category mapping
+
+category_ids = st.integers() | st.integers(-3, 12) | st.integers(2**62, 2**66)
+# Any text that JSON can hold, lone surrogates too.
+names = st.text(st.characters(exclude_categories=[]), max_size=8)
+categories = st.dictionaries(category_ids, names, min_size=1, max_size=8)
+
+
+@given(categories, st.randoms(use_true_random=False), st.data())
+@example({90: "pear", -4: "", 2**70: "nut"}, None, None)
+def test_categories_are_mapped_in_the_order_of_their_ids_whatever_the_gaps(write, found, rng, data):
+    entries = [{"id": key, "name": name} for key, name in found.items()]
+    ids = sorted(found)
+    if rng is not None:
+        rng.shuffle(entries)
+        used = data.draw(st.lists(st.sampled_from(ids), min_size=1, max_size=6))
+    else:
+        used = ids
+    annotations = [
+        annotation(number, image_id=1 + number % 2, category_id=category_id)
+        for number, category_id in enumerate(used, start=1)
+    ]
+    path = write(coco(annotations=annotations, categories=entries))
+    assert num_categories(str(path)) == len(ids)
+    assert category_names(str(path)) == [found[key] for key in ids]
+    metadata = MetadataCatalog.get(dataset_name(str(path), str(path.parent)))
+    assert metadata.thing_classes == [found[key] for key in ids]
+    assert metadata.thing_dataset_id_to_contiguous_id == {key: i for i, key in enumerate(ids)}
+    summary = check(path, for_evaluation=True)
+    assert summary.instances == {key: used.count(key) for key in ids}
+    classes = {
+        record["image_id"]: [obj["category_id"] for obj in record["annotations"]]
+        for record in load(path)
+    }
+    expected = {1: [], 2: []}
+    for number, category_id in enumerate(used, start=1):
+        expected[1 + number % 2].append(ids.index(category_id))
+    assert classes == expected
+
+
+@given(categories, categories, st.booleans())
+def test_two_files_agree_only_if_their_ids_have_the_same_names(write, train, test, same):
+    test = dict(reversed(train.items())) if same else test
+    paths = [
+        str(write(coco(categories=[{"id": key, "name": name} for key, name in found.items()])))
+        for found in (train, test)
+    ]
+    if train == test:
+        check_same_categories(*paths)
+    else:
+        with pytest.raises(InputError, match="The categories of .* differ: id "):
+            check_same_categories(*paths)
+
+
+# --------------------------------------------------------------------------------------- garbage
+
+numbers = (
+    st.integers()
+    | st.integers(-3, 30)
+    | st.sampled_from([10**400, -(10**400), 2**63, 1e308, -1e308, 1e-320])
+    | st.floats()
+)
+scalars = st.none() | st.booleans() | numbers | st.text(max_size=6)
+garbage = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=7)
+        | st.dictionaries(st.sampled_from(["size", "counts", "id", "a"]), inner, max_size=3)
+    ),
+    max_leaves=10,
+)
+lists_of_numbers = st.lists(numbers, max_size=8)
+rle = st.fixed_dictionaries(
+    {
+        "size": st.just([HEIGHT, WIDTH]) | lists_of_numbers,
+        "counts": lists_of_numbers | st.text("0123456789abcdefgh`PQRoz", max_size=8) | garbage,
+    }
+)
+# Some of these are right, and some nearly.
+fields = {
+    "id": st.integers(0, 3) | garbage,
+    "image_id": st.integers(0, 3) | garbage,
+    "category_id": st.sampled_from([2, 5, 2.0, "5", True, 3]) | garbage,
+    "bbox": st.lists(numbers, min_size=4, max_size=4) | garbage,
+    "area": numbers | garbage,
+    "iscrowd": st.sampled_from([0, 1, True, 1.0, "1", 2]) | garbage,
+    "ignore": st.sampled_from([0, 1, None, False, "", "0"]) | garbage,
+    "segmentation": rle | st.lists(lists_of_numbers, max_size=2) | garbage,
+}
+faults = st.dictionaries(
+    st.sampled_from(sorted(fields)), st.none(), min_size=1, max_size=3
+).flatmap(lambda keys: st.fixed_dictionaries({key: fields[key] for key in keys}))
+
+
+def fault_examples(test):
+    """Found once, and mended."""
+    for changes in (
+        {"bbox": [0, 0, 10**400, 1.5]},
+        {"area": 10**400},
+        {"segmentation": [[1, 1, 9, 1, 10**400, 9]]},
+        {"segmentation": {"size": [HEIGHT, WIDTH], "counts": ["a", 1]}},
+        {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [300, -100]}},
+        {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [100.5, 99.5]}},
+        {"segmentation": {"size": [HEIGHT, WIDTH], "counts": "0000"}},
+        {"segmentation": {"size": [HEIGHT, WIDTH], "counts": "zzz0"}},
+        {"segmentation": {"size": [HEIGHT, WIDTH], "counts": "é"}},
+        {"segmentation": {"size": [HEIGHT, WIDTH], "counts": ""}},
+        {"segmentation": {"size": [HEIGHT, WIDTH], "counts": "ooooooooooo0"}},
+        {"segmentation": {"size": [HEIGHT, WIDTH], "counts": "oooooooooooo1" * 16}},
+        {"segmentation": {"size": [10.0, 20.0], "counts": [200]}},
+        {"segmentation": {"size": [10.0, 20.0], "counts": "X6"}},
+        {"iscrowd": 1, "segmentation": 5},
+        {"iscrowd": 1, "segmentation": {"size": [HEIGHT, WIDTH]}},
+        {"ignore": None},
+        {"ignore": ""},
+    ):
+        test = example({"id": 2} | changes, set())(test)
+    return test
+
+
+@MANY
+@given(faults, st.sets(st.sampled_from(sorted(fields))))
+@fault_examples
+def test_a_garbled_annotation_is_an_input_error_or_loads(write, changes, removed):
+    entry = {
+        key: value
+        for key, value in annotation(2, **changes).items()
+        if key not in removed - changes.keys()
+    }
+    path = write(coco(entry))
+    summary = check(path)
+    if summary is not None:
+        assert_loads_as_checked(path, summary)
+    for_evaluation = check(path, for_evaluation=True)
+    assert for_evaluation is None or summary is not None  # evaluation asks for more
+
+
+image_fields = {
+    "id": st.integers(0, 3) | st.sampled_from(["1", "2", True, 1.0]) | garbage,
+    "file_name": st.sampled_from(["1.jpg", "./2.jpg", "..", "", "/", "\0", "a\0/b.jpg"])
+    | st.text(st.characters(exclude_categories=[]), max_size=5)
+    | st.text("a/\0\ud800", max_size=6)
+    | garbage,
+    "width": numbers | garbage,
+    "height": numbers | garbage,
+}
+image_faults = st.dictionaries(
+    st.sampled_from(sorted(image_fields)), st.none(), min_size=1, max_size=2
+).flatmap(lambda keys: st.fixed_dictionaries({key: image_fields[key] for key in keys}))
+
+
+@given(image_faults, st.sets(st.sampled_from(sorted(image_fields)), max_size=1))
+@example({"id": "2"}, set())  # beside a number: cannot be sorted
+@example({"file_name": "a\0/b.jpg"}, set())
+@example({"file_name": "\ud800/b.jpg"}, set())
+@example({"file_name": "a" * 5000 + "/b.jpg"}, set())
+@example({"width": 10**400}, set())
+def test_a_garbled_image_is_an_input_error_or_loads(write, changes, removed):
+    entry = {
+        key: value
+        for key, value in image(3, **changes).items()
+        if key not in removed - changes.keys()
+    }
+    path = write(coco(images=[image(1), image(2), entry]))
+    summary = check(path)
+    if summary is not None:
+        assert_loads_as_checked(path, summary)
+
+
+sections = st.sampled_from(["images", "annotations", "categories"])
+
+
+@given(sections, garbage | st.lists(st.dictionaries(st.text(max_size=3), garbage, max_size=3)))
+@example("categories", [{"id": True, "name": "nut"}])
+@example("categories", [{"id": 1.0, "name": "nut"}])
+@example("categories", [{"id": [], "name": "nut"}])
+def test_a_garbled_section_is_an_input_error_or_is_read(write, section, content):
+    path = write(coco(**{section: content}))
+    summary = check(path, for_evaluation=True)
+    if summary is not None:
+        assert_loads_as_checked(path, summary)
+    else:
+        try:
+            assert all(type(key) is int for key in read_categories(str(path)))
+        except InputError as error:
+            assert str(path) in str(error)
+
+
+@given(garbage)
+def test_any_json_is_an_input_error_or_is_read(write, content):
+    path = write(json.dumps(content))
+    with pytest.raises(InputError, match=str(path)):
+        read_coco_json(str(path))
+    assert check(path) is None
+
+
+WHOLE = json.dumps(coco(annotation(2))).encode()
+
+
+@given(st.binary(max_size=40) | st.integers(0, len(WHOLE)).map(lambda n: WHOLE[:n]))
+@example(b"[" * 100_000)  # deeper than the parser goes
+@example(b'{"images": ' + b"[" * 100_000)
+@example(b'{"images": ' + b"9" * 5000 + b"}")
+@example(b"\xff\xfe")
+def test_any_bytes_are_an_input_error_or_are_read(write, content):
+    path = write(content)
+    assert (check(path) is not None) == (content == WHOLE)
+
+
+@given(st.integers(0, len(WHOLE) - 1), st.integers(0, 255))
+def test_a_flipped_byte_is_an_input_error_or_loads(write, position, byte):
+    assume(WHOLE[position] != byte)
+    path = write(WHOLE[:position] + bytes([byte]) + WHOLE[position + 1 :])
+    summary = check(path)
+    if summary is not None:
+        assert_loads_as_checked(path, summary)
