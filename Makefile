@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-complete
 DEMO := output/demo
 DEMO_RUN := $(BIN)/python train_net.py --config-file configs/shapes/mask_rcnn_snnet_nano.py
+# More overrides of the demo's config.
+OVERRIDES :=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 REQUIRE_PYTHON := import sys; sys.exit(sys.version_info < (3, 10))
 
@@ -23,9 +25,9 @@ setup: $(STAMP) ## make .venv with everything that is needed
 
 demo: $(STAMP) ## train the small default on generated scenes and sweep all its stitches
 	@echo "== Training (1 of 2); a finished or interrupted one in $(DEMO) is continued"
-	$(DEMO_RUN) --resume train.output_dir=$(DEMO)
+	$(DEMO_RUN) --resume train.output_dir=$(DEMO) $(OVERRIDES)
 	@echo "== Sweeping every stitch (2 of 2)"
-	$(DEMO_RUN) --eval-only --resume train.output_dir=$(DEMO) train.init_checkpoint=$(DEMO)/model_final.pth
+	$(DEMO_RUN) --eval-only --resume train.output_dir=$(DEMO) train.init_checkpoint=$(DEMO)/model_final.pth $(OVERRIDES)
 	@echo "The results are in $(DEMO)/sweep: stitches.csv, stitches.json, pareto.png, report.html"
 	@echo "To try them in a browser: $(BIN)/python -m snnet_vitdet.demo --config-file $(DEMO)/config.yaml"
 

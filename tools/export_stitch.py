@@ -12,6 +12,7 @@ whole detector as traced TorchScript (.ts); each is compared with the model befo
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,8 @@ def print_sizes(predictor, checkpoint, info, output):
 def run(args):
     """Writes, compares and prints."""
     if args.info:
-        print(read_export(args.info).to_json(indent=1))
+        # Its hundred numbers would push all else off the screen.
+        print(replace(read_export(args.info), curve=None).to_json(indent=1))
         return
     config = load_config(args.config_file, args.opts)
     checkpoint = checkpoint_to_evaluate(args.weights or "", config.train.output_dir)

@@ -109,18 +109,37 @@ def run(args):
         "image_size": config.data.image_size,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "rows": rows,
     }
     output = Path(args.output or folder / LATENCY_FILE)
-    write_atomically(output, json.dumps(facts, indent=1).encode())
+    everything = with_earlier(rows, facts, output)
+    write_atomically(output, json.dumps({**facts, "rows": everything}, indent=1).encode())
     print(f"{'stitch':>12}  {'GFLOPs':>8}  {'ms':>8}  {'p90':>8}  {'MB':>8}")
     for row in rows:
         values = [costs[row["stitch_id"]].gflops, *(row[name] for name in MEASURED)]
         print(f"{row['name']:>12}  " + "  ".join(f"{value:8.1f}" for value in values))
     print(f"Results in {output}")
+    if missing := len(costs.space) - len(everything):
+        print(
+            f"Note: {missing} of {len(costs.space)} stitches have no measurement, so no budget of "
+            "time or memory takes them."
+        )
     if swept:
         rows = StitchTable.read(folder, output).rows()
         write_csv(rows, output.with_name("stitches_measured.csv"))
+
+
+def with_earlier(rows, facts, path):
+    """The new rows, and the earlier ones of other stitches if those were measured alike."""
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        kept = earlier.pop("rows")
+        if earlier != facts:
+            print(f"Note: {path} was measured in another way; its {len(kept)} rows are replaced.")
+            return rows
+        by_id = {row["stitch_id"]: row for row in [*kept, *rows]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return rows  # there was none, or none to keep
+    return [by_id[i] for i in sorted(by_id)]
 
 
 def write_csv(rows, path):

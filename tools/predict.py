@@ -190,7 +190,8 @@ def run(args):
         raise InputError(f"{output} has the images, which would be overwritten: give --output")
     predictor = predictor_for(args)
     name = predictor.stitch.name if predictor.stitch else "a baseline"
-    print(f"Stitch {name}, scores from {predictor.score_threshold:g}, on {predictor.device}")
+    score = f"scores from {predictor.score_threshold:g}"
+    print(f"Stitch {name} of {predictor.source}, {score}, on {predictor.device}", flush=True)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

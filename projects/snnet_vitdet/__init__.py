@@ -1,6 +1,18 @@
 """SN-Netv2 for detection: stitched plain ViTs as backbones of detectron2 detectors."""
 
-__all__ = ["Predictor", "StitchTable"]
+import warnings
+
+from snnet_vitdet.errors import InputError
+
+# Of the libraries below, at every start; nothing that whoever reads them could change.
+for _message in (
+    "`torch.jit.script` is deprecated",
+    "torch.meshgrid",
+    "pkg_resources is deprecated",
+):
+    warnings.filterwarnings("ignore", _message)
+
+__all__ = ["InputError", "Predictor", "StitchTable"]
 
 
 def __getattr__(name: str) -> object:
@@ -10,3 +22,7 @@ def __getattr__(name: str) -> object:
 
         return getattr(deploy, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

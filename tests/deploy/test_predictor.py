@@ -1,6 +1,7 @@
 """A trained tiny model as a function from images to detections."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from in_process import run_program
 from PIL import Image
 
 from snnet_vitdet import Predictor, StitchTable
@@ -140,10 +142,30 @@ def test_a_budget_chooses_the_tables_best(swept, make):
         make(max_latency_ms=5)
 
 
+def test_a_folder_stands_for_its_config_wherever_it_has_been_moved(swept, files, tmp_path, make):
+    trained = Path(swept.train.init_checkpoint).parent
+    moved = shutil.copytree(trained, tmp_path / "moved")
+    other = StrictCheckpointer(instantiate(swept.model), str(moved))
+    other.save("model_final", classes={"thing_classes": make().class_names})
+    predictor = Predictor(moved, device="cpu")
+    assert predictor.source == str(moved / "model_final.pth")
+    # The weights are the moved folder's, which are others now.
+    trained_scores = Predictor(trained / "config.yaml", device="cpu")(files[0]).scores
+    assert not torch.equal(predictor(files[0]).scores, trained_scores)
+
+
+def test_weights_that_are_not_trained_are_said_to_be_so(swept, caplog):
+    folder = Path(swept.train.init_checkpoint).parent
+    for name, warns in (("model_init", True), ("model_final", False)):
+        caplog.clear()
+        Predictor(folder, folder / f"{name}.pth", device="cpu")
+        assert ("finds nothing yet" in caplog.text) == warns
+
+
 def test_a_budget_without_a_sweep_says_so(trained_tiny, tmp_path):
     config = trained_tiny(tmp_path)
     predictor = Predictor(config, config.train.init_checkpoint, device="cpu")
-    with pytest.raises(InputError, match="has no sweep, and budgets need one"):
+    with pytest.raises(InputError, match="has no sweep, and budgets and thresholds such as"):
         predictor.choose(max_gflops=1)
 
 
@@ -180,7 +202,7 @@ def test_a_loaded_model_gives_what_its_checkpoint_gives(swept, make, files):
     assert predictor.choose(max_gflops=1e9).name == table.best().name
     assert_same(predictor(files[0]), make(stitch=table.best().name)(files[0]))
     without = Predictor.of_model(model, names, swept.dataloader.test.mapper, device="cpu")
-    with pytest.raises(InputError, match="this model has no sweep, and budgets need one"):
+    with pytest.raises(InputError, match="this model has no sweep, and budgets and"):
         without.choose(max_gflops=1)
 
 
@@ -235,6 +257,15 @@ def test_times_and_memory_are_measured_and_used(swept, root, tmp_path, make):
     run = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     table = StitchTable.read(swept.train.output_dir, tmp_path / "latency.json")
+    before = json.loads((tmp_path / "latency.json").read_text())["rows"]
+    done = run_program(*command[1:], "--stitches=S,L")
+    assert done.code == 0 and "have no measurement" not in done.printed
+    after = json.loads((tmp_path / "latency.json").read_text())["rows"]
+    assert [row["stitch_id"] for row in after] == list(range(14))
+    assert [i for i in range(14) if after[i] != before[i]] == [0, 1] and after[2:] == before[2:]
+    done = run_program(*command[1:], "--stitches=S,L", "--precision=bfloat16")
+    assert "was measured in another way; its 14 rows are replaced" in done.printed
+    assert "12 of 14 stitches have no measurement" in done.printed
     assert all(entry.latency_ms > 0 for entry in table)
     # Of the same operations on the same images: the more weights, the more memory.
     assert table["L"].memory_mb > table["S"].memory_mb > 0

@@ -16,6 +16,18 @@ def from_the_root(root, monkeypatch):
     monkeypatch.chdir(root)
 
 
+def test_a_trainings_own_config_means_the_folder_it_lies_in(tmp_path):
+    LazyConfig.save(
+        load_config(NANO, ["train.output_dir=elsewhere"]), str(tmp_path / "config.yaml")
+    )
+    saved = str(tmp_path / "config.yaml")
+    # Of a folder without a training, it is a config like any other.
+    assert load_config(saved).train.output_dir == "elsewhere"
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    assert load_config(saved).train.output_dir == str(tmp_path)
+    assert load_config(saved, ["train.output_dir=other"]).train.output_dir == "other"
+
+
 def test_missing_file_error_names_the_nearest_files_that_exist():
     with pytest.raises(InputError, match=r"mask_rcnn_snnet_nan\.py does not exist.*_nano\.py"):
         load_config("configs/shapes/mask_rcnn_snnet_nan.py")

@@ -28,15 +28,16 @@ class Line(nn.Module):
 class Batches:
     """The batch of an iteration is its number; at one of them the process gets the signal."""
 
-    def __init__(self, start, signal_at):
-        self.iteration, self.signal_at = start, signal_at
+    def __init__(self, start, signal_at, signals):
+        self.iteration, self.signal_at, self.signals = start, signal_at, signals
 
     def __iter__(self):
         return self
 
     def __next__(self):
         if self.iteration == self.signal_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            for number in self.signals:
+                os.kill(os.getpid(), number)
         self.iteration += 1
         return float(self.iteration)
 
@@ -51,11 +52,19 @@ class After(HookBase):
         self.function(self.trainer.iter)
 
 
-def train(folder, start=0, signal_at=None, after=lambda stop, iteration: None):
+def train(
+    folder,
+    start=0,
+    signal_at=None,
+    signals=(signal.SIGTERM,),
+    after=lambda stop, iteration: None,
+):
     """Ten iterations, from a start that is resumed from the folder unless it is 0."""
     model = Line()
     trainer = SimpleTrainer(
-        model, Batches(start, signal_at), torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        model,
+        Batches(start, signal_at, signals),
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
     )
     checkpointer = StrictCheckpointer(model, str(folder), trainer=trainer)
     if start:
@@ -76,6 +85,19 @@ def test_the_iteration_is_finished_saved_and_gone_on_from(tmp_path):
     # Nobody else's signal is taken.
     assert signal.getsignal(signal.SIGTERM) is handler
     assert train(tmp_path, start=5) == train(tmp_path / "whole")
+
+
+def test_ctrl_c_saves_and_pressed_again_ends_at_once(tmp_path):
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path, signal_at=4, signals=[signal.SIGINT])
+    assert ended.value.code == 130
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000004.pth"
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert train(tmp_path, start=5) == train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "hurry", signal_at=4, signals=[signal.SIGINT, signal.SIGINT])
+    assert not (tmp_path / "hurry").exists()
 
 
 def test_the_signal_of_another_process_counts(tmp_path, monkeypatch):

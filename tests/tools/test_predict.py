@@ -38,7 +38,11 @@ def test_a_folder_gives_pictures_and_a_coco_file(predict, tmp_path):
     (images / "text.png").write_text("no image")
     (images / "notes.txt").write_text("left alone")
     printed = predict(images, "--stitch", "FS-2", "--threshold", "0.02")
-    assert "Stitch FS-2, scores from 0.02" in printed and "text.png cannot be read" in printed
+    assert (
+        "Stitch FS-2 of " in printed
+        and ".pth, scores from 0.02" in printed
+        and "text.png cannot be read" in printed
+    )
     coco = COCO(str(tmp_path / "out/predictions.json"))
     assert len(coco.imgs) == len(list(predict.images.iterdir())) == 8
     assert len(coco.anns) > 0 and min(coco.cats) == 1
@@ -79,4 +83,6 @@ def test_what_cannot_be_predicted_is_said_in_a_sentence(predict, tmp_path):
     shutil.copytree(predict.images, tmp_path / "out", dirs_exist_ok=True)
     assert "would be overwritten" in predict(tmp_path / "out", fails=True)
     image = next(predict.images.iterdir())
+    threshold = predict(image, "--threshold", "7", fails=True)
+    assert "a threshold is a score from 0 to 1, f1, or precision=" in threshold
     assert "no stitch 'FS-77'" in predict(image, "--stitch", "FS-77", fails=True)

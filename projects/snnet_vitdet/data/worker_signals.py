@@ -8,15 +8,16 @@ __all__ = ["leave_sigterm_to_parent"]
 
 
 def leave_sigterm_to_parent(_worker: int = 0) -> None:
-    """Lets SIGTERM end this process only if it comes from its parent.
+    """Lets SIGTERM end this process only if it comes from its parent, and SIGINT not at all.
 
-    Schedulers send it to all processes of a job. A worker that ended at once would end the
-    training in the middle of an iteration, before it has saved; the trainer ends its workers
-    itself. For ``worker_init_fn`` of torch's DataLoader. Without effect where the system does not
-    tell who sent a signal (macOS).
+    Schedulers send SIGTERM to all processes of a job, and terminals SIGINT. A worker that ended at
+    once would end the training in the middle of an iteration, before it has saved; the trainer ends
+    its workers itself. For ``worker_init_fn`` of torch's DataLoader. Without effect where the
+    system does not tell who sent a signal (macOS).
     """
     if not hasattr(signal, "sigwaitinfo"):
         return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Blocked in all threads, it waits to be taken by the one that asks who sent it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_wait_for_parent, daemon=True).start()

@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> None:
     answers = answers_of(args, config)
     # A service is stopped by this signal: then, too, what was uploaded is deleted.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    title = f"SN-Netv2: {Path(config.train.output_dir).name}"
+    title = Path(config.train.output_dir).name
     with (
         private_uploads(),
         served(

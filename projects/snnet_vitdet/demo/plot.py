@@ -15,7 +15,7 @@ __all__ = ["amount", "plot_svg"]
 
 # Units of the picture; pages scale it, and its text with it.
 _WIDTH, _HEIGHT = 460, 290
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 14, 16, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 16, 44
 
 
 def plot_svg(

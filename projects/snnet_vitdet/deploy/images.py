@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 from detectron2.data.detection_utils import read_image
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from snnet_vitdet.errors import InputError
 
@@ -49,6 +49,10 @@ def to_rgb(image: ImageLike) -> np.ndarray:
     if isinstance(image, str | os.PathLike):
         try:
             return np.ascontiguousarray(read_image(os.fspath(image), format="RGB"))
+        except UnidentifiedImageError as error:
+            raise InputError(
+                f"{os.fspath(image)} cannot be read as an image: it is none that is known"
+            ) from error
         except Exception as error:  # Pillow raises many types for what is damaged
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"{os.fspath(image)} cannot be read as an image ({line})") from error

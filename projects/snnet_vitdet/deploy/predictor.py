@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from snnet_vitdet.engine import (
     StrictCheckpointer,
     checkpoint_to_evaluate,
     load_config,
-    saved_class_names,
+    saved_facts,
 )
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import find_stitched_vit
@@ -29,6 +30,8 @@ from .images import ImageLike, to_rgb
 from .table import StitchTable
 
 __all__ = ["Predictor"]
+
+logger = logging.getLogger(__name__)
 
 
 class Predictor:
@@ -57,7 +60,7 @@ class Predictor:
     ) -> None:
         """
         Args:
-            config: Of the training, as a file or loaded.
+            config: Of the training, as a file or loaded; or the training's folder.
             weights: Its checkpoint; the last one of ``train.output_dir`` if None.
             stitch: Id or name of the stitch; without it and a budget, the large anchor.
             max_gflops: A budget, as for :meth:`StitchTable.best`.
@@ -75,9 +78,16 @@ class Predictor:
             InputError: If config, weights, stitch or budget do not fit.
         """
         if not isinstance(config, DictConfig):
-            config = load_config(os.fspath(config))
+            path = os.fspath(config)
+            config = load_config(os.path.join(path, "config.yaml") if os.path.isdir(path) else path)
         weights = checkpoint_to_evaluate(str(weights or ""), config.train.output_dir)
-        self._take(*_load(config, weights), config.dataloader.test.mapper, device, precision)
+        names, iterations = saved_facts(weights)
+        if iterations == 0:
+            logger.warning("%s is what its training starts from: it finds nothing yet.", weights)
+        model = _load(config, weights, names)
+        names = names or [str(i) for i in range(model.roi_heads.num_classes)]
+        self._take(model, names, config.dataloader.test.mapper, device, precision)
+        self.source = weights
         budgets = dict(
             max_gflops=max_gflops, max_latency_ms=max_latency_ms, max_memory_mb=max_memory_mb
         )
@@ -156,6 +166,7 @@ class Predictor:
             precision=precision,
         )
         predictor._alone = info.stitch
+        predictor.source = os.fspath(path)
         predictor.set_score_threshold(score_threshold)
         return predictor
 
@@ -178,6 +189,8 @@ class Predictor:
         self._image_format = mapper["image_format"]
         self._backbone = find_stitched_vit(model)
         self._alone: Stitch | None = None
+        self.source: str | None = None
+        """The file that the weights are from, if they were loaded here."""
         # For as long as there is this predictor: let go of, the context would end at once.
         self._merged = contextlib.ExitStack()
         self._merged.enter_context(merged(self.model))
@@ -205,8 +218,8 @@ class Predictor:
             folder = self._folder
             if folder is None or not Path(folder, "sweep", "stitches.json").is_file():
                 raise InputError(
-                    f"{folder or 'this model'} has no sweep, and budgets need one: run "
-                    "train_net.py --eval-only, or name a stitch"
+                    f"{folder or 'this model'} has no sweep, and budgets and thresholds such as "
+                    "f1 need one: run train_net.py --eval-only, or give a stitch and a score"
                 )
             self._table = StitchTable.read(folder)
         return self._table
@@ -254,6 +267,10 @@ class Predictor:
             InputError: If the sweep has no such score (:meth:`StitchTable.threshold`).
         """
         if not isinstance(score, str):
+            if not 0 <= score <= 1:
+                raise InputError(
+                    f"a threshold is a score from 0 to 1, f1, or precision=…, not {score}"
+                )
             self._criterion, self.score_threshold = None, float(score)
             return self.score_threshold
         if self.stitch is None:
@@ -346,16 +363,14 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _load(config: DictConfig, weights: str) -> tuple[nn.Module, list[str]]:
-    """The model of a config with a checkpoint's weights, and its class names.
+def _load(config: DictConfig, weights: str, names: Sequence[str] | None) -> nn.Module:
+    """The model of a config with a checkpoint's weights.
 
     The number of classes is the checkpoint's, so the data of the training need not be there.
     """
-    # What the file holds comes before the model, which is built for it.
-    names = saved_class_names(weights)
     model_config = copy.deepcopy(config.model)
     if names is not None:
         model_config.roi_heads.num_classes = len(names)
     model = instantiate(model_config)
     StrictCheckpointer(model).load(weights)
-    return model, names or [str(i) for i in range(model.roi_heads.num_classes)]
+    return model

@@ -5,7 +5,7 @@ from .checkpoint import (
     StrictCheckpointer,
     checkpoint_to_evaluate,
     checkpoint_to_resume,
-    saved_class_names,
+    saved_facts,
 )
 from .config import load_config
 from .freezing import FreezeAnchors
@@ -35,7 +35,7 @@ __all__ = [
     "passing_on_to_children",
     "preflight",
     "rehearse",
-    "saved_class_names",
+    "saved_facts",
     "synthetic_batch",
     "training_plan",
 ]

@@ -19,7 +19,7 @@ __all__ = [
     "checkpoint_to_evaluate",
     "checkpoint_to_resume",
     "last_checkpoint",
-    "saved_class_names",
+    "saved_facts",
 ]
 
 logger = logging.getLogger(__name__)
@@ -132,15 +132,20 @@ def _check_whole(checkpoint: str) -> None:
         torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
 
 
-def saved_class_names(checkpoint: str) -> list[str] | None:
-    """The class names a checkpoint was trained for, None where it has none; weights stay unread.
+def saved_facts(checkpoint: str) -> tuple[list[str] | None, int | None]:
+    """The class names and the number of iterations a checkpoint was trained for.
+
+    Each is None where the file does not say it; weights stay unread.
 
     Raises:
         InputError: If the file is no checkpoint.
     """
     with _readable(checkpoint):
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        return list(saved["classes"]["thing_classes"]) if "classes" in saved else None
+        names = list(saved["classes"]["thing_classes"]) if "classes" in saved else None
+        # The checkpoint has the index of the last iteration.
+        iterations = saved["trainer"]["iteration"] + 1 if "trainer" in saved else None
+        return names, iterations
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from snnet_vitdet.errors import InputError
 
+from .checkpoint import last_checkpoint
+
 __all__ = ["load_config"]
 
 # Keys that a config.yaml saved by an earlier version has not, with the values of
@@ -55,6 +57,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     for key, value in _LATER_KEYS.items():
         if OmegaConf.select(config, key) is None and "sweep" in config:
             OmegaConf.update(config, key, value, force_add=True)
+    _follow_folder(config, config_file)
     for override in overrides:
         _check_override(config, override)
     try:
@@ -62,6 +65,16 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     except (OmegaConfBaseException, KeyError, NotImplementedError) as error:
         line = str(error).splitlines()[0]
         raise InputError(f"overrides {list(overrides)} cannot be applied: {line}") from error
+
+
+def _follow_folder(config: DictConfig, config_file: str) -> None:
+    """A training's own config.yaml means the folder it lies in, wherever that has been moved to.
+
+    Saved is the folder's path as seen from where the training was started.
+    """
+    folder, name = os.path.split(config_file)
+    if name == "config.yaml" and last_checkpoint(folder):
+        config.train.output_dir = folder or "."
 
 
 def _check_override(config: DictConfig, override: str) -> None:

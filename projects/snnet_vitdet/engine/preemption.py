@@ -23,6 +23,8 @@ STOPPED = 128 + signal.SIGTERM
 class StopOnSignal(HookBase):
     """Ends the training with a checkpoint at SIGTERM, after the iteration that is under way.
 
+    So does Ctrl-C (SIGINT) where there is one process; pressed again, it ends at once.
+
     It is enough if one of several processes gets the signal. The checkpoint is one like any other,
     so a training that is resumed goes on as if it had not stopped. Register this hook behind those
     whose state is in the checkpoint, and before what takes long.
@@ -34,25 +36,29 @@ class StopOnSignal(HookBase):
             checkpointer: Saves the training; on all processes, of which the main one writes.
         """
         self._checkpointer = checkpointer
-        self._asked = self._at_once = False
+        self._asked: int | None = None
+        self._at_once = False
 
     def before_train(self) -> None:
-        """Takes the signal over."""
-        self._before = signal.signal(signal.SIGTERM, self._ask)
+        """Takes the signals over."""
+        # A terminal sends SIGINT to all processes, and the launcher of several ends at it.
+        signals = [signal.SIGTERM, *([signal.SIGINT] if comm.get_world_size() == 1 else [])]
+        self._before = {each: signal.signal(each, self._ask) for each in signals}
 
     def after_step(self) -> None:
         """Stops if any process was asked to.
 
         Raises:
-            SystemExit: To stop, with status ``STOPPED``.
+            SystemExit: To stop, with status ``STOPPED``, or 130 for SIGINT.
         """
         # All processes have to agree on the iteration; between two of them each may have it.
         if any(comm.all_gather(self._asked)):
             self._stop()
 
     def after_train(self) -> None:
-        """Gives the signal back."""
-        signal.signal(signal.SIGTERM, self._before)
+        """Gives the signals back."""
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -67,8 +73,12 @@ class StopOnSignal(HookBase):
         finally:
             self._at_once = False
 
-    def _ask(self, _signum: int, _frame: FrameType | None) -> None:
-        self._asked = True
+    def _ask(self, signum: int, _frame: FrameType | None) -> None:
+        self._asked = signum
+        if signum == signal.SIGINT:
+            # Whoever is in a hurry presses it again.
+            signal.signal(signal.SIGINT, self._before[signal.SIGINT])
+            logger.warning("Stopping after this iteration; Ctrl-C again ends at once.")
         if self._at_once:
             self._at_once = False
             self._stop(alone=True)
@@ -78,13 +88,14 @@ class StopOnSignal(HookBase):
         # Named as detectron2's periodic checkpoints are.
         self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
         logger.warning(
-            "Asked to stop (SIGTERM): saved after iteration %d; --resume goes on from there.",
+            "Asked to stop (%s): saved after iteration %d; --resume goes on from there.",
+            signal.Signals(self._asked or signal.SIGTERM).name,
             iteration,
         )
         if not alone:
             # The first process to end takes the others with it.
             comm.synchronize()
-        sys.exit(STOPPED)
+        sys.exit(128 + (self._asked or signal.SIGTERM))
 
 
 @contextmanager

@@ -12,12 +12,17 @@ function makeTraining(training) {
     losses.push({ name: "total_loss", points: total, css: "line faint", ink: true, quiet: true });
     losses.push({ name: "total_loss, running mean", points: training.smoothed, css: "line strong", ink: true });
   }
-  const aps = Object.entries(training.box_ap).map(([name, points], i) => ({ ...line(name, points, i), dots: true }));
+  const aps = Object.entries(training.box_ap).map(([name, points], i) => {
+    const each = line(name, points, i);
+    // The anchors have their own colours on the page; the name of each is its kind.
+    return { ...each, colour: data.colours[name] || each.colour, dots: true };
+  });
   const rate = { name: "lr", points: training.learning_rate, css: "line", ink: true };
   const iterations = [...losses, ...aps, rate].flatMap(({ points }) => points.map(([x]) => x));
   // One for all charts, so that what is below each other happened at the same time.
   let range = [iterations.reduce((a, b) => Math.min(a, b)), iterations.reduce((a, b) => Math.max(a, b))];
-  if (range[0] === range[1]) range = [range[0] - 1, range[1] + 1];
+  const air = 0.02 * (range[1] - range[0]) || 1;
+  range = [range[0] - air, range[1] + air];
   chart(place, "loss", losses, 300, range, true);
   if (aps.length) chart(place, "box AP of evaluations during the training", aps, 220, range);
   if (rate.points.length) chart(place, "learning rate", [rate], 170, range, true);
