@@ -145,7 +145,7 @@ def test_the_results_of_the_sweep_come_along(swept, exported):
     assert alone.choose(max_gflops=1e6).name == "FS-1"
     # SF-1 was not swept.
     alone = Predictor.from_file(exported("SF-1"), device="cpu")
-    with pytest.raises(InputError, match="has no sweep, and budgets need one"):
+    with pytest.raises(InputError, match="has no sweep, and budgets and thresholds"):
         alone.set_score_threshold("f1")
 
 

@@ -54,7 +54,7 @@ def test_an_exported_file_predicts_as_the_stitch_it_is_of(export, predict, tmp_p
     assert "SF-1: " in printed and f"MB in {file}" in printed
     assert "the weights of all 14 stitches" in printed and "state of the optimizer" in printed
     printed, found = predict("alone", "--exported", file)
-    assert "Stitch SF-1, scores from 0.02" in printed
+    assert f"Stitch SF-1 of {file}, scores from 0.02" in printed
     _, expected = predict(
         "supernet", "--config-file", export.config_file, "--stitch", "SF-1", "--device", "cpu", LOW
     )
