@@ -87,7 +87,22 @@ def test_the_iteration_is_finished_saved_and_gone_on_from(tmp_path):
     assert train(tmp_path, start=5) == train(tmp_path / "whole")
 
 
-def test_ctrl_c_saves_and_pressed_again_ends_at_once(tmp_path):
+@pytest.fixture
+def set_interrupt():
+    """Sets what Ctrl-C does; it may be ignored where the tests themselves run in the background."""
+    before = signal.getsignal(signal.SIGINT)
+    yield lambda handler: signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_is_still_ignored_where_it_was(tmp_path, set_interrupt):
+    set_interrupt(signal.SIG_IGN)
+    train(tmp_path, signal_at=4, signals=[signal.SIGINT, signal.SIGINT])
+    assert os.listdir(tmp_path) == []
+
+
+def test_ctrl_c_saves_and_pressed_again_ends_at_once(tmp_path, set_interrupt):
+    set_interrupt(signal.default_int_handler)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as ended:
         train(tmp_path, signal_at=4, signals=[signal.SIGINT])

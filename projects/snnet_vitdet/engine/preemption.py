@@ -41,8 +41,11 @@ class StopOnSignal(HookBase):
 
     def before_train(self) -> None:
         """Takes the signals over."""
-        # A terminal sends SIGINT to all processes, and the launcher of several ends at it.
-        signals = [signal.SIGTERM, *([signal.SIGINT] if comm.get_world_size() == 1 else [])]
+        signals = [signal.SIGTERM]
+        # A terminal sends SIGINT to all processes, and the launcher of several ends at it. What
+        # runs in the background ignores it.
+        if comm.get_world_size() == 1 and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            signals.append(signal.SIGINT)
         self._before = {each: signal.signal(each, self._ask) for each in signals}
 
     def after_step(self) -> None:
