@@ -23,10 +23,9 @@ from tabulate import tabulate
 from snnet_vitdet.deploy import StitchTable
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.evaluation import Candidate, common_range, equal_cost_budgets, same_stitches
-from snnet_vitdet.evaluation.results import METRICS, TASKS
+from snnet_vitdet.evaluation.results import METRICS, SCORES, TASKS
 from snnet_vitdet.report import plot_comparison
 
-SCORES = {"box": "bbox_AP", "mask": "segm_AP"}
 COSTS = {
     "gflops": ("GFLOPs", "GFLOPs (multiply–accumulates / 1e9)"),
     "params_m": ("M params", "parameters (millions)"),

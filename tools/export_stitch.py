@@ -28,7 +28,7 @@ from snnet_vitdet.deploy import (
     load_exported,
     read_export,
 )
-from snnet_vitdet.engine import checkpoint_to_evaluate, load_config
+from snnet_vitdet.engine import load_config
 from snnet_vitdet.errors import InputError, exit_on_input_error
 
 BUDGETS = ("max_gflops", "max_latency_ms", "max_memory_mb")
@@ -103,16 +103,16 @@ def megabytes(num_bytes):
     return f"{num_bytes / 1e6:.1f} MB"
 
 
-def print_sizes(predictor, checkpoint, info, output):
+def print_sizes(predictor, info, output):
     """What the model takes before and after."""
     state = predictor.model.state_dict().values()
     weights = sum(tensor.numel() * tensor.element_size() for tensor in state)
     whose = f"all {len(predictor.stitches)} stitches" if info.stitch else "the model"
     print(f"{info.name}: {info.gflops:.4g} GFLOPs, {info.params_m:.4g} M parameters")
-    in_file = os.path.getsize(checkpoint)
+    in_file = os.path.getsize(predictor.source)
     print(
         f"before: {megabytes(weights)}, the weights of {whose}, of {megabytes(in_file)} in "
-        f"{checkpoint}"
+        f"{predictor.source}"
     )
     # Headers take some kilobytes.
     if in_file > 1.1 * weights:
@@ -127,14 +127,13 @@ def run(args):
         print(replace(read_export(args.info), curve=None).to_json(indent=1))
         return
     config = load_config(args.config_file, args.opts)
-    checkpoint = checkpoint_to_evaluate(args.weights or "", config.train.output_dir)
     predictor = predictor_for(args, config)
     name = predictor.stitch.name if predictor.stitch else "baseline"
     output = Path(args.output or Path(config.train.output_dir, "export", f"{name}.safetensors"))
     if output.suffix != ".safetensors":
         raise InputError(f"--output {output} must end in .safetensors")
     info = export_stitch(output, predictor.model, config, predictor.stitch, predictor.class_names)
-    print_sizes(predictor, checkpoint, info, output)
+    print_sizes(predictor, info, output)
     if not (args.onnx or args.torch_export or args.torchscript):
         return
     # Its own model from here on: what is compared is the file.

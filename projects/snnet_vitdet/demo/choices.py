@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from snnet_vitdet.deploy import StitchTable
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import StitchResult
+from snnet_vitdet.evaluation.results import SCORES
 from snnet_vitdet.stitching import Cost, Stitch
 
-__all__ = ["BUDGETS", "SCORES", "Choices", "Point"]
+__all__ = ["BUDGETS", "Choices", "Point"]
 
 BUDGETS = {"gflops": ("GFLOPs", ""), "latency_ms": ("time", "ms"), "memory_mb": ("memory", "MB")}
 """What a budget can limit: how it is called, and its unit."""
-
-SCORES = {"box": "bbox_AP", "mask": "segm_AP"}
-"""What can decide within a budget."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from pathlib import Path
 import gradio as gr
 
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.evaluation.results import SCORES
 
 from .answers import BY_NAME, F1, Answers, Wish, message
-from .choices import BUDGETS, SCORES
+from .choices import BUDGETS
 from .style import CSS, RELEASE_BY_KEYBOARD, THEME
 
 __all__ = ["LOOK", "build_page"]

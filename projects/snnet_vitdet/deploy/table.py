@@ -9,14 +9,13 @@ from pathlib import Path
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import ResultsTable, ScoreCurves, StitchResult
-from snnet_vitdet.evaluation.results import METRICS
+from snnet_vitdet.evaluation.results import METRICS, SCORES
 
 __all__ = ["LATENCY_FILE", "StitchEntry", "StitchTable"]
 
 LATENCY_FILE = "latency.json"
 """Beside a sweep's results; what ``tools/measure_latency.py`` writes."""
 
-_SCORES = {"box": "bbox_AP", "mask": "segm_AP"}
 # What a budget limits: the attribute of an entry, and how people call it.
 _BUDGETS = {
     "max_gflops": ("gflops", "GFLOPs"),
@@ -197,7 +196,7 @@ class StitchTable:
             InputError: If no stitch is within the budgets (the cheapest is named), has the score,
                 or was measured.
         """
-        metric = _SCORES.get(by, by)
+        metric = SCORES.get(by, by)
         if metric not in METRICS:
             raise InputError(
                 f"stitches are chosen by box, mask or one of {', '.join(METRICS)}, not by {by!r}"

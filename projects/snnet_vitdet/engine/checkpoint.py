@@ -99,7 +99,8 @@ def checkpoint_to_resume(output_dir: str) -> str:
     for name in [last, *_before(last, os.listdir(output_dir))]:
         path = os.path.join(output_dir, name)
         try:
-            _check_whole(path)
+            # What is at the end of a file, the list of its contents, is read; the weights are not.
+            saved_facts(path)
         except InputError as error:
             logger.warning("%s", error)
             damaged = damaged or name
@@ -124,12 +125,6 @@ def _before(last: str, names: Sequence[str]) -> list[str]:
 
     earlier = [name for name in names if iteration(name) < iteration(last)]
     return sorted(earlier, key=iteration, reverse=True)
-
-
-def _check_whole(checkpoint: str) -> None:
-    """Reads what is at the end of a file, the list of its contents; the weights stay unread."""
-    with _readable(checkpoint):
-        torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
 
 
 def saved_facts(checkpoint: str) -> tuple[list[str] | None, int | None]:

@@ -87,18 +87,18 @@ class StopOnSignal(HookBase):
             self._stop(alone=True)
 
     def _stop(self, alone: bool = False) -> None:
-        iteration = self.trainer.iter
+        iteration, signum = self.trainer.iter, self._asked or signal.SIGTERM
         # Named as detectron2's periodic checkpoints are.
         self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
         logger.warning(
             "Asked to stop (%s): saved after iteration %d; --resume goes on from there.",
-            signal.Signals(self._asked or signal.SIGTERM).name,
+            signal.Signals(signum).name,
             iteration,
         )
         if not alone:
             # The first process to end takes the others with it.
             comm.synchronize()
-        sys.exit(128 + (self._asked or signal.SIGTERM))
+        sys.exit(128 + signum)
 
 
 @contextmanager

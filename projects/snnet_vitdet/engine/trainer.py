@@ -176,22 +176,33 @@ class StitchedTrainer(SimpleTrainer):
                 stitch_kind=self.backbone.space.kinds.index(stitches[-1].kind),
                 smoothing_hint=False,
             )
-        distinct = dict.fromkeys(stitches)
-        names = ", ".join(f"stitch {s.id} ({s.name}, kind {s.kind})" for s in distinct)
-        where = f"iteration {self.iter}, process {comm.get_rank()}: {names or 'a baseline'}"
-        # The metrics are means over the processes; this tells which of them it was.
-        finite = all(torch.isfinite(loss).item() for loss in losses.values())
-        if finite:
-            hint = "its own losses are finite; another process's log names the images"
-        else:
-            parts = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())
-            files = ", ".join(_file_names(batch)) or "without file names"
-            hint = f"{parts}; images: {files}"
-            logger.error("A loss is not finite in %s, %s", where, hint)
+        # The metrics are means over the processes; this tells which of them it was. One look at
+        # the device for all losses: this is done in every iteration.
+        finite = torch.isfinite(torch.stack(list(losses.values()))).all().item()
+        if not finite:
+            where = self._what_was_trained(stitches, losses, batch)
+            logger.error("A loss is not finite in %s", where)
         try:
             self._write_metrics(losses, data_time)
         except FloatingPointError as error:
-            raise FloatingPointError(f"{error}\n{where}, {hint}") from error
+            if finite:
+                where = self._what_was_trained(stitches)
+                where += ", its own losses are finite; another process's log names the images"
+            raise FloatingPointError(f"{error}\n{where}") from error
+
+    def _what_was_trained(
+        self,
+        stitches: list[Stitch],
+        losses: Mapping[str, torch.Tensor] | None = None,
+        batch: Sequence = (),
+    ) -> str:
+        names = [f"stitch {s.id} ({s.name}, kind {s.kind})" for s in dict.fromkeys(stitches)]
+        where = f"iteration {self.iter}, process {comm.get_rank()}: "
+        where += ", ".join(names) or "a baseline"
+        if losses is None:
+            return where
+        parts = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())
+        return f"{where}, {parts}; images: {', '.join(_file_names(batch)) or 'without file names'}"
 
 
 def _file_names(batch: Sequence) -> list[str]:

@@ -21,6 +21,7 @@ __all__ = [
     "AP_NAMES",
     "COLUMNS",
     "METRICS",
+    "SCORES",
     "ResultsTable",
     "StitchResult",
     "TASKS",
@@ -31,6 +32,9 @@ TASKS = {"bbox": "box", "segm": "mask"}
 """What is scored, as COCO names it, and as people do."""
 
 AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+SCORES = {word: f"{task}_AP" for task, word in TASKS.items()}
+"""What decides between stitches, as people call it: box and mask AP."""
 
 METRICS = tuple(f"{task}_{ap}" for task in TASKS for ap in AP_NAMES)
 """The scores of a stitch, AP on 0–100, named and ordered as in the files."""
