@@ -16,41 +16,44 @@ import json
 import logging
 import os
 import sys
-from pathlib import Path
 
 import torch
-from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import default_argument_parser, default_setup, default_writers, hooks, launch
+from detectron2.config import instantiate
+from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import CommonMetricPrinter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
 from omegaconf import OmegaConf
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from snnet_vitdet.data import category_names
 from snnet_vitdet.deploy import Predictor, write_sweep_report
 from snnet_vitdet.engine import (
-    STOPPED,
+    AUTO,
     ClassNames,
     FreezeAnchors,
+    MetricsFile,
     StitchedAMPTrainer,
     StitchedTrainer,
     StopOnSignal,
     StrictCheckpointer,
+    WriteMetrics,
+    alone_in,
     apply_linear_scaling,
     checkpoint_to_evaluate,
     checkpoint_to_resume,
     fit_stitching_layers,
     load_anchors,
     load_config,
-    passing_on_to_children,
     preflight,
     rehearse,
+    run_in_processes,
+    save_config,
     synthetic_batch,
     training_plan,
 )
-from snnet_vitdet.errors import InputError, exit_with
+from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.evaluation import (
     BASELINE,
     CocoScorer,
@@ -59,7 +62,6 @@ from snnet_vitdet.evaluation import (
     sweep,
     two_stage_sweep,
 )
-from snnet_vitdet.files import write_atomically
 from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, stitch_costs
 from snnet_vitdet.report import plot_pareto
 from snnet_vitdet.stitching import select_stitches
@@ -186,7 +188,7 @@ def do_train(config, resume):
     if resume:
         checkpointer.load(found)
         if comm.is_main_process():
-            LazyConfig.save(as_given, os.path.join(config.train.output_dir, "config.yaml"))
+            save_config(as_given, os.path.join(config.train.output_dir, "config.yaml"))
     else:
         # What every later start of this training goes back to; resuming adds 1.
         trainer.iter = -1
@@ -196,7 +198,7 @@ def do_train(config, resume):
         logger.info("%s is trained: %d iterations.", config.train.output_dir, start_iter)
         # Killed after its last periodic checkpoint, a training has everything but this file.
         if not os.path.isfile(os.path.join(config.train.output_dir, "model_final.pth")):
-            checkpointer.save("model_final")
+            checkpointer.save_copy(found, "model_final")
         return
     data_loader.start_iteration = start_iter
     plan = training_plan(
@@ -232,17 +234,21 @@ def do_train(config, resume):
         return results
 
     main = comm.is_main_process()
+    folder, log_period = config.train.output_dir, config.train.log_period
+    if main:
+        metrics = MetricsFile(os.path.join(folder, "metrics.json"), log_period)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             FreezeAnchors(model, config.train.freeze_anchors),
             hooks.LRScheduler(scheduler=instantiate(config.lr_multiplier)),
+            WriteMetrics(metrics, log_period) if main else None,
             hooks.PeriodicCheckpointer(checkpointer, **config.train.checkpointer) if main else None,
             stop,
             hooks.EvalHook(config.train.eval_period, evaluate),
             hooks.PeriodicWriter(
-                default_writers(config.train.output_dir, config.train.max_iter),
-                period=config.train.log_period,
+                [CommonMetricPrinter(config.train.max_iter), metrics, TensorboardXWriter(folder)],
+                period=log_period,
             )
             if main
             else None,
@@ -255,6 +261,24 @@ def do_train(config, resume):
         trainer.iter -= 1
         checkpointer.save(f"not_finite_{trainer.iter + 1:07d}", tag=False, iteration=trainer.iter)
         raise
+    except Exception:
+        save_what_is_trained(trainer, checkpointer)
+        raise
+
+
+def save_what_is_trained(trainer, checkpointer):
+    """Saves a training that an error ends, such as an image that cannot be read."""
+    # None if there is nothing new, or if the weights were being changed.
+    if trainer.trained_iter is None:
+        return
+    trainer.iter = trainer.trained_iter
+    try:
+        # Named as detectron2's periodic checkpoints are.
+        checkpointer.save(f"model_{trainer.iter:07d}", iteration=trainer.iter)
+    except Exception as error:  # whatever it is: the first one is the one to show
+        logger.warning("What was trained could not be saved either: %s", error)
+        return
+    logger.warning("Saved after iteration %d; --resume goes on from there.", trainer.iter)
 
 
 def provenance_of(config, checkpoint):
@@ -356,90 +380,66 @@ def report_sweep(config, model):
         logger.warning("There is no report: %s", error)
 
 
+def folder_of(config, args):
+    """The folder of a run: of its log, config.yaml and results."""
+    return os.path.join(config.train.output_dir, "sweep" if args.eval_only else "")
+
+
 def set_up(config, args):
-    """detectron2's set-up of a run; returns the folder of its log and config.yaml.
+    """detectron2's set-up of a run, with logs and config.yaml in the folder of the run.
 
     A folder's config.yaml stays the one of its training: a sweep has its own, and resuming replaces
     it only when the checkpoint has been loaded with what it says.
     """
-    folder = config.train.output_dir
+    folder = folder_of(config, args)
+    for name in ("detectron2", "fvcore", "snnet_vitdet"):
+        setup_logger(folder, distributed_rank=comm.get_rank(), name=name, configure_stdout=False)
+    # The first process may be the one that has set up the screen for the checks already.
+    if not any(map(writes_to_screen, logging.getLogger("snnet_vitdet").handlers)):
+        setup_logger(distributed_rank=comm.get_rank(), name="snnet_vitdet")
+    without_folder = copy.deepcopy(config)
+    without_folder.train.output_dir = None
+    default_setup(without_folder, args)
     path = os.path.join(folder, "config.yaml")
-    if args.eval_only:
-        folder = os.path.join(folder, "sweep")
-        own = copy.deepcopy(config)
-        own.train.output_dir = folder
-        default_setup(own, args)
-        if comm.is_main_process():
-            LazyConfig.save(config, os.path.join(folder, "config.yaml"))
-    elif args.resume and os.path.isfile(path):
-        with open(path, "rb") as file:
-            before = file.read()
-        default_setup(config, args)
-        if comm.is_main_process():
-            write_atomically(Path(path), before)
-    else:
-        default_setup(config, args)
-    return folder
+    if comm.is_main_process() and not (args.resume and not args.eval_only and os.path.isfile(path)):
+        save_config(config, path)
+
+
+def writes_to_screen(handler):
+    """Whether a handler of a log is not one of its file."""
+    return getattr(handler, "stream", None) is sys.stdout
 
 
 def main(args, config, notes=()):
     """One process of a run; notes are what the log has to say of what came before it."""
-    folder = set_up(config, args)
-    setup_logger(
-        folder,
-        distributed_rank=comm.get_rank(),
-        name="snnet_vitdet",
-        # The first process may be the one that has set up the screen for the checks already.
-        configure_stdout=not logging.getLogger("snnet_vitdet").handlers,
-    )
-    for note in notes:
-        logger.info(note)
-    if config.train.device == "cpu" and args.num_gpus > 1:
+    if config.train.device == "cpu" and comm.get_local_size() > 1:
         # More threads than cores make OpenMP's barriers wait ten times longer than the arithmetic.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.num_gpus))
-    if args.eval_only:
-        do_sweep(config, args.resume)
-    else:
-        do_train(config, args.resume)
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // comm.get_local_size()))
+    with alone_in(folder_of(config, args)) if comm.is_main_process() else contextlib.nullcontext():
+        set_up(config, args)
+        for note in notes:
+            logger.info(note)
+        (do_sweep if args.eval_only else do_train)(config, args.resume)
 
 
 def cli():
     """Reads the command line, checks everything, and starts the processes."""
-    args = default_argument_parser(epilog=__doc__).parse_args()
-    setup_logger(name="snnet_vitdet")
-    try:
+    parser = default_argument_parser(epilog=__doc__)
+    # A fixed port, as detectron2 has it, would let a user train once at a time on a machine.
+    parser.set_defaults(dist_url=AUTO)
+    args = parser.parse_args()
+    setup_logger(name="snnet_vitdet", distributed_rank=int(os.environ.get("RANK", 0)))
+
+    def prepare(num_processes):
         config = load_config(args.config_file, args.opts)
-        notes = []
-        if not args.eval_only:
-            notes += apply_linear_scaling(config)
+        notes = [] if args.eval_only else apply_linear_scaling(config)
         preflight(
-            config,
-            evaluation=args.eval_only,
-            resume=args.resume,
-            num_processes=args.num_gpus * args.num_machines,
+            config, evaluation=args.eval_only, resume=args.resume, num_processes=num_processes
         )
-        several = args.num_gpus > 1
-        with passing_on_to_children() if several else contextlib.nullcontext():
-            launch(
-                main,
-                args.num_gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(args, config, notes),
-            )
-    except InputError as error:
-        exit_with(error)
-    except ProcessExitedException as error:
-        if error.exit_code != STOPPED:
-            raise
-        sys.exit(STOPPED)
-    except ProcessRaisedException as error:
-        # Of several processes: what one of them raised, as the text of its traceback.
-        _, raised, message = str(error).rpartition(f"{InputError.__module__}.InputError: ")
-        if not raised:
-            raise
-        exit_with(message.strip())
+        return config, notes
+
+    with exit_on_input_error():
+        run_in_processes(prepare, main, args)
 
 
 if __name__ == "__main__":

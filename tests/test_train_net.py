@@ -7,77 +7,36 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
-import traceback
 from pathlib import Path
 
 import pytest
 import torch
 import train_net
-from detectron2.engine import default_argument_parser, launch
-from detectron2.utils import comm
+from detectron2.engine import default_argument_parser
 from detectron2.utils.logger import setup_logger
 from in_process import run_main
 from PIL import Image
-from torch.multiprocessing import ProcessRaisedException
+from runs import (
+    NANO,
+    NUM_BEFORE_CHECKPOINT,
+    NUM_ITERATIONS,
+    ROOT,
+    assert_same_tensors,
+    fewer_resources,
+    finish,
+    metrics_of,
+    recorded,
+    start,
+    training_overrides,
+    wait_until,
+    weights,
+)
 
 from snnet_vitdet.engine import STOPPED, StitchedTrainer, load_config
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.stitching import ResourceConstrainedSampler, StitchSpace
-
-ROOT = Path(__file__).parent.parent
-NANO = "configs/shapes/mask_rcnn_snnet_nano.py"
-# Far above what any of these runs takes; reached only by one that hangs.
-TIMEOUT = 240
-NUM_ITERATIONS = 24
-NUM_BEFORE_CHECKPOINT = 4
-
-
-def start(*args, config_file=NANO, **kwargs):
-    """Starts train_net.py, by default on the embedded default, without a GPU."""
-    return subprocess.Popen(
-        [sys.executable, "train_net.py", "--config-file", str(config_file), *map(str, args)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **kwargs,
-    )
-
-
-def finish(process):
-    """Exit code, standard output and standard error of a run."""
-    try:
-        stdout, stderr = process.communicate(timeout=TIMEOUT)
-    finally:
-        process.kill()
-    return process.returncode, stdout, stderr
-
-
-def weights(output):
-    return torch.load(Path(output) / "model_final.pth")["model"]
-
-
-def assert_same_tensors(first, second):
-    """Bitwise."""
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
-
-
-def metrics_of(output):
-    lines = (Path(output) / "metrics.json").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def recorded(overrides, output):
-    """The overrides of a training whose every iteration is in metrics.json."""
-    return [*overrides, f"train.output_dir={output}", "train.log_period=1", "train.eval_period=0"]
-
 
 # ------------------------------------------------------------------------------ the command line
 
@@ -198,31 +157,14 @@ def uninterrupted(tiny_config, tmp_path_factory, restored_logging):
     return output
 
 
-def training_overrides(output):
-    return [
-        f"train.output_dir={output}",
-        f"train.max_iter={NUM_ITERATIONS}",
-        f"train.checkpointer.period={NUM_BEFORE_CHECKPOINT}",
-        "train.eval_stitches=[0]",
-        "train.log_period=1",
-        # Randomness inside the model, too, has to continue where it was.
-        "model.backbone.net.small.drop_path_rate=0.2",
-        "model.backbone.net.large.drop_path_rate=0.2",
-    ]
-
-
 @pytest.mark.slow
 def test_killed_and_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(
     tiny_overrides, tiny_config, uninterrupted, tmp_path, restored_logging
 ):
     process = start(*tiny_overrides, *training_overrides(tmp_path))
     tag = tmp_path / "last_checkpoint"
-    deadline = time.monotonic() + TIMEOUT
     try:
-        while not tag.exists() or tag.read_text() in ("", "model_init.pth"):
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: tag.exists() and tag.read_text() not in ("", "model_init.pth"), process)
         process.send_signal(signal.SIGKILL)
     finally:
         process.kill()
@@ -255,12 +197,8 @@ def test_a_job_that_is_to_end_saves_and_goes_on_as_if_it_had_not(
     process = start(
         *tiny_overrides, *overrides, "dataloader.train.num_workers=2", start_new_session=True
     )
-    deadline = time.monotonic() + TIMEOUT
     try:
-        while not (tmp_path / "metrics.json").exists() or len(metrics_of(tmp_path)) < 3:
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: len(metrics_of(tmp_path)) >= 3, process)
         if to_all:
             os.killpg(process.pid, signal.SIGTERM)
         else:
@@ -307,24 +245,49 @@ def test_a_loss_gone_wrong_leaves_a_checkpoint_to_repeat_the_iteration_from(
 
 
 @pytest.mark.slow
-def test_two_processes_that_are_to_end_stop_after_the_same_iteration(tiny_overrides, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "trained"), [("_forward", 5), ("after_step", 6)], ids=["iteration", "evaluation"]
+)
+def test_an_error_costs_nothing_of_what_was_trained_before(
+    name, trained, tiny_config, uninterrupted, tmp_path, monkeypatch, restored_logging
+):
+    """An image that cannot be read, say, of the training or of an evaluation between."""
     overrides = [*training_overrides(tmp_path), "train.checkpointer.period=1000"]
-    process = start("--num-gpus", "2", *tiny_overrides, *overrides, "train.max_iter=100000")
-    deadline = time.monotonic() + TIMEOUT
-    try:
-        while not (tmp_path / "metrics.json").exists() or len(metrics_of(tmp_path)) < 2:
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        code, printed, error = finish(process)
-    finally:
-        process.kill()
-    assert code == STOPPED, error
-    (saved,) = tmp_path.glob("model_0*.pth")
-    state = torch.load(saved)
-    assert saved.name == f"model_{state['trainer']['iteration']:07d}.pth"
-    assert max(m["iteration"] for m in metrics_of(tmp_path)) == state["iteration"]
+    original = getattr(StitchedTrainer, name)
+
+    def wrong_once(self, *args):
+        found = original(self, *args)
+        if self.iter == 6:
+            raise InputError("some.jpg cannot be used")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StitchedTrainer, name, wrong_once)
+        with pytest.raises(InputError, match="some.jpg"):
+            run_main(tiny_config(*overrides))
+    assert (tmp_path / "last_checkpoint").read_text() == f"model_{trained:07d}.pth"
+    run_main(tiny_config(*overrides), "--resume")
+    trained = [m["iteration"] for m in metrics_of(tmp_path) if "total_loss" in m]
+    assert sorted(set(trained)) == list(range(NUM_ITERATIONS))
+    assert_same_tensors(weights(tmp_path), weights(uninterrupted))
+
+
+@pytest.mark.slow
+def test_an_error_in_the_step_itself_is_not_saved(
+    tiny_config, tmp_path, monkeypatch, restored_logging
+):
+    """Half of the weights may be of the next iteration."""
+
+    def full(self):
+        if self.iter == 3:
+            raise RuntimeError("out of memory")
+        self.optimizer.step()
+
+    monkeypatch.setattr(StitchedTrainer, "_update", full)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run_main(tiny_config(*training_overrides(tmp_path), "train.checkpointer.period=2"))
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert {path.name for path in tmp_path.glob("*.pth")} == {"model_init.pth", "model_0000001.pth"}
 
 
 @pytest.mark.slow
@@ -378,17 +341,6 @@ def test_a_training_killed_before_its_final_file_gets_it_when_resumed(
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
 
-def fewer_resources(output):
-    return [
-        *training_overrides(output),
-        "train.max_iter=6",
-        "train.checkpointer.period=2",
-        "train.accumulation.steps=2",
-        "train.freeze_anchors=3",
-        "init.num_images=2",
-    ]
-
-
 @pytest.mark.slow
 def test_micro_batches_and_frozen_anchors_are_resumed_exactly(
     tiny_config, tmp_path, restored_logging
@@ -422,34 +374,6 @@ def test_micro_batches_and_frozen_anchors_are_resumed_exactly(
         assert_same_tensors(weights(output), weights(whole))
         log = (output / "log.txt").read_text()
         assert f"6 iterations, from {int(last[6:13]) + 1} on: " in log
-
-
-# ------------------------------------------------------------------------------- several processes
-
-
-def train_in_a_process(config, folder):
-    """One of several; saves the weights and what has a gradient from the last iteration."""
-    torch.set_num_threads(1)
-    wrapped = []
-    create_ddp_model = train_net.create_ddp_model
-
-    def catch(model, **kwargs):
-        wrapped.append(create_ddp_model(model, **kwargs))
-        return wrapped[0]
-
-    train_net.create_ddp_model = catch
-    run_main(config)
-    (model,) = wrapped
-    assert isinstance(model, torch.nn.parallel.DistributedDataParallel)
-    named = dict(model.module.named_parameters())
-    torch.save(
-        {
-            "model": model.module.state_dict(),
-            "with_gradient": sorted(n for n, p in named.items() if p.grad is not None),
-            "trainable": sorted(n for n, p in named.items() if p.requires_grad),
-        },
-        f"{folder}/rank{comm.get_rank()}.pth",
-    )
 
 
 @pytest.mark.slow
@@ -487,78 +411,6 @@ def test_weights_are_there_before_the_model_is_wrapped(
             f"train.init_checkpoint={uninterrupted / 'model_final.pth'}",
         )
     )
-
-
-@pytest.mark.slow
-def test_two_processes_train_the_same_weights_and_leave_what_did_not_run_alone(
-    tiny_config, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    config = tiny_config(
-        f"train.output_dir={tmp_path}",
-        "train.max_iter=3",
-        "train.log_period=1",
-        "train.eval_stitches=[0]",
-        # No walk runs all blocks of both anchors.
-        "model.backbone.net.kinds=[S,L,FS]",
-        "train.seed=1",
-    )
-    launch(train_in_a_process, 2, dist_url="auto", args=(config, str(tmp_path)))
-    first, second = (torch.load(tmp_path / f"rank{rank}.pth") for rank in (0, 1))
-    assert_same_tensors(first["model"], second["model"])
-    assert_same_tensors(first["model"], weights(tmp_path))
-    assert first["with_gradient"] == second["with_gradient"]
-
-    space = StitchSpace((4, 8), kinds=("S", "L", "FS"))
-    trained = [space[int(m["stitch_id"])] for m in metrics_of(tmp_path) if "total_loss" in m]
-    assert len(trained) == 3
-    before = torch.load(tmp_path / "model_init.pth")["model"]
-    ran_ever = set().union(*map(blocks_of, trained))
-    moved = {name for name, value in before.items() if not torch.equal(value, first["model"][name])}
-    blocks = {n: ".".join(n.split(".")[2:5]) for n in first["trainable"] if ".blocks." in n}
-    idle = {name for name, block in blocks.items() if block not in ran_ever}
-    assert idle and idle != blocks.keys()
-    assert not idle & moved
-    ran_last = blocks_of(trained[-1])
-    for name, block in blocks.items():
-        assert (name in first["with_gradient"]) == (block in ran_last), name
-    assert {name for name in blocks if name.endswith("qkv.weight")} - idle <= moved
-
-
-@pytest.mark.slow
-def test_two_processes_thaw_the_anchors_together_and_accumulate(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    config = tiny_config(
-        *fewer_resources(tmp_path),
-        "train.max_iter=4",
-        "train.freeze_anchors=2",
-        "train.stitch_scope=process",
-        "dataloader.train.total_batch_size=4",
-    )
-    launch(train_in_a_process, 2, dist_url="auto", args=(config, str(tmp_path)))
-    first, second = (torch.load(tmp_path / f"rank{rank}.pth") for rank in (0, 1))
-    assert_same_tensors(first["model"], second["model"])
-    start, frozen = (
-        torch.load(tmp_path / f"{name}.pth")["model"] for name in ("model_init", "model_0000001")
-    )
-    anchors = {n for n in start if n.startswith(("backbone.net.small.", "backbone.net.large."))}
-    moved = {name for name in start if not torch.equal(start[name], frozen[name])}
-    assert moved and not moved & anchors
-    # Four stitches an iteration run nearly all blocks.
-    moved = {name for name in anchors if not torch.equal(start[name], first["model"][name])}
-    assert any(name.startswith("backbone.net.small.blocks.") for name in moved)
-    assert any(name.startswith("backbone.net.large.blocks.") for name in moved)
-    assert first["with_gradient"] == second["with_gradient"]
-    assert set(first["with_gradient"]) & anchors
-
-
-def blocks_of(stitch):
-    """The blocks a stitch runs, as ``small.blocks.0``."""
-    return {
-        f"{('small', 'large')[anchor]}.blocks.{block}"
-        for anchor, start, stop in stitch.segments
-        for block in range(start, stop)
-    }
 
 
 # ----------------------------------------------------------------------------------- other starts
@@ -674,7 +526,7 @@ def test_schedule_is_scaled_once_before_it_is_checked(
 ):
     started = []
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(train_net, "launch", lambda *_, args, **__: started.append(args[1:]))
+    monkeypatch.setattr(train_net, "main", lambda _, *rest: started.append(rest))
     (tmp_path / "some.pth").touch()
     overrides = (
         f"train.output_dir={tmp_path / 'output'}",
@@ -704,7 +556,7 @@ def test_schedule_is_scaled_once_before_it_is_checked(
 def refused(tiny_overrides, tmp_path, monkeypatch, capsys, restored_logging):
     """Runs the command line in this process; returns the sentence it ends with."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(train_net, "launch", lambda *_, **__: pytest.fail("it has started"))
+    monkeypatch.setattr(train_net, "main", lambda *_, **__: pytest.fail("it has started"))
 
     def refused(*args, config_file=NANO):
         overrides = [*tiny_overrides, f"train.output_dir={tmp_path / 'output'}"]
@@ -821,32 +673,6 @@ def test_annotations_that_cannot_be_used_are_refused(
     message = refused(f"data.train_json={path}")
     assert expected in message
     assert str(path) in message
-
-
-def test_bad_input_found_by_one_of_several_processes_ends_in_its_sentence(refused, monkeypatch):
-    def launch(*_, **__):
-        try:
-            raise InputError("some.jpg cannot be used: replace the file")
-        except InputError as error:
-            text = f"\n\n-- Process 1 terminated:\n{traceback.format_exc()}"
-            raise ProcessRaisedException(text, 1, 99) from error
-
-    monkeypatch.setattr(train_net, "launch", launch)
-    assert refused() == "error: some.jpg cannot be used: replace the file"
-
-
-def test_other_errors_of_one_of_several_processes_keep_their_traceback(
-    tiny_overrides, tmp_path, monkeypatch, restored_logging
-):
-    def launch(*_, **__):
-        raise ProcessRaisedException("RuntimeError: no memory", 1, 99)
-
-    monkeypatch.setattr(train_net, "launch", launch)
-    monkeypatch.chdir(ROOT)
-    argv = ["train_net.py", "--config-file", NANO, *tiny_overrides]
-    monkeypatch.setattr(sys, "argv", [*argv, f"train.output_dir={tmp_path}"])
-    with pytest.raises(ProcessRaisedException, match="no memory"):
-        train_net.cli()
 
 
 def test_training_over_another_one_is_refused(refused, tmp_path):

@@ -2,11 +2,16 @@
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator
 from omegaconf import OmegaConf
 
-from snnet_vitdet.data import build_train_loader, coco_dicts, dataset_name
+from snnet_vitdet.data import (
+    CheckedMapper,
+    build_evaluation_loader,
+    build_train_loader,
+    coco_dicts,
+    dataset_name,
+)
 
 data = OmegaConf.create(
     dict(
@@ -27,7 +32,7 @@ dataloader.train = L(build_train_loader)(
     dataset=L(coco_dicts)(
         json_file="${data.train_json}", image_root="${data.train_images}", filter_empty=True
     ),
-    mapper=L(DatasetMapper)(
+    mapper=L(CheckedMapper)(
         is_train=True,
         # Large-scale jitter (https://arxiv.org/abs/2012.07177), as ViTDet trains.
         augmentations=[
@@ -50,11 +55,11 @@ dataloader.train = L(build_train_loader)(
     seed="${train.seed}",
 )
 
-dataloader.test = L(build_detection_test_loader)(
+dataloader.test = L(build_evaluation_loader)(
     dataset=L(coco_dicts)(
         json_file="${data.test_json}", image_root="${data.test_images}", filter_empty=False
     ),
-    mapper=L(DatasetMapper)(
+    mapper=L(CheckedMapper)(
         is_train=False,
         augmentations=[
             L(T.ResizeShortestEdge)(

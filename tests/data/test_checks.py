@@ -2,10 +2,11 @@ import copy
 import json
 import logging
 import os
+import re
 
 import pytest
 
-from snnet_vitdet.data import check_coco_json, check_same_categories
+from snnet_vitdet.data import check_coco_json, check_same_categories, inspect_coco_json
 from snnet_vitdet.errors import InputError
 
 WIDTH, HEIGHT = 200, 120
@@ -217,6 +218,52 @@ def test_categories_that_differ_are_shown(check, coco, tmp_path):
     )
     with pytest.raises(InputError, match=message):
         check_same_categories(train, str(tmp_path / "test.json"))
+
+
+def test_all_kinds_of_faults_are_collected_and_the_first_is_raised(check, coco, tmp_path):
+    coco["images"] += [coco["images"][0], {"id": 9, "file_name": "gone.jpg"}]
+    coco["annotations"] += [
+        make_annotation(1, bbox=[1, 1, 0, 0]),
+        # Of an image whose entry is at fault.
+        make_annotation(10, image_id=9),
+        make_annotation(11, image_id=10, segmentation=[[1, 2]]),
+    ]
+    with pytest.raises(InputError) as error:
+        check(coco)
+    found = inspect_coco_json(
+        str(tmp_path / "some.json"), str(tmp_path / "images"), for_evaluation=False
+    )
+    assert found.faults[0] == str(error.value)
+    expected = [
+        "1 of 5 images in .* lack an id",
+        "1 of 5 images in .* an id that another one has",
+        r"1 of 5 images that .*\(gone\.jpg\)",
+        "1 of 7 annotations in .* an id that another one has",
+        r"1 of 7 annotations in .* name an image that is not listed \(annotation 11 of image 10\)",
+        "1 of 7 annotations in .* without area",
+        "1 of 7 annotations in .* a polygon that is no list",
+    ]
+    assert len(found.faults) == len(expected)
+    for pattern, fault in zip(expected, found.faults, strict=True):
+        assert re.match(pattern, fault), fault
+    assert found.missing == {"gone.jpg"}
+    assert found.summary.instances == {2: 1, 5: 3}
+
+
+def test_without_an_image_folder_the_annotations_are_still_looked_at(check, coco, tmp_path):
+    coco["annotations"][0]["bbox"] = [1, 1, 0, 0]
+    with pytest.raises(InputError, match="without area"):
+        check(coco)
+    path = str(tmp_path / "some.json")
+    found = inspect_coco_json(path, str(tmp_path / "gone"), for_evaluation=False)
+    assert len(found.faults) == 2
+    assert found.missing == {"1.jpg", "2.jpg", "3.jpg"}
+
+
+def test_a_file_that_cannot_be_read_is_the_only_fault(tmp_path):
+    found = inspect_coco_json(str(tmp_path / "gone.json"), str(tmp_path), for_evaluation=False)
+    assert len(found.faults) == 1 and "cannot be opened" in found.faults[0]
+    assert found.data is None and found.summary is None
 
 
 @pytest.mark.skipif("SNNET_REAL_DATA" not in os.environ, reason="SNNET_REAL_DATA is not set")

@@ -168,6 +168,14 @@ def test_an_interrupted_generation_leaves_nothing_behind(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+def test_what_a_killed_generation_left_is_removed_by_the_next(tmp_path):
+    for name in ("s.partial-0a1b2c3d", "s.outdated-0a1b2c3d", "t.partial-0a1b2c3d"):
+        (tmp_path / name / "train").mkdir(parents=True)
+    generate_shapes(str(tmp_path / "s"), 1, 1, 64)
+    # Another set's is none of its business.
+    assert sorted(os.listdir(tmp_path)) == ["s", "t.partial-0a1b2c3d"]
+
+
 def test_callers_at_the_same_time_end_with_one_whole_set(tmp_path, caplog):
     caplog.set_level("INFO", logger="snnet_vitdet.data.shapes")
     root = tmp_path / "scenes"

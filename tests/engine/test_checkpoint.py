@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from snnet_vitdet.engine import ClassNames, StrictCheckpointer, checkpoint_to_resume
+from snnet_vitdet.engine import (
+    ClassNames,
+    StrictCheckpointer,
+    checkpoint_to_evaluate,
+    checkpoint_to_resume,
+)
 from snnet_vitdet.errors import InputError
 
 NAMES = ["fig", "nut", "pea"]
@@ -184,8 +189,56 @@ def test_a_training_is_resumed_from_its_last_checkpoint(training):
     # Whoever writes another name into the file means it.
     (training / "last_checkpoint").write_text("model_0000019.pth")
     assert checkpoint_to_resume(str(training)) == str(training / "model_0000019.pth")
-    (training / "last_checkpoint").unlink()
+
+
+@pytest.mark.parametrize("content", ["", None], ids=["empty", "missing"])
+def test_a_lost_note_of_the_last_checkpoint_does_not_let_a_training_begin_anew(
+    content, training, caplog
+):
+    note = training / "last_checkpoint"
+    note.unlink()
+    if content is not None:
+        note.write_text(content)
+    for name in ("model_final", "model_0000029", "model_0000019", "model_0000009", "model_init"):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "snnet_vitdet"):
+            assert checkpoint_to_resume(str(training)) == str(training / f"{name}.pth")
+        assert f"last_checkpoint is gone or empty: the latest counts, {name}.pth" in caplog.text
+        assert checkpoint_to_evaluate("", str(training)) == str(training / f"{name}.pth")
+        (training / f"{name}.pth").unlink()
+    # What is for inspection is none.
+    assert (training / "inspected.pth").exists()
     assert checkpoint_to_resume(str(training)) == ""
+
+
+def test_a_copy_of_a_checkpoint_has_all_it_holds_and_is_the_last_one(training):
+    checkpointer = StrictCheckpointer(make_model(width=8), str(training))
+    last = training / "model_0000029.pth"
+    checkpointer.save_copy(str(last), "model_final")
+    assert (training / "model_final.pth").read_bytes() == last.read_bytes()
+    assert (training / "last_checkpoint").read_text() == "model_final.pth"
+    with pytest.raises(InputError, match="cannot write .*model_final.pth"):
+        checkpointer.save_copy(str(training / "gone.pth"), "model_final")
+    checkpointer.save_to_disk = False
+    checkpointer.save_copy(str(last), "other")
+    assert not (training / "other.pth").exists()
+
+
+def test_half_a_checkpoint_of_a_killed_training_goes_with_the_next_one(training):
+    half = training / ".tmp.model_0000033.pth"
+    half.write_bytes(b"half")
+    StrictCheckpointer(make_model(), str(training)).save("model_0000039")
+    assert not half.exists()
+
+
+def test_a_dead_data_worker_is_not_taken_for_a_full_disk(training, monkeypatch):
+    def dies(*_):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(torch, "save", dies)
+    with pytest.raises(RuntimeError, match="^DataLoader worker"):
+        StrictCheckpointer(make_model(), str(training)).save("model_0000039")
+    assert not list(training.glob(".tmp.*"))
 
 
 def test_instead_of_a_damaged_checkpoint_the_one_before_it_is_taken(training, caplog):

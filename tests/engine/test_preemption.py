@@ -146,7 +146,7 @@ def test_a_training_that_is_not_asked_leaves_no_checkpoint_of_its_own(tmp_path):
 def test_children_get_what_their_launcher_gets():
     program = """
         import multiprocessing, os, signal, time
-        from snnet_vitdet.engine import passing_on_to_children
+        from snnet_vitdet.engine.preemption import passing_on_to_children
 
         if __name__ == "__main__":
             child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))

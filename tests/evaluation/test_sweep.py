@@ -185,6 +185,30 @@ def test_resume_computes_only_what_is_missing_and_gives_the_same_files(run, mode
     assert [(tmp_path / f"stitches.{end}").read_bytes() for end in ("csv", "json")] == whole
 
 
+@pytest.mark.parametrize("content", ["", "stitch_id,na", None], ids=["empty", "cut", "missing"])
+def test_resume_makes_the_csv_anew_that_a_kill_has_kept_from_its_last_row(content, run, tmp_path):
+    run([1, 2])
+    path = tmp_path / "stitches.csv"
+    whole = path.read_bytes()
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    run([1, 2], resume=True)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_sweep_killed_between_its_first_two_files_is_resumed(content, run, tmp_path):
+    run([1], provenance={"checkpoint": "a.pth"})
+    whole = (tmp_path / "stitches.json").read_bytes()
+    (tmp_path / "stitches.json").write_text("[\n\n]\n")
+    (tmp_path / "sweep.json").unlink()
+    if content is not None:
+        (tmp_path / "sweep.json").write_text(content)
+    run([1], provenance={"checkpoint": "a.pth"}, resume=True)
+    assert (tmp_path / "stitches.json").read_bytes() == whole
+
+
 def test_resume_of_a_finished_sweep_adds_other_stitches_to_it(run, tmp_path):
     run([5])
     assert len(run([2, 5, 8], resume=True)) == 3

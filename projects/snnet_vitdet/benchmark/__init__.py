@@ -2,13 +2,16 @@
 
 from .cases import Case, block_cases, inference_cases, sweep_cases, training_cases
 from .measuring import Measurement, measure
+from .processes import ProcessesMeasurement, measure_processes
 
 __all__ = [
     "Case",
     "Measurement",
+    "ProcessesMeasurement",
     "block_cases",
     "inference_cases",
     "measure",
+    "measure_processes",
     "sweep_cases",
     "training_cases",
 ]

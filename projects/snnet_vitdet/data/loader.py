@@ -3,10 +3,8 @@
 import contextlib
 import hashlib
 import logging
-import pickle
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from snnet_vitdet.errors import InputError
 
+from .failures import DATA_ERRORS, Failure, failure_of, raise_failures
 from .worker_signals import leave_sigterm_to_parent
 
 __all__ = ["TrainLoader", "build_train_loader"]
@@ -35,8 +34,8 @@ def build_train_loader(
 
     Args:
         dataset: detectron2 dataset dicts, the same list in every process.
-        mapper: turns a dataset dict into a model input, such as detectron2's ``DatasetMapper``, or
-            returns None to have another sample drawn in its place.
+        mapper: turns a dataset dict into a model input, such as ``CheckedMapper``, or returns
+            None to have another sample drawn in its place.
         total_batch_size: images an iteration over all processes; a multiple of their number.
         num_workers: worker processes of this process; 0 maps in the process itself.
         seed: fixes the order of the images and all random choices of the mapper.
@@ -104,9 +103,7 @@ class TrainLoader:
             generator=torch.Generator().manual_seed(self._samples.seed),
         )
         for batch in loader:
-            for sample in batch:
-                if isinstance(sample, _Failure):
-                    raise InputError(sample.message) from sample.cause
+            raise_failures(batch)
             yield batch
 
     def _keys(self, iteration: int) -> Iterator[list[tuple[int, int]]]:
@@ -142,20 +139,8 @@ class TrainLoader:
         order = _permutation(len(self._samples), self._samples.seed, "fit", 0)[:num_samples]
         for position in range(self._rank, len(order), self._world):
             sample = self._samples.map(position, int(order[position]), purpose="fit")
-            if isinstance(sample, _Failure):
-                raise InputError(sample.message) from sample.cause
+            raise_failures([sample])
             yield sample
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """What a worker hands over in place of a sample that cannot be made.
-
-    An exception raised in a worker would arrive as its traceback in text, without its cause.
-    """
-
-    message: str
-    cause: Exception | None = None
 
 
 class _Samples(Dataset):
@@ -171,10 +156,10 @@ class _Samples(Dataset):
     def __len__(self) -> int:
         return len(self._dicts)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict | _Failure:
+    def __getitem__(self, key: tuple[int, int]) -> dict | Failure:
         return self.map(*key, purpose="train")
 
-    def map(self, position: int, index: int, purpose: str) -> dict | _Failure:
+    def map(self, position: int, index: int, purpose: str) -> dict | Failure:
         """The sample at a position of the named sequence of random states."""
         for attempt in range(_MAX_TRIES):
             random_seed = _hash64(self.seed, purpose, position, attempt)
@@ -184,29 +169,14 @@ class _Samples(Dataset):
             try:
                 with _random_state(random_seed):
                     sample = self._mapper(record)
-            except (OSError, ValueError, SyntaxError) as error:
-                # Pillow reports some damaged files as SyntaxError.
-                return _failure(record, error)
+            except DATA_ERRORS as error:
+                return failure_of(record, error, "training")
             if sample is not None:
                 return sample
-        return _Failure(
+        return Failure(
             f"The mapper of the training data rejected {_MAX_TRIES} samples in a row, the last one "
             f"{record.get('file_name')}: check what it returns None for."
         )
-
-
-def _failure(record: dict, error: Exception) -> _Failure:
-    if isinstance(error, InputError):
-        return _Failure(str(error), error.__cause__)
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 - any failure means that it cannot leave the worker
-        error = RuntimeError(f"{type(error).__name__}: {error}")
-    return _Failure(
-        f"The training image {record.get('file_name')} cannot be used ({error}): replace the file, "
-        "or take it out of the annotations.",
-        error,
-    )
 
 
 @contextlib.contextmanager

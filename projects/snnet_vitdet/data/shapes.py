@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import logging
@@ -82,7 +83,9 @@ def generate_shapes(
     target = Path(os.path.abspath(root))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone_in(target.parent):
+        with _alone_in(target.parent) as alone:
+            if alone:
+                _remove_leftovers(target)
             _ensure_set(target, parameters)
     except OSError as error:
         raise InputError(
@@ -93,17 +96,27 @@ def generate_shapes(
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Lets other programs and threads that generate scenes below a folder wait."""
+def _alone_in(folder: Path) -> Iterator[bool]:
+    """Lets other programs and threads that generate scenes below a folder wait, if it can."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         # Released with the descriptor, also when the program is killed; leaves no file behind. Not
         # every network filesystem can lock.
-        with contextlib.suppress(OSError):
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        except OSError:
+            yield False
+        else:
+            yield True
     finally:
         os.close(descriptor)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Of programs that were killed while they made this set."""
+    for what in ("partial", "outdated"):
+        for path in target.parent.glob(f"{glob.escape(target.name)}.{what}-*"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _ensure_set(target: Path, parameters: dict) -> None:

@@ -3,9 +3,9 @@
 import os
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
+from snnet_vitdet.data.image_files import REMEDIES, deep_mode_problem, read_rgb
 from snnet_vitdet.errors import InputError
 
 __all__ = ["IMAGE_SUFFIXES", "ImageLike", "image_files", "to_rgb"]
@@ -44,19 +44,14 @@ def to_rgb(image: ImageLike) -> np.ndarray:
         (H, W, 3), uint8.
 
     Raises:
-        InputError: If a file is no image, or an array not of this layout and type.
+        InputError: If a file cannot be used as an image, an image has more than 8 bits a channel,
+            or an array is not of this layout and type.
     """
     if isinstance(image, str | os.PathLike):
-        try:
-            return np.ascontiguousarray(read_image(os.fspath(image), format="RGB"))
-        except UnidentifiedImageError as error:
-            raise InputError(
-                f"{os.fspath(image)} cannot be read as an image: it is none that is known"
-            ) from error
-        except Exception as error:  # Pillow raises many types for what is damaged
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"{os.fspath(image)} cannot be read as an image ({line})") from error
+        return read_rgb(image)
     if isinstance(image, Image.Image):
+        if problem := deep_mode_problem(image.mode):
+            raise InputError(f"the image cannot be used ({problem}): {REMEDIES['deep']}")
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     if isinstance(image, np.ndarray):
         if image.ndim == 2:

@@ -4,8 +4,10 @@ import logging
 import math
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -55,7 +57,18 @@ class ClassNames:
 
 
 def last_checkpoint(output_dir: str) -> str:
-    """File name of the last checkpoint that a training noted in its folder, empty without one."""
+    """File name of the last checkpoint of a training, empty without one.
+
+    It is the one that the training noted in its folder. Where the note is lost, it is the one of
+    the latest iteration: what is there must not be taken for nothing and be overwritten.
+    """
+    if noted := _noted(output_dir):
+        return noted
+    names = os.listdir(output_dir) if os.path.isdir(output_dir) else []
+    return max((n for n in names if not math.isnan(_iteration(n))), key=_iteration, default="")
+
+
+def _noted(output_dir: str) -> str:
     tag = os.path.join(output_dir, "last_checkpoint")
     if not os.path.isfile(tag):
         return ""
@@ -95,6 +108,13 @@ def checkpoint_to_resume(output_dir: str) -> str:
     last = last_checkpoint(output_dir)
     if not last:
         return ""
+    if not _noted(output_dir):
+        logger.warning(
+            "%s has checkpoints, but its file last_checkpoint is gone or empty: the latest counts, "
+            "%s. To train anew, choose another train.output_dir.",
+            output_dir,
+            last,
+        )
     damaged = ""
     for name in [last, *_before(last, os.listdir(output_dir))]:
         path = os.path.join(output_dir, name)
@@ -116,15 +136,16 @@ def checkpoint_to_resume(output_dir: str) -> str:
 
 def _before(last: str, names: Sequence[str]) -> list[str]:
     """The checkpoints that were written before the last one, the latest of them first."""
+    earlier = [name for name in names if _iteration(name) < _iteration(last)]
+    return sorted(earlier, key=_iteration, reverse=True)
 
-    def iteration(name: str) -> float:
-        number = re.fullmatch(r"model_(\d+|init|final)\.pth", name)
-        if number is None:
-            return math.nan
-        return {"init": -1.0, "final": math.inf}.get(number[1]) or float(number[1])
 
-    earlier = [name for name in names if iteration(name) < iteration(last)]
-    return sorted(earlier, key=iteration, reverse=True)
+def _iteration(name: str) -> float:
+    """Orders the names of checkpoints; NaN for other files."""
+    number = re.fullmatch(r"model_(\d+|init|final)\.pth", name)
+    if number is None:
+        return math.nan
+    return {"init": -1.0, "final": math.inf}.get(number[1]) or float(number[1])
 
 
 def saved_facts(checkpoint: str) -> tuple[list[str] | None, int | None]:
@@ -153,6 +174,10 @@ def _readable(filename: str) -> Iterator[None]:
             f"checkpoint {filename} cannot be read ({line}): it is truncated or no checkpoint; "
             "use an earlier one"
         ) from error
+
+
+class _NotWrittenError(Exception):
+    """What torch raises where the disk is full, told from its other errors."""
 
 
 class StrictCheckpointer(DetectionCheckpointer):
@@ -186,11 +211,38 @@ class StrictCheckpointer(DetectionCheckpointer):
         checkpoint = {"model": self.model.state_dict(), **states, **kwargs}
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        # What torch raises where the disk is full is a RuntimeError.
-        with replacing(path, RuntimeError) as temporary:
-            torch.save(checkpoint, temporary)
+        self._remove_halves()
+        with replacing(path, _NotWrittenError) as temporary:
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:
+                # A full disk, or a worker of the data that has died, which torch raises anywhere.
+                if "DataLoader worker" in str(error):
+                    raise
+                raise _NotWrittenError(str(error)) from error
         if tag:
             self.tag_last_checkpoint(f"{name}.pth")
+
+    def save_copy(self, checkpoint: str, name: str) -> None:
+        """Writes a copy of a checkpoint, with all it holds, as one of this training.
+
+        Args:
+            checkpoint: Its file.
+            name: Of the new file, without its suffix.
+
+        Raises:
+            InputError: If it cannot be written.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        with replacing(os.path.join(self.save_dir, f"{name}.pth")) as temporary:
+            shutil.copyfile(checkpoint, temporary)
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def _remove_halves(self) -> None:
+        """Takes away what a killed process left, of a name that may not come again."""
+        for path in Path(self.save_dir).glob(".tmp.model_*.pth"):
+            path.unlink(missing_ok=True)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Notes which checkpoint the training is resumed from."""

@@ -7,8 +7,10 @@ change nothing and be noticed after the training, if ever.
 import difflib
 import inspect
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from glob import glob
+from pathlib import Path
 
 from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
@@ -18,10 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.files import write_atomically
 
 from .checkpoint import last_checkpoint
 
-__all__ = ["load_config"]
+__all__ = ["load_config", "save_config"]
 
 # Keys that a config.yaml saved by an earlier version has not, with the values of
 # configs/common/train.py.
@@ -65,6 +68,19 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     except (OmegaConfBaseException, KeyError, NotImplementedError) as error:
         line = str(error).splitlines()[0]
         raise InputError(f"overrides {list(overrides)} cannot be applied: {line}") from error
+
+
+def save_config(config: DictConfig, path: str) -> None:
+    """Writes a config as detectron2's ``LazyConfig.save`` does, as a whole or not at all.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        LazyConfig.save(config, os.path.join(folder, os.path.basename(path)))
+        # Besides the readable one a pickled one, where there is something that YAML cannot hold.
+        for file in Path(folder).iterdir():
+            write_atomically(Path(path).with_name(file.name), file.read_bytes())
 
 
 def _follow_folder(config: DictConfig, config_file: str) -> None:

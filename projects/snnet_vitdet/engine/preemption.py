@@ -23,7 +23,7 @@ STOPPED = 128 + signal.SIGTERM
 class StopOnSignal(HookBase):
     """Ends the training with a checkpoint at SIGTERM, after the iteration that is under way.
 
-    So does Ctrl-C (SIGINT) where there is one process; pressed again, it ends at once.
+    So does Ctrl-C (SIGINT); pressed again, it ends at once.
 
     It is enough if one of several processes gets the signal. The checkpoint is one like any other,
     so a training that is resumed goes on as if it had not stopped. Register this hook behind those
@@ -41,12 +41,7 @@ class StopOnSignal(HookBase):
 
     def before_train(self) -> None:
         """Takes the signals over."""
-        signals = [signal.SIGTERM]
-        # A terminal sends SIGINT to all processes, and the launcher of several ends at it. What
-        # runs in the background ignores it.
-        if comm.get_world_size() == 1 and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-            signals.append(signal.SIGINT)
-        self._before = {each: signal.signal(each, self._ask) for each in signals}
+        self._before = {each: signal.signal(each, self._ask) for each in _signals()}
 
     def after_step(self) -> None:
         """Stops if any process was asked to.
@@ -77,8 +72,9 @@ class StopOnSignal(HookBase):
             self._at_once = False
 
     def _ask(self, signum: int, _frame: FrameType | None) -> None:
-        self._asked = signum
-        if signum == signal.SIGINT:
+        self._asked = self._asked or signum
+        # Of several processes, their launcher is the one to ask them again or to kill them.
+        if signum == signal.SIGINT and comm.get_world_size() == 1:
             # Whoever is in a hurry presses it again.
             signal.signal(signal.SIGINT, self._before[signal.SIGINT])
             logger.warning("Stopping after this iteration; Ctrl-C again ends at once.")
@@ -102,15 +98,31 @@ class StopOnSignal(HookBase):
 
 
 @contextmanager
-def passing_on_to_children() -> Iterator[None]:
-    """Hands SIGTERM on to the processes that this one has started, and waits for them as before."""
+def passing_on_to_children() -> Iterator[list[int]]:
+    """Asks the processes that this one has started to stop when it is asked, and waits as before.
 
-    def pass_on(_signum: int, _frame: FrameType | None) -> None:
+    At SIGTERM or Ctrl-C they get SIGTERM; at a second Ctrl-C they are killed.
+
+    Yields:
+        The signals that have come so far.
+    """
+    received: list[int] = []
+
+    def pass_on(signum: int, _frame: FrameType | None) -> None:
+        in_a_hurry = signum == signal.SIGINT and signum in received
+        received.append(signum)
         for child in multiprocessing.active_children():
-            child.terminate()
+            child.kill() if in_a_hurry else child.terminate()
 
-    before = signal.signal(signal.SIGTERM, pass_on)
+    before = {each: signal.signal(each, pass_on) for each in _signals()}
     try:
-        yield
+        yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _signals() -> list[signal.Signals]:
+    """Those that ask to stop. What runs in the background ignores SIGINT, and goes on doing so."""
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    return [signal.SIGTERM] if ignored else [signal.SIGTERM, signal.SIGINT]

@@ -31,7 +31,13 @@ class StitchedTrainer(SimpleTrainer):
     An iteration is one step of the optimizer. The batch of a process is split into micro-batches,
     whose gradients are accumulated: as much arithmetic, less memory, and with a stitch for each of
     them one process trains as many stitches an iteration as that many processes.
+
+    Attributes:
+        trained_iter: Index of the iteration whose step the weights and the optimizer have; None
+            before the first step of this process, and while a step is under way.
     """
+
+    trained_iter: int | None = None
 
     def __init__(
         self,
@@ -120,7 +126,9 @@ class StitchedTrainer(SimpleTrainer):
                 losses[name] = losses[name] + share if name in losses else share
         self.after_backward()
         self._write(losses, data_time, stitches, batch)
+        self.trained_iter = None
         self._update()
+        self.trained_iter = self.iter
 
     def _split(self, batch: Sequence) -> list[Sequence]:
         """The micro-batches: equal parts of the batch, in its order."""

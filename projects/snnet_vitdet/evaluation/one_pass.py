@@ -200,7 +200,8 @@ def batches_from(
     if images is not None:
         own = [images[position] for position in InferenceSampler(len(images))]
     own, size = own[first:], loader.batch_sampler.batch_size
-    return DataLoader(
+    # Of the same class, which may have its own way with what its workers could not read.
+    return type(loader)(
         loader.dataset,
         batch_sampler=[own[i : i + size] for i in range(0, len(own), size)],
         num_workers=loader.num_workers,

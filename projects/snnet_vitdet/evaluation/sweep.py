@@ -190,18 +190,23 @@ def _open_table(output_dir: str, provenance: dict, resume: bool) -> ResultsTable
     """The rows to go on from; notes in ``output_dir`` what they depend on."""
     path = Path(output_dir, _PROVENANCE)
     if resume and os.path.isfile(os.path.join(output_dir, "stitches.json")):
+        table = ResultsTable.read(output_dir)
         try:
             with open(path, encoding="utf-8") as file:
                 before = json.load(file)
         except (OSError, ValueError):
             before = None
-        if before != provenance:
+        # Killed between its first two files, a sweep has no rows, and what would say of what.
+        if len(table) and before != provenance:
             raise InputError(
                 f"the results in {output_dir} belong to other weights or data than these "
                 f"({_difference(before, provenance)}): sweep without --resume, or into another "
                 "train.output_dir"
             )
-        return ResultsTable.read(output_dir)
+        if len(table):
+            # Killed between the two files of a row, it has only one of them.
+            table.write(output_dir)
+            return table
     table = ResultsTable()
     # First of all the rows of an earlier sweep have to go: interrupted before its first own row,
     # this sweep would otherwise be resumed with theirs.

@@ -1,0 +1,232 @@
+"""Faults of the annotations of a COCO file, all kinds found in one pass."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from .image_entries import ImageEntries
+from .rle import covers
+from .summary import EXAMPLES, DatasetSummary, some
+
+__all__ = ["InspectedAnnotations", "inspect_annotations"]
+
+# COCO's own train2017 has 2 boxes of height 0 among 860,001 (cocodataset/cocoapi issue 355) and
+# must pass. detectron2 leaves such objects out of training.
+_TOLERATED_FLAT_BOXES = 1e-5
+
+# What is wrong with annotations, as "<n> annotations <fault> (<examples>): <remedy>". Found in one
+# pass, reported in this order: what is above tends to cause what is below.
+_FAULTS = {
+    "id": ("have no whole number as id", "give each annotation an id"),
+    "duplicate": ("have an id that another one has", "give each annotation an id of its own"),
+    "image": ("name an image that is not listed", "remove them or add the images"),
+    "category": ("name a category that is not listed", "remove them or add the categories"),
+    "ignore": ('are marked "ignore", which detectron2 cannot load', "remove them or the mark"),
+    "iscrowd": ('have no "iscrowd" of 0 or 1, which the evaluation needs', "set it, usually to 0"),
+    "area": (
+        'have no "area" in pixels, which the evaluation needs',
+        "set it to the area of the mask",
+    ),
+    "keypoints": ("have keypoints that are no list of finite numbers", "remove or correct them"),
+    "bbox": ("have no bbox of four finite numbers", "write it as [x, y, width, height]"),
+    "flat": ("have a box without area", "remove them or correct width and height"),
+    "outside": ("have a box outside their image", "remove them or correct [x, y, width, height]"),
+    "no mask": ("have no segmentation", "add masks, as polygons or RLE: Mask R-CNN learns them"),
+    "polygon": (
+        "have a polygon that is no list of at least 3 points",
+        "write it as [x1, y1, x2, y2, x3, y3, …] or remove it",
+    ),
+    "rle": ("have an RLE mask that is incomplete or not of their image's size", "correct them"),
+}
+
+
+@dataclass(frozen=True)
+class InspectedAnnotations:
+    """What annotations are.
+
+    Attributes:
+        faults: A sentence for each kind of fault.
+        warnings: A sentence for each kind of what is odd and not refused.
+        summary: Of those in order.
+    """
+
+    faults: list[str]
+    warnings: list[str]
+    summary: DatasetSummary
+
+
+def inspect_annotations(
+    json_file: str,
+    annotations: Sequence[dict],
+    entries: ImageEntries,
+    categories: Mapping[int, str],
+    for_evaluation: bool,
+) -> InspectedAnnotations:
+    """Looks at every annotation.
+
+    Args:
+        json_file: Name of the annotation file.
+        annotations: Its annotations.
+        entries: Its images.
+        categories: Names of its categories by id.
+        for_evaluation: Also ask for what COCO's evaluation needs, ``area`` and ``iscrowd``.
+    """
+    fault_counts: Counter[str] = Counter()
+    fault_examples: dict[str, list[str]] = defaultdict(list)
+    seen: set[int] = set()
+    occupied: set[int | str] = set()
+    instances = dict.fromkeys(categories, 0)
+    size_counts = {"small": 0, "medium": 0, "large": 0}
+    crowds = rle_masks = 0
+    for position, annotation in enumerate(annotations):
+        faults = list(_faults_of(annotation, seen, entries, categories, for_evaluation))
+        for fault in faults:
+            fault_counts[fault] += 1
+            if len(fault_examples[fault]) < EXAMPLES:
+                fault_examples[fault].append(_describe(annotation, position, fault))
+        if annotation.get("iscrowd"):
+            crowds += 1
+        elif not faults:
+            occupied.add(annotation["image_id"])
+            instances[annotation["category_id"]] += 1
+            rle_masks += isinstance(annotation["segmentation"], dict)
+            area = annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
+            size_counts["small" if area < 32**2 else "medium" if area < 96**2 else "large"] += 1
+
+    def sentence(fault: str, text: str) -> str:
+        examples = some(fault_examples[fault], fault_counts[fault], "; ")
+        count = f"{fault_counts[fault]} of {len(annotations)} annotations in {json_file}"
+        return f"{count} {text.format(examples=examples)}"
+
+    warnings = []
+    flat_boxes = fault_counts["flat"]
+    if 0 < flat_boxes <= _TOLERATED_FLAT_BOXES * len(annotations):
+        text = "have a box without area ({examples}); training leaves them out."
+        warnings.append(sentence("flat", text))
+        del fault_counts["flat"]
+    if for_evaluation and 0 in seen:
+        warnings.append(
+            f"{json_file} has an annotation with id 0, which pycocotools takes for no match: that "
+            "object always counts as missed. Number annotations from 1."
+        )
+    num_images = len(entries.sizes)
+    return InspectedAnnotations(
+        faults=[
+            sentence(fault, f"{text} ({{examples}}): {remedy}.")
+            for fault, (text, remedy) in _FAULTS.items()
+            if fault_counts[fault]
+        ],
+        warnings=warnings,
+        summary=DatasetSummary(
+            json_file=json_file,
+            images=num_images,
+            empty_images=num_images - len(occupied),
+            annotations=len(annotations),
+            crowds=crowds,
+            rle_masks=rle_masks,
+            flat_boxes=flat_boxes,
+            categories=dict(categories),
+            instances=instances,
+            sizes=size_counts,
+        ),
+    )
+
+
+def _faults_of(
+    annotation: dict,
+    seen: set[int],
+    entries: ImageEntries,
+    categories: Mapping[int, str],
+    for_evaluation: bool,
+) -> Iterable[str]:
+    """Keys of ``_FAULTS``; adds the annotation's id to ``seen``."""
+    annotation_id = annotation.get("id")
+    if type(annotation_id) is not int:
+        yield "id"
+    elif annotation_id in seen:
+        yield "duplicate"
+    else:
+        seen.add(annotation_id)
+
+    image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
+    size = entries.sizes.get(image_id) if isinstance(image_id, (int, str)) else None
+    if size is None and not _is_incomplete(image_id, entries):
+        yield "image"
+    if not isinstance(category_id, int) or category_id not in categories:
+        yield "category"
+    if annotation.get("ignore", 0) != 0:
+        yield "ignore"
+    crowd = annotation.get("iscrowd", None if for_evaluation else 0)
+    if crowd not in (0, 1):
+        yield "iscrowd"
+    # An area that is there but no number breaks the summary of training data as well.
+    area = annotation.get("area", None if for_evaluation else 0)
+    if not _all_finite([area]):
+        yield "area"
+
+    points = annotation.get("keypoints")
+    # They are not used, but read.
+    if points and not (isinstance(points, list) and _all_finite(points)):
+        yield "keypoints"
+    box_fault = _box_fault(annotation.get("bbox"), size)
+    if box_fault is not None:
+        yield box_fault
+    mask = annotation.get("segmentation")
+    mask_fault = _mask_fault(mask, size)
+    # Training leaves crowds out, but reads a mask that is there; evaluation needs theirs.
+    if mask_fault is not None and (for_evaluation or not crowd or mask):
+        yield mask_fault
+
+
+def _is_incomplete(image_id: object, entries: ImageEntries) -> bool:
+    # Which is a fault of the image, and none of its annotations.
+    return isinstance(image_id, (int, str)) and image_id in entries.incomplete
+
+
+def _box_fault(box: object, size: tuple[int, int] | None) -> str | None:
+    if not isinstance(box, list) or len(box) != 4 or not _all_finite(box):
+        return "bbox"
+    x, y, width, height = box
+    if width <= 0 or height <= 0:
+        return "flat"
+    if size is not None and (x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0):
+        return "outside"
+    return None
+
+
+def _mask_fault(mask: object, size: tuple[int, int] | None) -> str | None:
+    if not mask:
+        return "no mask"
+    if isinstance(mask, dict):
+        # Without an image there is another fault, and no size to compare with.
+        fits = size is None or (
+            mask.get("size") == [size[1], size[0]] and covers(mask.get("counts"), size[0] * size[1])
+        )
+        return None if fits else "rle"
+    if not isinstance(mask, list):
+        return "no mask"
+    for polygon in mask:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            return "polygon"
+        if not _all_finite(polygon):
+            return "polygon"
+    return None
+
+
+def _all_finite(numbers: list) -> bool:
+    try:
+        # One addition a number instead of one test: COCO has forty million coordinates.
+        return math.isfinite(sum(numbers))
+    except (TypeError, OverflowError):  # no numbers, or one beyond all floats
+        return False
+
+
+def _describe(annotation: dict, position: int, fault: str) -> str:
+    annotation_id = annotation.get("id", f"number {position}")
+    text = f"annotation {annotation_id} of image {annotation.get('image_id')}"
+    if fault == "category":
+        return f"{text} has category {annotation.get('category_id')}"
+    if fault in ("bbox", "flat", "outside"):
+        return f"{text} has {annotation.get('bbox')}"
+    return text

@@ -1,0 +1,244 @@
+"""Processes that are started, by this program or by torchrun, and how they end together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+
+import pytest
+import torch.distributed as dist
+from detectron2.utils import comm
+from torch.multiprocessing import ProcessRaisedException
+
+from snnet_vitdet.engine.processes import AUTO, run_in_processes
+from snnet_vitdet.errors import InputError
+
+# Far above what any of these takes.
+TIMEOUT = 120
+
+
+def arguments(**changes):
+    given = {"num_gpus": 1, "num_machines": 1, "machine_rank": 0, "dist_url": AUTO}
+    return Namespace(**{**given, "resume": False, **changes})
+
+
+# What processes do, by name: they are told it over the command line or by pickle.
+
+
+def note(args, folder):
+    """Who there is, and whether the run is resumed."""
+    who = f"{comm.get_rank()} {comm.get_local_rank()} {comm.get_world_size()} {args.resume}"
+    with open(f"{folder}/rank{comm.get_rank()}", "a") as file:
+        file.write(f"{who}\n")
+
+
+def mistake_of_one(_args, _folder):
+    """The second process finds something wrong; the first waits for it."""
+    if comm.get_rank() == 1:
+        raise InputError("some.jpg cannot be used: replace the file")
+    comm.synchronize()
+
+
+def failure_of_one(_args, _folder):
+    if comm.get_rank() == 1:
+        raise RuntimeError("no memory")
+    comm.synchronize()
+
+
+def death_of_one(_args, _folder):
+    if comm.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    comm.synchronize()
+
+
+def death_once(args, folder):
+    """The second process is killed, unless it has been started again."""
+    note(args, folder)
+    comm.synchronize()
+    if not args.resume:
+        death_of_one(args, folder)
+
+
+def wait(_args, folder):
+    with open(f"{folder}/pid{comm.get_rank()}", "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(TIMEOUT)
+
+
+# --------------------------------------------------------------------------- one process and two
+
+
+def test_one_process_runs_in_this_one(tmp_path):
+    run_in_processes(lambda number: (f"{tmp_path}", number), record, arguments())
+    assert (tmp_path / "recorded").read_text() == f"{os.getpid()} 1"
+
+
+def record(_args, folder, number):
+    with open(f"{folder}/recorded", "w") as file:
+        file.write(f"{os.getpid()} {number}")
+
+
+def test_mistakes_are_found_before_anything_starts():
+    def prepare(_number):
+        raise InputError("no such config")
+
+    with pytest.raises(InputError, match="no such config"):
+        run_in_processes(prepare, wait, arguments(num_gpus=2))
+
+
+def test_several_machines_need_an_address():
+    with pytest.raises(InputError, match="--dist-url tcp://HOST:PORT"):
+        run_in_processes(lambda _: (), wait, arguments(num_machines=2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("main", "raised", "message"),
+    [
+        (mistake_of_one, InputError, "^some.jpg cannot be used: replace the file$"),
+        (failure_of_one, ProcessRaisedException, "no memory|onnection"),
+        (death_of_one, SystemExit, f"^{128 + signal.SIGKILL}$"),
+    ],
+    ids=["mistake", "failure", "death"],
+)
+def test_what_befalls_one_process_ends_them_all(main, raised, message, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(raised, match=message):
+        run_in_processes(lambda _: ("",), main, arguments(num_gpus=2))
+
+
+def start(main, folder, *flags, launcher=(), **changes):
+    """This file as a program, see its end."""
+    command = [sys.executable, *launcher, __file__, main.__name__, str(folder), *flags]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **changes,
+    )
+
+
+def finish(process):
+    try:
+        stdout, stderr = process.communicate(timeout=TIMEOUT)
+    finally:
+        process.kill()
+    return process.returncode, stdout, stderr
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_there(pid):
+    """Whether a process is alive; one that has ended may still wait to be asked for its status."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="the system does not list processes")
+@pytest.mark.parametrize("launcher", ["itself", "torchrun"])
+def test_processes_do_not_outlive_a_killed_launcher(launcher, tmp_path):
+    """Nor where Ctrl-C is ignored, as in what runs in the background."""
+    with_torchrun = launcher == "torchrun"
+    process = start(
+        wait,
+        tmp_path,
+        *([] if with_torchrun else ["--num-gpus", "2"]),
+        launcher=TORCHRUN if with_torchrun else (),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    files = [tmp_path / f"pid{rank}" for rank in (0, 1)]
+    wait_for(lambda: all(file.exists() and file.read_text() for file in files), process)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + TIMEOUT
+    while any(is_there(int(file.read_text())) for file in files):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# ------------------------------------------------------------------------------------- torchrun
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_are_taken_as_they_are(tmp_path):
+    code, printed, error = finish(start(note, tmp_path, launcher=TORCHRUN))
+    assert code == 0, error
+    assert (tmp_path / "rank0").read_text() == "0 0 2 False\n"
+    assert (tmp_path / "rank1").read_text() == "1 1 2 False\n"
+    # What is found out before the start is found out once.
+    assert printed.count("prepared for 2") == 1
+
+
+@pytest.mark.slow
+def test_a_mistake_under_torchrun_is_one_sentence(tmp_path):
+    code, _, error = finish(start(note, tmp_path, "--wrong", launcher=TORCHRUN))
+    assert code != 0
+    assert error.count("error: no such config") == 1
+    assert "InputError" not in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_what_torchrun_starts_again_is_resumed(tmp_path):
+    again = (*TORCHRUN, "--max-restarts", "1")
+    code, _, error = finish(start(death_once, tmp_path, launcher=again))
+    assert code == 0, error
+    assert (tmp_path / "rank0").read_text() == "0 0 2 False\n0 0 2 True\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments_", "message"),
+    [
+        ({"WORLD_SIZE": "4"}, {"num_gpus": 4}, "leave out --num-gpus"),
+        ({"WORLD_SIZE": "3"}, {}, "start as many on each"),
+    ],
+)
+def test_what_contradicts_torchrun_is_refused(variables, arguments_, message, monkeypatch):
+    given = {"RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    for name, value in {**given, "MASTER_PORT": "1", **variables}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
+        run_in_processes(lambda _: (), wait, arguments(**arguments_))
+    assert not dist.is_initialized()
+
+
+def program():
+    """What the tests start: a name of a function above, a folder and detectron2's arguments."""
+    from detectron2.engine import default_argument_parser
+
+    from snnet_vitdet.errors import exit_on_input_error
+
+    parser = default_argument_parser()
+    parser.set_defaults(dist_url=AUTO)
+    parser.add_argument("--wrong", action="store_true")
+    args = parser.parse_args(sys.argv[3:])
+
+    def prepare(number):
+        if args.wrong:
+            raise InputError("no such config")
+        print("prepared for", number)
+        return (sys.argv[2],)
+
+    with exit_on_input_error():
+        run_in_processes(prepare, globals()[sys.argv[1]], args)
+
+
+if __name__ == "__main__":
+    program()

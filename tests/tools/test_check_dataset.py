@@ -1,0 +1,146 @@
+"""tools/check_dataset.py as a program; what it says of bad input is in data/test_bad_input.py."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from in_process import run_program
+from PIL import Image
+
+NANO = "configs/shapes/mask_rcnn_snnet_nano.py"
+
+
+@pytest.fixture
+def run(root, tiny_overrides, tmp_path):
+    """Runs the program on the generated scenes."""
+
+    def run(*args, options=("--workers", "0")):
+        own = (*tiny_overrides, f"train.output_dir='{tmp_path / 'output'}'")
+        file = ("--config-file", str(root / NANO))
+        return run_program("tools/check_dataset.py", *file, *options, *own, *args)
+
+    return run
+
+
+@pytest.fixture
+def damaged(tiny_scenes, tmp_path):
+    """A copy of the generated training images, one of which is truncated; its overrides."""
+    images = tmp_path / "images"
+    shutil.copytree(tiny_scenes.train_images, images)
+    broken = sorted(images.iterdir())[3]
+    broken.write_bytes(broken.read_bytes()[:-200])
+    return f"data.train_images='{images}'"
+
+
+def table(printed, title):
+    """The rows of a table of the summary, as name and value."""
+    lines = printed.partition(f"{title}\n")[2].partition("\n\n")[0].splitlines()
+    return dict(re.split(r"  +", line.strip(), maxsplit=1) for line in lines if line.strip())
+
+
+def test_data_in_order_give_a_summary_and_status_0(run, tiny_scenes):
+    finished = run()
+    assert finished.code == 0, finished.printed + finished.error
+    assert "Faults" not in finished.printed
+    assert finished.printed.endswith("Images decoded: 10; nothing is wrong.\n")
+    coco = json.loads(Path(tiny_scenes.train_json).read_text())
+    rows = table(finished.printed, "Train data (what is in order)")
+    assert rows["annotation file"] == tiny_scenes.train_json
+    assert rows["images"] == "8" and rows["crowds"] == "0"
+    assert rows["objects"] == str(len(coco["annotations"]))
+    masks = [annotation["segmentation"] for annotation in coco["annotations"]]
+    rle = sum(isinstance(mask, dict) for mask in masks)
+    assert rows["objects with RLE masks"].split()[0] == str(rle)
+    per_image = [a["image_id"] for a in coco["annotations"]]
+    most = max(per_image.count(image["id"]) for image in coco["images"])
+    assert rows["most objects on an image"].startswith(f"{most} (")
+    assert rows["smallest image"] == rows["median image"] == rows["largest image"] == "64 x 64"
+    assert rows["modes of images"] == "8 RGB"
+    assert table(finished.printed, "Test data (what is in order)")["images"] == "2"
+    (circles,) = re.findall(r"^ +1  circle +(\d+)", finished.printed, re.MULTILINE)
+    assert int(circles) == sum(a["category_id"] == 1 for a in coco["annotations"])
+
+
+def test_a_truncated_image_is_found_by_decoding_alone(run, damaged):
+    finished = run(damaged)
+    assert finished.code == 2
+    assert "1 of 8 images of" in finished.printed
+    assert "are damaged or truncated" in finished.printed and "000004.jpg" in finished.printed
+    assert finished.printed.endswith("Images decoded: 10; kinds of faults: 1.\n")
+    headers = run(damaged, options=("--workers", "0", "--headers-only"))
+    assert headers.code == 0
+    assert headers.printed.endswith("Images looked at by their headers: 10; nothing is wrong.\n")
+
+
+def test_several_processes_find_the_same(run, damaged):
+    alone = run(damaged)
+    helped = run(damaged, options=("--workers", "2"))
+    assert (helped.code, helped.printed) == (alone.code, alone.printed)
+
+
+def test_sizes_are_sorted_by_area(run, tiny_scenes, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(tiny_scenes.test_images, images)
+    coco = json.loads(Path(tiny_scenes.test_json).read_text())
+    for number, size in enumerate([(300, 20), (40, 40), (90, 100)]):
+        Image.new("RGB", size).save(images / f"more{number}.png")
+        entry = {"id": 100 + number, "file_name": f"more{number}.png"}
+        coco["images"].append(entry | {"width": size[0], "height": size[1]})
+    (tmp_path / "test.json").write_text(json.dumps(coco))
+    finished = run(f"data.test_json='{tmp_path / 'test.json'}'", f"data.test_images='{images}'")
+    rows = table(finished.printed, "Test data (what is in order)")
+    found = [rows[f"{name} image"] for name in ("smallest", "median", "largest")]
+    assert found == ["40 x 40", "64 x 64", "90 x 100"]
+    assert rows["modes of images"] == "5 RGB"
+
+
+def test_all_faults_are_told_at_once(run, damaged, tiny_scenes, tmp_path):
+    coco = json.loads(Path(tiny_scenes.train_json).read_text())
+    coco["annotations"][0]["bbox"] = [1, 1, 0, 0]
+    coco["annotations"][1]["category_id"] = 77
+    coco["images"][0]["file_name"] = "gone.jpg"
+    coco["categories"][0]["name"] = "disc"
+    (tmp_path / "train.json").write_text(json.dumps(coco))
+    finished = run(
+        damaged,
+        f"data.train_json='{tmp_path / 'train.json'}'",
+        "train.max_iter=0",
+    )
+    assert finished.code == 2
+    faults = finished.printed.partition("Faults: to be corrected before a training\n")[2]
+    assert len([line for line in faults.splitlines() if line.startswith("- ")]) == 6
+    for says in (
+        "1 of 8 images that",
+        "have a box without area",
+        "name a category that is not listed",
+        "are damaged or truncated",
+        "id 1 is 'disc' in training and 'circle' in test",
+        "train.max_iter=0 must be a whole number of at least 1",
+    ):
+        assert says in faults
+    assert "kinds of faults: 6" in finished.printed
+
+
+def test_data_that_are_left_to_the_user_are_asked_for(root):
+    custom = root / "configs/custom/mask_rcnn_snnet_coco_json.py"
+    finished = run_program("tools/check_dataset.py", "--config-file", str(custom))
+    assert finished.code == 2
+    assert finished.error.startswith("error: the config leaves these keys to you")
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [("--workers=-1", "--workers -1 must be 0 or more"), ("train.x=1", "no key")],
+)
+def test_wrong_arguments_are_refused(option, says, run):
+    finished = run(option) if "=1" in option else run(options=(option,))
+    assert finished.code == 2
+    assert says in finished.error
+
+
+def test_a_training_that_is_there_can_be_checked(run, tmp_path):
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "last_checkpoint").write_text("model_0000009.pth")
+    assert run().code == 0
