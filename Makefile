@@ -10,6 +10,8 @@ DEMO := output/demo
 DEMO_RUN := $(BIN)/python train_net.py --config-file configs/shapes/mask_rcnn_snnet_nano.py
 # More overrides of the demo's config.
 OVERRIDES :=
+# Each takes up to 4 GB of memory and one core.
+TEST_PROCESSES := 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 REQUIRE_PYTHON := import sys; sys.exit(sys.version_info < (3, 10))
 
@@ -32,7 +34,7 @@ demo: $(STAMP) ## train the small default on generated scenes and sweep all its 
 	@echo "To try them in a browser: $(BIN)/python -m snnet_vitdet.demo --config-file $(DEMO)/config.yaml"
 
 test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 
 lint: $(STAMP) ## check style and formatting
 	$(BIN)/python -m ruff check .

@@ -237,13 +237,16 @@ def do_train(config, resume):
     folder, log_period = config.train.output_dir, config.train.log_period
     if main:
         metrics = MetricsFile(os.path.join(folder, "metrics.json"), log_period)
+        keeper = hooks.PeriodicCheckpointer(checkpointer, **config.train.checkpointer)
+        # Of max_to_keep, those from before a resume are a part.
+        keeper.recent_checkpoints = checkpointer.periodic_checkpoints()
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             FreezeAnchors(model, config.train.freeze_anchors),
             hooks.LRScheduler(scheduler=instantiate(config.lr_multiplier)),
             WriteMetrics(metrics, log_period) if main else None,
-            hooks.PeriodicCheckpointer(checkpointer, **config.train.checkpointer) if main else None,
+            keeper if main else None,
             stop,
             hooks.EvalHook(config.train.eval_period, evaluate),
             hooks.PeriodicWriter(
@@ -255,7 +258,8 @@ def do_train(config, resume):
         ]
     )
     try:
-        trainer.train(start_iter, config.train.max_iter)
+        with stop.listening():
+            trainer.train(start_iter, config.train.max_iter)
     except FloatingPointError:
         # What the last iteration has left: a training that is started from it repeats this one.
         trainer.iter -= 1

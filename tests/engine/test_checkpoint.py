@@ -4,6 +4,7 @@ import signal
 
 import pytest
 import torch
+from fvcore.common.checkpoint import PeriodicCheckpointer
 from torch import nn
 
 from snnet_vitdet.engine import (
@@ -286,3 +287,20 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_its_note(training):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert {path.name: path.read_bytes() for path in training.iterdir()} == before
+
+
+def test_of_the_checkpoints_to_keep_those_from_before_a_resume_are_a_part(tmp_path):
+    def train(first, last):
+        checkpointer = StrictCheckpointer(make_model(), str(tmp_path))
+        keeper = PeriodicCheckpointer(checkpointer, period=1, max_iter=20, max_to_keep=2)
+        keeper.recent_checkpoints = checkpointer.periodic_checkpoints()
+        for iteration in range(first, last):
+            keeper.step(iteration)
+        checkpointer.save("model_init", tag=False)
+
+    train(0, 10)
+    # One that a training that was asked to stop has saved is one of them.
+    train(10, 12)
+    assert {path.name for path in tmp_path.glob("*.pth")} == {
+        *("model_init.pth", "model_0000010.pth", "model_0000011.pth")
+    }

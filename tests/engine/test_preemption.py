@@ -72,7 +72,8 @@ def train(
         assert trainer.iter + 1 == start
     stop = StopOnSignal(checkpointer)
     trainer.register_hooks([stop, After(lambda iteration: after(stop, iteration))])
-    trainer.train(start, 10)
+    with stop.listening():
+        trainer.train(start, 10)
     return model.weight.item()
 
 
@@ -136,6 +137,26 @@ def test_an_evaluation_is_not_waited_for(tmp_path):
         train(tmp_path, after=evaluate)
     assert ended.value.code == STOPPED and ends == [0, 1, 2, 3, 4, 5]
     assert train(tmp_path, start=7) == train(tmp_path / "whole")
+
+
+def test_an_evaluation_after_the_last_iteration_is_not_waited_for_either(tmp_path):
+    class Evaluation(HookBase):
+        def after_train(self):
+            with stop.at_once():
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0)  # the handler has run
+                pytest.fail("it goes on")
+
+    model = Line()
+    trainer = SimpleTrainer(
+        model, Batches(0, None, ()), torch.optim.SGD(model.parameters(), lr=0.1)
+    )
+    stop = StopOnSignal(StrictCheckpointer(model, str(tmp_path), trainer=trainer))
+    trainer.register_hooks([stop, Evaluation()])
+    with pytest.raises(SystemExit) as ended, stop.listening():
+        trainer.train(0, 10)
+    assert ended.value.code == STOPPED
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000009.pth"
 
 
 def test_a_training_that_is_not_asked_leaves_no_checkpoint_of_its_own(tmp_path):

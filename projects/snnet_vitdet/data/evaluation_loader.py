@@ -9,6 +9,7 @@ from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .failures import DATA_ERRORS, Failure, failure_of, raise_failures
+from .workers import worker_context
 
 __all__ = ["EvaluationLoader", "build_evaluation_loader"]
 
@@ -37,6 +38,7 @@ def build_evaluation_loader(
         batch_size=batch_size,
         sampler=InferenceSampler(len(samples)) if sampler is None else sampler,
         num_workers=num_workers,
+        multiprocessing_context=worker_context(num_workers),
         collate_fn=trivial_batch_collator if collate_fn is None else collate_fn,
     )
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from snnet_vitdet.errors import InputError
 
 from .failures import DATA_ERRORS, Failure, failure_of, raise_failures
-from .worker_signals import leave_sigterm_to_parent
+from .workers import leave_sigterm_to_parent, worker_context
 
 __all__ = ["TrainLoader", "build_train_loader"]
 
@@ -98,6 +98,7 @@ class TrainLoader:
             num_workers=self._num_workers,
             collate_fn=_as_list,
             worker_init_fn=leave_sigterm_to_parent,
+            multiprocessing_context=worker_context(self._num_workers),
             # Its own generator: by default DataLoader draws from the global one, which is the
             # trainer's.
             generator=torch.Generator().manual_seed(self._samples.seed),

@@ -239,6 +239,11 @@ class StrictCheckpointer(DetectionCheckpointer):
             shutil.copyfile(checkpoint, temporary)
         self.tag_last_checkpoint(f"{name}.pth")
 
+    def periodic_checkpoints(self) -> list[str]:
+        """Paths of the checkpoints that are named by their iteration, the earliest first."""
+        names = [n for n in os.listdir(self.save_dir) if 0 <= _iteration(n) < math.inf]
+        return [os.path.join(self.save_dir, name) for name in sorted(names, key=_iteration)]
+
     def _remove_halves(self) -> None:
         """Takes away what a killed process left, of a name that may not come again."""
         for path in Path(self.save_dir).glob(".tmp.model_*.pth"):

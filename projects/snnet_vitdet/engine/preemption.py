@@ -27,7 +27,7 @@ class StopOnSignal(HookBase):
 
     It is enough if one of several processes gets the signal. The checkpoint is one like any other,
     so a training that is resumed goes on as if it had not stopped. Register this hook behind those
-    whose state is in the checkpoint, and before what takes long.
+    whose state is in the checkpoint, and before what takes long; train while it is ``listening``.
     """
 
     def __init__(self, checkpointer: DetectionCheckpointer) -> None:
@@ -39,9 +39,15 @@ class StopOnSignal(HookBase):
         self._asked: int | None = None
         self._at_once = False
 
-    def before_train(self) -> None:
-        """Takes the signals over."""
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes the signals over for a while, in which the trainer trains and evaluates."""
         self._before = {each: signal.signal(each, self._ask) for each in _signals()}
+        try:
+            yield
+        finally:
+            for each, handler in self._before.items():
+                signal.signal(each, handler)
 
     def after_step(self) -> None:
         """Stops if any process was asked to.
@@ -52,11 +58,6 @@ class StopOnSignal(HookBase):
         # All processes have to agree on the iteration; between two of them each may have it.
         if any(comm.all_gather(self._asked)):
             self._stop()
-
-    def after_train(self) -> None:
-        """Gives the signals back."""
-        for each, handler in self._before.items():
-            signal.signal(each, handler)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:

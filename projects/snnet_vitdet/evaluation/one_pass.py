@@ -205,6 +205,7 @@ def batches_from(
         loader.dataset,
         batch_sampler=[own[i : i + size] for i in range(0, len(own), size)],
         num_workers=loader.num_workers,
+        multiprocessing_context=loader.multiprocessing_context,
         collate_fn=loader.collate_fn,
     )
 

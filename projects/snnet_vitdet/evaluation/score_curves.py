@@ -152,8 +152,8 @@ class ScoreCurves:
                 )
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path} is damaged or was not written by a sweep ({error}): delete it, or sweep "
-                "again"
+                f"{path} is damaged or was not written by a sweep ({error}): sweep "
+                "again with sweep.overwrite=True; without the file there would be no curves"
             ) from error
         return curves
 

@@ -196,8 +196,8 @@ def _open_table(output_dir: str, provenance: dict, resume: bool) -> ResultsTable
                 before = json.load(file)
         except (OSError, ValueError):
             before = None
-        # Killed between its first two files, a sweep has no rows, and what would say of what.
-        if len(table) and before != provenance:
+        # Without rows, and without what would say of what, there is nothing to be mixed up.
+        if before != provenance and (len(table) or before is not None):
             raise InputError(
                 f"the results in {output_dir} belong to other weights or data than these "
                 f"({_difference(before, provenance)}): sweep without --resume, or into another "
@@ -210,9 +210,10 @@ def _open_table(output_dir: str, provenance: dict, resume: bool) -> ResultsTable
     table = ResultsTable()
     # First of all the rows of an earlier sweep have to go: interrupted before its first own row,
     # this sweep would otherwise be resumed with theirs.
-    table.write(output_dir)
-    Path(output_dir, CURVES_FILE).unlink(missing_ok=True)
+    for name in ("stitches.json", "stitches.csv", CURVES_FILE):
+        Path(output_dir, name).unlink(missing_ok=True)
     write_atomically(path, json.dumps(provenance, indent=1).encode())
+    table.write(output_dir)
     return table
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from snnet_vitdet.data.worker_signals import leave_sigterm_to_parent
+from snnet_vitdet.data.workers import leave_sigterm_to_parent, worker_context
 
 pytestmark = pytest.mark.skipif(
     not hasattr(signal, "sigwaitinfo"), reason="this system does not tell who sent a signal"
@@ -57,7 +57,7 @@ def test_a_loader_that_is_left_alone_does_not_keep_its_process_from_ending():
     program = """
 import torch
 from torch.utils.data import DataLoader
-from snnet_vitdet.data.worker_signals import leave_sigterm_to_parent
+from snnet_vitdet.data.workers import leave_sigterm_to_parent
 
 loader = DataLoader(range(1000), num_workers=2, worker_init_fn=leave_sigterm_to_parent)
 iterator = iter(loader)
@@ -76,3 +76,28 @@ def test_a_loader_goes_on_while_its_workers_get_the_signal():
     pids = [str(worker.pid) for worker in iterator._workers]
     subprocess.run([sys.executable, "-c", kill, *pids], check=True)
     assert torch.cat([*first, *iterator]).tolist() == list(range(40))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are not copies")
+def test_workers_of_a_process_that_is_no_copy_are_copies():
+    """They do not import anything again; a started process would start its own in its own way."""
+    program = """
+import multiprocessing, os
+from torch.utils.data import DataLoader, Dataset
+from snnet_vitdet.data.workers import worker_context
+
+class Parents(Dataset):
+    copied = os.getpid()
+    def __len__(self):
+        return 2
+    def __getitem__(self, index):
+        return self.copied
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    loader = DataLoader(Parents(), num_workers=1, multiprocessing_context=worker_context(1))
+    assert [int(pid) for pid in loader] == 2 * [os.getpid()]
+"""
+    done = subprocess.run([sys.executable, "-c", program], timeout=100, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert worker_context(0) is None
