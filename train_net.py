@@ -272,8 +272,9 @@ def do_train(config, resume):
 
 def save_what_is_trained(trainer, checkpointer):
     """Saves a training that an error ends, such as an image that cannot be read."""
-    # None if there is nothing new, or if the weights were being changed.
-    if trainer.trained_iter is None:
+    # None if there is nothing new, or if the weights were being changed. After the last iteration,
+    # all is saved.
+    if trainer.trained_iter is None or trainer.iter >= trainer.max_iter:
         return
     trainer.iter = trainer.trained_iter
     try:

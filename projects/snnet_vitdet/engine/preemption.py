@@ -85,13 +85,13 @@ class StopOnSignal(HookBase):
 
     def _stop(self, alone: bool = False) -> None:
         iteration, signum = self.trainer.iter, self._asked or signal.SIGTERM
-        # Named as detectron2's periodic checkpoints are.
-        self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-        logger.warning(
-            "Asked to stop (%s): saved after iteration %d; --resume goes on from there.",
-            signal.Signals(signum).name,
-            iteration,
-        )
+        if iteration < self.trainer.max_iter:
+            # Named as detectron2's periodic checkpoints are.
+            self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+            what = f"saved after iteration {iteration}; --resume goes on from there"
+        else:
+            what = "the training is finished and saved, its evaluation is not"
+        logger.warning("Asked to stop (%s): %s.", signal.Signals(signum).name, what)
         if not alone:
             # The first process to end takes the others with it.
             comm.synchronize()
