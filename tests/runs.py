@@ -18,10 +18,16 @@ NUM_BEFORE_CHECKPOINT = 4
 
 
 def start(*args, config_file=NANO, launcher=(), **kwargs):
-    """Starts train_net.py, by default on the embedded default, without a GPU."""
-    arguments = ["train_net.py", "--config-file", str(config_file), *map(str, args)]
+    """Starts train_net.py, by default on the embedded default."""
+    return start_program(
+        "train_net.py", "--config-file", config_file, *args, launcher=launcher, **kwargs
+    )
+
+
+def start_program(path, *args, launcher=(), **kwargs):
+    """Starts a program of Python, without a GPU, by itself or by another one."""
     return subprocess.Popen(
-        [sys.executable, *launcher, *arguments],
+        [sys.executable, *launcher, *map(str, (path, *args))],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
@@ -40,13 +46,14 @@ def finish(process):
     return process.returncode, stdout, stderr
 
 
-def wait_until(condition, process):
-    """Waits for something that a run does."""
+def wait_until(condition, process=None):
+    """Waits for something that a run does; returns what the condition then gives."""
     deadline = time.monotonic() + TIMEOUT
-    while not condition():
-        assert process.poll() is None, process.communicate()
+    while not (value := condition()):
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    return value
 
 
 def weights(output):
@@ -67,6 +74,11 @@ def metrics_of(output):
         return []
     lines = (Path(output) / "metrics.json").read_text().splitlines()
     return [json.loads(line) for line in lines]
+
+
+def trained_iterations(output):
+    """The iterations that a training has done so far, in the order it did them."""
+    return [m["iteration"] for m in metrics_of(output) if "total_loss" in m]
 
 
 def recorded(overrides, output):

@@ -9,13 +9,12 @@ import time
 
 import pytest
 import submitit
+from runs import TIMEOUT, wait_until
 from submitit.helpers import DelayedSubmission
 from submitit.slurm.slurm import SlurmJobEnvironment
 
 from snnet_vitdet.cluster import Training, launch_options
 
-# Far above what anything here takes; reached only by what hangs.
-TIMEOUT = 30
 # Saves at SIGTERM, as train_net.py does, and is through when it is started again.
 STAND_IN = """
 import pathlib, signal, sys, time
@@ -31,15 +30,6 @@ print("gone on", flush=True)
 """
 DEAF = STAND_IN.replace("signal.SIGTERM, save", "signal.SIGTERM, signal.SIG_IGN")
 FAILS = "import sys; print('the reason'); print('on two lines', file=sys.stderr); sys.exit(7)"
-
-
-def wait_for(condition):
-    """Returns what the condition gives once it is true."""
-    deadline = time.monotonic() + TIMEOUT
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return value
 
 
 @pytest.fixture
@@ -74,7 +64,7 @@ def processes_of(log):
 
 def begun(job):
     """Process ids of submitit's task and of the training, once that has begun."""
-    wait_for(lambda: "begun" in log_of(job))
+    wait_until(lambda: "begun" in log_of(job))
     return tuple(map(int, processes_of(log_of(job))[0]))
 
 
@@ -88,7 +78,7 @@ def is_there(process):
 
 def result_of(job):
     """What the job has failed with, if it has, once it is over."""
-    wait_for(lambda: job.done() and job.paths.result_pickle.exists())
+    wait_until(lambda: job.done() and job.paths.result_pickle.exists())
     return job.exception()
 
 
@@ -140,7 +130,7 @@ def test_cancelling_a_job_of_this_machine_ends_its_processes(script, submit):
     job = submit(script)
     task, training = begun(job)
     job.cancel()
-    wait_for(lambda: not is_there(task) and not is_there(training))
+    wait_until(lambda: not is_there(task) and not is_there(training))
 
 
 def test_a_failed_training_makes_the_job_fail_with_its_last_lines(submit):
@@ -160,7 +150,7 @@ def test_an_interrupted_training_that_cannot_save_makes_the_job_fail(submit):
 
 def test_tasks_beside_each_other_find_each_other_on_this_machine(submit):
     job = submit("import sys; print('given', sys.argv[2:])", tasks_per_node=2)
-    wait_for(lambda: all(job.task(i).paths.result_pickle.exists() for i in (0, 1)))
+    wait_until(lambda: all(job.task(i).paths.result_pickle.exists() for i in (0, 1)))
     port = 10000 + int(job.job_id) % 20000
     for rank in (0, 1):
         expected = ["--num-machines", "2", "--machine-rank", str(rank)]
@@ -213,9 +203,9 @@ def test_the_exit_status_of_a_training_is_that_of_its_job(slurm_task):
 def test_a_preempted_job_waits_for_slurm_to_take_it_back(slurm_task, tmp_path):
     """Ended by itself, it would not be started again."""
     task, log = slurm_task(STAND_IN)
-    wait_for(lambda: "\nbegun\n" in log())
+    wait_until(lambda: "\nbegun\n" in log())
     task.send_signal(signal.SIGTERM)
-    wait_for(lambda: "The training has stopped; waiting 600 s" in log())
+    wait_until(lambda: "The training has stopped; waiting 600 s" in log())
     assert task.poll() is None
     task.send_signal(signal.SIGUSR2)
     assert task.wait(TIMEOUT) == 255

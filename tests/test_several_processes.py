@@ -17,6 +17,7 @@ from runs import (
     finish,
     metrics_of,
     start,
+    trained_iterations,
     training_overrides,
     wait_until,
     weights,
@@ -220,7 +221,7 @@ def test_a_job_of_torchrun_that_is_to_end_saves_first(tiny_overrides, two_uninte
     # Started in the other way, it goes on.
     code, _, error = finish(start("--num-gpus", "2", "--resume", *tiny_overrides, *overrides))
     assert code == 0, error
-    trained = [m["iteration"] for m in metrics_of(tmp_path) if "total_loss" in m]
+    trained = trained_iterations(tmp_path)
     assert trained == list(range(NUM_ITERATIONS))
     assert_same_tensors(weights(tmp_path), weights(two_uninterrupted))
 

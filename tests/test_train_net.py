@@ -28,6 +28,7 @@ from runs import (
     metrics_of,
     recorded,
     start,
+    trained_iterations,
     training_overrides,
     wait_until,
     weights,
@@ -174,7 +175,7 @@ def test_killed_and_resumed_training_ends_with_the_weights_of_an_uninterrupted_o
     # With workers, of which the first training had none.
     config = tiny_config(*training_overrides(tmp_path), "dataloader.train.num_workers=2")
     run_main(config, "--resume")
-    resumed = [m["iteration"] for m in metrics_of(tmp_path) if "total_loss" in m]
+    resumed = trained_iterations(tmp_path)
     assert NUM_BEFORE_CHECKPOINT in resumed
     assert len(resumed) < 2 * NUM_ITERATIONS - NUM_BEFORE_CHECKPOINT
     assert_same_tensors(weights(tmp_path), weights(uninterrupted))
@@ -213,7 +214,7 @@ def test_a_job_that_is_to_end_saves_and_goes_on_as_if_it_had_not(
     assert (tmp_path / "last_checkpoint").read_text() == saved.name
     assert not (tmp_path / "model_final.pth").exists()
     run_main(tiny_config(*overrides), "--resume")
-    iterations = [m["iteration"] for m in metrics_of(tmp_path) if "total_loss" in m]
+    iterations = trained_iterations(tmp_path)
     assert iterations == list(range(NUM_ITERATIONS))
     assert_same_tensors(weights(tmp_path), weights(uninterrupted))
 
@@ -267,7 +268,7 @@ def test_an_error_costs_nothing_of_what_was_trained_before(
             run_main(tiny_config(*overrides))
     assert (tmp_path / "last_checkpoint").read_text() == f"model_{trained:07d}.pth"
     run_main(tiny_config(*overrides), "--resume")
-    trained = [m["iteration"] for m in metrics_of(tmp_path) if "total_loss" in m]
+    trained = trained_iterations(tmp_path)
     assert sorted(set(trained)) == list(range(NUM_ITERATIONS))
     assert_same_tensors(weights(tmp_path), weights(uninterrupted))
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -10,13 +9,11 @@ from argparse import Namespace
 import pytest
 import torch.distributed as dist
 from detectron2.utils import comm
+from runs import finish, start_program, wait_until
 from torch.multiprocessing import ProcessRaisedException
 
 from snnet_vitdet.engine.processes import AUTO, run_in_processes
 from snnet_vitdet.errors import InputError
-
-# Far above what any of these takes.
-TIMEOUT = 120
 
 
 def arguments(**changes):
@@ -64,7 +61,7 @@ def death_once(args, folder):
 def wait(_args, folder):
     with open(f"{folder}/pid{comm.get_rank()}", "w") as file:
         file.write(str(os.getpid()))
-    time.sleep(TIMEOUT)
+    time.sleep(600)
 
 
 # --------------------------------------------------------------------------- one process and two
@@ -109,34 +106,9 @@ def test_what_befalls_one_process_ends_them_all(main, raised, message, monkeypat
         run_in_processes(lambda _: ("",), main, arguments(num_gpus=2))
 
 
-def start(main, folder, *flags, launcher=(), **changes):
+def start(main, folder, *flags, **changes):
     """This file as a program, see its end."""
-    command = [sys.executable, *launcher, __file__, main.__name__, str(folder), *flags]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **changes,
-    )
-
-
-def finish(process):
-    try:
-        stdout, stderr = process.communicate(timeout=TIMEOUT)
-    finally:
-        process.kill()
-    return process.returncode, stdout, stderr
-
-
-def wait_for(condition, process):
-    deadline = time.monotonic() + TIMEOUT
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    return start_program(__file__, main.__name__, folder, *flags, **changes)
 
 
 def is_there(pid):
@@ -162,13 +134,10 @@ def test_processes_do_not_outlive_a_killed_launcher(launcher, tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )
     files = [tmp_path / f"pid{rank}" for rank in (0, 1)]
-    wait_for(lambda: all(file.exists() and file.read_text() for file in files), process)
+    wait_until(lambda: all(file.exists() and file.read_text() for file in files), process)
     process.kill()
     process.communicate()
-    deadline = time.monotonic() + TIMEOUT
-    while any(is_there(int(file.read_text())) for file in files):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: not any(is_there(int(file.read_text())) for file in files))
 
 
 # ------------------------------------------------------------------------------------- torchrun

@@ -4,7 +4,6 @@ In place of Slurm there are programs of its names, which do what submitit and th
 tests/test_cluster.py has the signals one by one.
 """
 
-import json
 import os
 import pickle
 import re
@@ -13,19 +12,22 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
-import torch
 from in_process import ROOT, run_main, run_program
+from runs import (
+    NANO,
+    NUM_ITERATIONS,
+    TIMEOUT,
+    assert_same_tensors,
+    trained_iterations,
+    training_overrides,
+    wait_until,
+    weights,
+)
 from submitit import LocalJob
 from submitit.slurm.slurm import SlurmJobEnvironment
 
-NANO = "configs/shapes/mask_rcnn_snnet_nano.py"
-# Far above what any of these runs takes; reached only by one that hangs.
-TIMEOUT = 240
-NUM_ITERATIONS = 24
 JOB = "4711"
 FAKES = {
     # Keeps the job, for the test to run.
@@ -39,15 +41,6 @@ exec "$@" >> "${log//%t/$SLURM_PROCID}" 2>&1
 """,
     "scontrol": 'echo "$@" >> "$(dirname "$0")/scontrol.txt"',
 }
-
-
-def wait_for(condition):
-    """Returns what the condition gives once it is true."""
-    deadline = time.monotonic() + TIMEOUT
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return value
 
 
 @pytest.fixture
@@ -97,7 +90,7 @@ def submit_locally(submit, tmp_path):
 def end_of(job, tasks=1):
     """What its tasks have failed with, if they have, once they are over."""
     tasks = [LocalJob(job.paths.folder, job.job_id, [task]) for task in range(tasks)]
-    wait_for(lambda: all(each.paths.result_pickle.exists() for each in tasks))
+    wait_until(lambda: all(each.paths.result_pickle.exists() for each in tasks))
     return [each.exception() for each in tasks]
 
 
@@ -109,42 +102,17 @@ def run_job(slurm, **kwargs):
     return subprocess.Popen(["bash", slurm / "job.sh"], env=env, **kwargs)
 
 
-def training_overrides(output, iterations=NUM_ITERATIONS):
-    return [
-        f"train.output_dir={output}",
-        f"train.max_iter={iterations}",
-        "train.checkpointer.period=1000",
-        "train.eval_period=0",
-        "train.log_period=1",
-        # Randomness inside the model, too, has to continue where it was.
-        "model.backbone.net.small.drop_path_rate=0.2",
-        "model.backbone.net.large.drop_path_rate=0.2",
-    ]
+def overrides_of(output):
+    """Of a training that saves when it is asked to stop, and then alone."""
+    return [*training_overrides(output), "train.checkpointer.period=1000", "train.eval_period=0"]
 
 
 @pytest.fixture(scope="module")
 def direct(tiny_config, tmp_path_factory, restored_logging):
     """The weights of a training that was run directly."""
     output = tmp_path_factory.mktemp("direct")
-    run_main(tiny_config(*training_overrides(output)))
+    run_main(tiny_config(*overrides_of(output)))
     return weights(output)
-
-
-def weights(output):
-    return torch.load(Path(output) / "model_final.pth")["model"]
-
-
-def assert_same_tensors(first, second):
-    """Bitwise."""
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
-
-
-def iterations_in(output):
-    path = Path(output) / "metrics.json"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [row["iteration"] for row in map(json.loads, lines) if "total_loss" in row]
 
 
 # ---------------------------------------------------------------------------- trainings of a job
@@ -155,27 +123,27 @@ def test_an_interrupted_job_ends_with_the_weights_of_a_training_that_was_run_dir
     submit_locally, direct, tmp_path
 ):
     output = tmp_path / "output"
-    job = submit_locally(overrides=training_overrides(output))
-    wait_for(lambda: len(iterations_in(output)) > 2)
+    job = submit_locally(overrides=overrides_of(output))
+    wait_until(lambda: len(trained_iterations(output)) > 2)
     task = re.search(r"process (\d+): started", job.paths.stdout.read_text())[1]
     os.kill(int(task), signal.SIGUSR2)
     assert end_of(job) == [None]
     assert "Requeued job" in job.paths.stdout.read_text()
     assert len(list(output.glob("model_00*.pth"))) == 1
-    assert iterations_in(output) == list(range(NUM_ITERATIONS))
+    assert trained_iterations(output) == list(range(NUM_ITERATIONS))
     assert_same_tensors(weights(output), direct)
 
 
 @pytest.mark.slow
 def test_a_job_preempted_by_slurm_is_given_back_to_it_and_goes_on(submit, slurm, direct, tmp_path):
     output = tmp_path / "output"
-    done = submit("--hours", "1", overrides=training_overrides(output))
+    done = submit("--hours", "1", overrides=overrides_of(output))
     assert done.code == 0, done.error
     log = output / f"slurm/{JOB}_0_log.out"
     assert f"log     {log}" in done.printed
     job = run_job(slurm, start_new_session=True)
     try:
-        wait_for(lambda: len(iterations_in(output)) > 2)
+        wait_until(lambda: len(trained_iterations(output)) > 2)
         # To all processes of the task, as Slurm does: first a warning, then what was asked for.
         pids = re.search(r"process (\d+): started process (\d+)", log.read_text()).groups()
         for each in (signal.SIGCONT, signal.SIGTERM, signal.SIGUSR2):
@@ -192,7 +160,7 @@ def test_a_job_preempted_by_slurm_is_given_back_to_it_and_goes_on(submit, slurm,
         assert job.wait(TIMEOUT) == 0
     finally:
         kill(job)
-    assert iterations_in(output) == list(range(NUM_ITERATIONS))
+    assert trained_iterations(output) == list(range(NUM_ITERATIONS))
     assert_same_tensors(weights(output), direct)
 
 
@@ -228,19 +196,19 @@ def test_two_machines_interrupted_end_with_the_weights_of_two_processes_on_one(
 ):
     """Bitwise: the same two gradients are added up. The first machine alone is told to end."""
     output, on_one = tmp_path / "output", tmp_path / "on one"
-    job = submit_locally("--nodes", "2", overrides=training_overrides(output))
-    wait_for(lambda: len(iterations_in(output)) > 2)
+    job = submit_locally("--nodes", "2", overrides=overrides_of(output))
+    wait_until(lambda: len(trained_iterations(output)) > 2)
     logs = [LocalJob(job.paths.folder, job.job_id, [task]).paths.stdout for task in (0, 1)]
     task = re.search(r"process (\d+): started", logs[0].read_text())[1]
     os.kill(int(task), signal.SIGUSR2)
-    wait_for(lambda: all("Job completed successfully" in log.read_text() for log in logs))
+    wait_until(lambda: all("Job completed successfully" in log.read_text() for log in logs))
     # The second had nobody to take it back, and says so; it is started again with the first.
     assert "The training was asked to stop" in logs[1].read_text()
     subprocess.run(
         [
             *(sys.executable, "train_net.py", "--config-file", NANO, "--num-gpus", "2"),
             *tiny_overrides,
-            *training_overrides(on_one),
+            *overrides_of(on_one),
         ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -248,7 +216,7 @@ def test_two_machines_interrupted_end_with_the_weights_of_two_processes_on_one(
         timeout=TIMEOUT,
         check=True,
     )
-    assert iterations_in(output) == iterations_in(on_one) == list(range(NUM_ITERATIONS))
+    assert trained_iterations(output) == trained_iterations(on_one) == list(range(NUM_ITERATIONS))
     assert_same_tensors(weights(output), weights(on_one))
 
 
