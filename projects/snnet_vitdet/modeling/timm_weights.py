@@ -16,6 +16,7 @@ import torch
 from snnet_vitdet.errors import InputError
 
 from .anchor import AnchorViT
+from .baseline_weights import anchor_of_baseline, is_baseline
 from .conversion import OURS, convert_timm_state_dict
 from .families import check_pretraining
 
@@ -37,7 +38,8 @@ def load_anchor_weights(
     Args:
         anchor: The anchor.
         source: A local file (.pth, .pt, .bin or .safetensors, a timm state dict, possibly under the
-            key ``model`` or ``state_dict``), else the name of a timm model with pretrained weights,
+            key ``model`` or ``state_dict``, or the checkpoint of a detector that was trained with
+            this anchor alone), else the name of a timm model with pretrained weights,
             e.g. ``deit3_small_patch16_224.fb_in22k_ft_in1k``. None or an empty string leaves the
             anchor as it was initialised.
         pixel_mean: Mean of the detector's normalisation, RGB, 0 to 255; None if it is that of the
@@ -52,7 +54,11 @@ def load_anchor_weights(
     if not _is_file(source):
         _check_name(source)
         check_pretraining(anchor, source)
-    state = convert_timm_state_dict(read_weights(source), anchor, source, pixel_mean, pixel_std)
+    state = read_weights(source)
+    if is_baseline(state):
+        state = anchor_of_baseline(state, anchor, source)
+    else:
+        state = convert_timm_state_dict(state, anchor, source, pixel_mean, pixel_std)
     missing, unexpected = anchor.load_state_dict(state, strict=False)
     assert not unexpected and all(OURS.match(key) for key in missing)
     logger.info("Loaded %d tensors from %s.", len(state), source)
@@ -70,7 +76,10 @@ def check_weights(anchor: AnchorViT, source: str) -> None:
             model is no such anchor.
     """
     if _is_file(source):
-        convert_timm_state_dict(_read_file(source), anchor, source)
+        state = _read_file(source)
+        (anchor_of_baseline if is_baseline(state) else convert_timm_state_dict)(
+            state, anchor, source
+        )
     else:
         _check_name(source)
         check_pretraining(anchor, source)

@@ -1,0 +1,47 @@
+"""The proxy of docs/accuracy.md: the paper's recipe in small, where a run takes minutes on a CPU.
+
+Its ViTs differ clearly; init.weights takes the checkpoints of detectors trained with each of them
+alone, by mask_rcnn_vitdet_proxy_s.py and …_l.py. tools/proxy_study.py runs them all.
+"""
+
+from ..shapes.mask_rcnn_snnet_nano import (
+    data,
+    dataloader,
+    init,
+    lr_multiplier,
+    model,
+    optimizer,
+    sampler,
+    sweep,
+    train,
+)
+
+data.image_size = 128
+data.prepare.root = "datasets/shapes_proxy"
+data.prepare.num_train = 1500
+data.prepare.num_test = 300
+
+# 128 pixels are 8 x 8 tokens: four windows.
+for _anchor in (model.backbone.net.small, model.backbone.net.large):
+    _anchor.window_size = 4
+    _anchor.pretrain_img_size = 128
+model.backbone.net.small.embed_dim = 48
+model.backbone.net.small.num_heads = 2
+# Of its width, a rank as the paper's 16 is of 384.
+model.backbone.net.lora_rank = 4
+model.proposal_generator.anchor_generator.sizes = [[8], [16], [32], [64], [128]]
+
+dataloader.train.total_batch_size = 8
+dataloader.train.num_workers = 1
+dataloader.test.num_workers = 1
+
+# The layer-wise decay of ViTDet's baselines for 12 and 24 blocks.
+optimizer.params.lr_factor_func.rates = dict(small=0.7, large=0.8)
+
+# Nine bins, S and L alone in theirs: about as fine as the paper's 10 of 1338 GFLOPs.
+sampler.step = 0.005
+
+train.output_dir = "output/proxy/snnet"
+train.max_iter = 1500
+train.checkpointer.period = 500
+train.eval_period = 0

@@ -1,0 +1,173 @@
+"""The trainings and sweeps of the study, each in a folder of its own and resumed if need be."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from snnet_vitdet.errors import InputError
+
+from .variants import Variant
+
+__all__ = ["ALONE", "Runner", "Study"]
+
+_CONFIGS = {
+    "small": "configs/proxy/mask_rcnn_vitdet_proxy_s.py",
+    "large": "configs/proxy/mask_rcnn_vitdet_proxy_l.py",
+    "supernet": "configs/proxy/mask_rcnn_snnet_proxy.py",
+}
+
+ALONE = {"small": "small_alone", "large": "large_alone"}
+"""Names of the runs of single ViTs, by the ViT."""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs ``train_net.py``.
+
+    Attributes:
+        program: Its path.
+        folder: Of all runs.
+        overrides: Of every run, first of all.
+        threads: Of each process.
+    """
+
+    program: Path
+    folder: Path
+    overrides: tuple[str, ...] = ()
+    threads: int = 1
+
+    def run(self, name: str, config: str, overrides: Sequence[str], seed: int) -> list[dict]:
+        """Trains and sweeps, or goes on with what is there.
+
+        Args:
+            name: Of the run.
+            config: Key of its config file.
+            overrides: Of this run.
+            seed: Of the training.
+
+        Returns:
+            The rows of its sweep.
+
+        Raises:
+            InputError: If it fails.
+        """
+        output = self.folder / f"seed{seed}" / name
+        results = output / "sweep" / "stitches.json"
+        if not (output / "finished").is_file():
+            given = (
+                *self.overrides,
+                *overrides,
+                f"train.seed={seed}",
+                f"train.output_dir={output}",
+            )
+            for flags in (["--resume"], ["--resume", "--eval-only"]):
+                self._start(output, _CONFIGS[config], flags, given)
+            (output / "finished").touch()
+        return json.loads(results.read_text(encoding="utf-8"))
+
+    def _start(
+        self, output: Path, config: str, flags: Sequence[str], overrides: Sequence[str]
+    ) -> None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        log = output.with_name(f"{output.name}.log")
+        command = [sys.executable, str(self.program), "--config-file", config, *flags, *overrides]
+        with open(log, "a", encoding="utf-8") as file:
+            status = subprocess.run(
+                command,
+                cwd=self.program.parent,
+                env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                check=False,
+            ).returncode
+        if status:
+            last = log.read_text(encoding="utf-8").rstrip().rpartition("\n")[2]
+            raise InputError(f"{output} ended with status {status} ({last}); see {log}")
+
+
+@dataclass(frozen=True)
+class Study:
+    """All runs of some seeds: pretraining, each ViT alone, and the variants of the supernet.
+
+    Attributes:
+        runner: Runs them.
+        pretrain_iter: Iterations of each ViT from random weights, alone, whose backbone the others
+            start from.
+        max_iter: Iterations of each of the others.
+    """
+
+    runner: Runner
+    pretrain_iter: int
+    max_iter: int
+
+    def play(
+        self,
+        seeds: Iterable[int],
+        variants: Sequence[Variant],
+        jobs: int,
+        finished: Callable[[int, str, list[dict]], None],
+    ) -> None:
+        """Runs what is not there yet, some at a time.
+
+        Args:
+            seeds: Of the trainings.
+            variants: Of the supernet.
+            jobs: How many runs at a time.
+            finished: Is called, in the order of seeds and runs, with seed, name and rows of each.
+
+        Raises:
+            InputError: If a run fails; those under way are waited for.
+        """
+        with ThreadPoolExecutor(jobs) as pool:
+            pretrained = {seed: self._pretrain(pool, seed) for seed in seeds}
+            submitted = {
+                seed: self._submit(pool, seed, pretrained[seed], variants) for seed in pretrained
+            }
+            try:
+                for seed, runs in submitted.items():
+                    for name, run in runs.items():
+                        finished(seed, name, run.result())
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def _pretrain(self, pool: ThreadPoolExecutor, seed: int) -> dict[str, Future]:
+        overrides = [f"train.max_iter={self.pretrain_iter}"]
+        return {
+            vit: pool.submit(self.runner.run, f"pretrained_{vit}", vit, overrides, seed)
+            for vit in ALONE
+        }
+
+    def _submit(
+        self,
+        pool: ThreadPoolExecutor,
+        seed: int,
+        pretrained: dict[str, Future],
+        variants: Sequence[Variant],
+    ) -> dict[str, Future]:
+        weights = {
+            vit: self.runner.folder / f"seed{seed}" / f"pretrained_{vit}" / "model_final.pth"
+            for vit in ALONE
+        }
+
+        def run(name: str, config: str, overrides: Sequence[str]) -> list[dict]:
+            # Submitted before these, so they are under way or over.
+            for vit in ALONE:
+                pretrained[vit].result()
+            length = f"train.max_iter={self.max_iter}"
+            return self.runner.run(name, config, [length, *overrides], seed)
+
+        runs = {
+            name: pool.submit(run, name, vit, [f"init.weights.net={weights[vit]}"])
+            for vit, name in ALONE.items()
+        }
+        from_both = [f"init.weights.{vit}={path}" for vit, path in weights.items()]
+        for variant in variants:
+            overrides = [*from_both, *variant.overrides]
+            runs[variant.name] = pool.submit(run, variant.name, "supernet", overrides)
+        return runs

@@ -1,0 +1,41 @@
+"""The configs of the study."""
+
+import pytest
+from detectron2.config import instantiate
+
+from snnet_vitdet.engine import load_config
+from snnet_vitdet.modeling import stitch_costs
+from snnet_vitdet.study import PAPER, VARIANTS, training_cost
+
+SUPERNET = "configs/proxy/mask_rcnn_snnet_proxy.py"
+
+
+@pytest.fixture
+def make(root):
+    """Makes the supernet's config with the overrides of a variant."""
+    return lambda variant: load_config(str(root / SUPERNET), list(variant.overrides))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_a_variant_is_a_config_that_changes_something(variant, make):
+    config = make(variant)
+    stitch_costs(config.model)
+    assert (config == make(PAPER)) == (variant is PAPER)
+
+
+def test_names_are_folders_of_their_own():
+    names = [variant.name for variant in VARIANTS]
+    assert len(set(names)) == len(names)
+    assert not {"small_alone", "large_alone", "pretrained_small", "pretrained_large"} & set(names)
+
+
+def test_the_cost_of_a_training_is_the_mean_over_the_draws(make):
+    config = make(PAPER)
+    gflops = stitch_costs(config.model).gflops
+    cost = training_cost(config, gflops)
+    config.sampler.gflops = list(gflops)
+    sampler = instantiate(config.sampler)
+    draws = [gflops[sampler(iteration)] for iteration in range(4000)]
+    # The draws are a sample: its mean has an error of about 0.002.
+    assert cost == pytest.approx(sum(draws) / len(draws) / max(gflops), abs=0.01)
+    assert 0.6 < cost < 1
