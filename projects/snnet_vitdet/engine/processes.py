@@ -108,7 +108,7 @@ def run_in_processes(
 def _child(mistakes: SimpleQueue, main: Callable[..., None], *args: object) -> None:
     _end_with_parent()
     try:
-        main(*args)
+        _run(main, *args)
     except InputError as error:
         mistakes.put(str(error))
         sys.exit(2)
@@ -182,4 +182,15 @@ def _join_torchrun(
         raise mistakes[0]
     if mistakes:
         sys.exit(2)
-    main(args, *of_all[rank - local_rank])
+    _run(main, args, *of_all[rank - local_rank])
+
+
+def _run(main: Callable[..., None], *args: object) -> None:
+    """Runs it and leaves the others; at the end of a process, gloo's threads may abort it."""
+    try:
+        main(*args)
+    except SystemExit:
+        dist.destroy_process_group()
+        raise
+    # Not after other errors: who has lost the others may wait for them forever.
+    dist.destroy_process_group()
