@@ -2,13 +2,20 @@
 
 import os
 import signal
-import sys
-import time
 from argparse import Namespace
 
+import processes_program
 import pytest
 import torch.distributed as dist
-from detectron2.utils import comm
+from processes_program import (
+    death_of_one,
+    death_once,
+    failure_of_one,
+    mistake_of_one,
+    note,
+    record,
+    wait,
+)
 from runs import finish, start_program, wait_until
 from torch.multiprocessing import ProcessRaisedException
 
@@ -21,60 +28,12 @@ def arguments(**changes):
     return Namespace(**{**given, "resume": False, **changes})
 
 
-# What processes do, by name: they are told it over the command line or by pickle.
-
-
-def note(args, folder):
-    """Who there is, and whether the run is resumed."""
-    who = f"{comm.get_rank()} {comm.get_local_rank()} {comm.get_world_size()} {args.resume}"
-    with open(f"{folder}/rank{comm.get_rank()}", "a") as file:
-        file.write(f"{who}\n")
-
-
-def mistake_of_one(_args, _folder):
-    """The second process finds something wrong; the first waits for it."""
-    if comm.get_rank() == 1:
-        raise InputError("some.jpg cannot be used: replace the file")
-    comm.synchronize()
-
-
-def failure_of_one(_args, _folder):
-    if comm.get_rank() == 1:
-        raise RuntimeError("no memory")
-    comm.synchronize()
-
-
-def death_of_one(_args, _folder):
-    if comm.get_rank() == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    comm.synchronize()
-
-
-def death_once(args, folder):
-    """The second process is killed, unless it has been started again."""
-    note(args, folder)
-    comm.synchronize()
-    if not args.resume:
-        death_of_one(args, folder)
-
-
-def wait(_args, folder):
-    with open(f"{folder}/pid{comm.get_rank()}", "w") as file:
-        file.write(str(os.getpid()))
-    time.sleep(600)
-
-
 # --------------------------------------------------------------------------- one process and two
 
 
 def test_one_process_runs_in_this_one(tmp_path):
     run_in_processes(lambda number: (f"{tmp_path}", number), record, arguments())
     assert (tmp_path / "recorded").read_text() == f"{os.getpid()} 1"
-
-
-def record(_args, folder, number):
-    with open(f"{folder}/recorded", "w") as file:
-        file.write(f"{os.getpid()} {number}")
 
 
 def test_mistakes_are_found_before_anything_starts():
@@ -107,8 +66,8 @@ def test_what_befalls_one_process_ends_them_all(main, raised, message, monkeypat
 
 
 def start(main, folder, *flags, **changes):
-    """This file as a program, see its end."""
-    return start_program(__file__, main.__name__, folder, *flags, **changes)
+    """The program that runs a function in processes."""
+    return start_program(processes_program.__file__, main.__name__, folder, *flags, **changes)
 
 
 def is_there(pid):
@@ -186,28 +145,3 @@ def test_what_contradicts_torchrun_is_refused(variables, arguments_, message, mo
     with pytest.raises(InputError, match=message):
         run_in_processes(lambda _: (), wait, arguments(**arguments_))
     assert not dist.is_initialized()
-
-
-def program():
-    """What the tests start: a name of a function above, a folder and detectron2's arguments."""
-    from detectron2.engine import default_argument_parser
-
-    from snnet_vitdet.errors import exit_on_input_error
-
-    parser = default_argument_parser()
-    parser.set_defaults(dist_url=AUTO)
-    parser.add_argument("--wrong", action="store_true")
-    args = parser.parse_args(sys.argv[3:])
-
-    def prepare(number):
-        if args.wrong:
-            raise InputError("no such config")
-        print("prepared for", number)
-        return (sys.argv[2],)
-
-    with exit_on_input_error():
-        run_in_processes(prepare, globals()[sys.argv[1]], args)
-
-
-if __name__ == "__main__":
-    program()
