@@ -10,6 +10,7 @@ refuse is refused here, before the job waits for its turn. Logs are in slurm/ of
 """
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -251,6 +252,23 @@ def local_executor(args, config, folder):
     return executor
 
 
+@contextlib.contextmanager
+def detached():
+    """Lets what is started have no part in this program's output, which may be waited for."""
+    sys.stdout.flush()
+    own = {stream.fileno(): os.dup(stream.fileno()) for stream in (sys.__stdout__, sys.__stderr__)}
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in own:
+            os.dup2(nowhere, number)
+        yield
+    finally:
+        for number, before in own.items():
+            os.dup2(before, number)
+            os.close(before)
+        os.close(nowhere)
+
+
 def run(args, training):
     """Checks, submits, and says how to follow and to end the job."""
     if submitit is None:
@@ -267,7 +285,8 @@ def run(args, training):
     executor = make_executor(args, config, folder)
     command, overrides = command_of(args, training, not args.local, config)
     try:
-        job = executor.submit(Training(command, overrides, args.grace))
+        with detached() if args.local else contextlib.nullcontext():
+            job = executor.submit(Training(command, overrides, args.grace))
     except submitit.core.utils.FailedJobError as error:
         raise InputError(f"Slurm refuses the job: {error}") from error
     except OSError as error:

@@ -250,7 +250,8 @@ def test_instead_of_a_damaged_checkpoint_the_one_before_it_is_taken(training, ca
         with caplog.at_level(logging.WARNING, "snnet_vitdet"):
             assert checkpoint_to_resume(str(training)) == str(training / f"{before}.pth")
         assert f"{name}.pth cannot be read" in caplog.text
-        expected = f"Instead of model_final.pth, the training goes on from {before}.pth"
+        what = "starts again" if before == "model_init" else "goes on"
+        expected = f"Instead of model_final.pth, the training {what} from {before}.pth"
         assert expected in caplog.text
     (training / "model_init.pth").unlink()
     with pytest.raises(InputError, match="no checkpoint in .* can be read, model_final.pth being"):

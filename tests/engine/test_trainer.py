@@ -1,4 +1,5 @@
 import copy
+import logging
 import math
 
 import pytest
@@ -582,3 +583,47 @@ def test_two_processes_of_two_micro_batches_train_what_one_of_four_does(tmp_path
     for name, value in alone["model"].items():
         assert torch.equal(first["model"][name], second["model"][name]), name
         torch.testing.assert_close(first["model"][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_proposals_that_are_not_finite_name_the_images_too(monkeypatch):
+    """detectron2 raises in the forward, where a training usually diverges first."""
+    stitch = make_backbone().space[SAMPLER(2, 0)]
+    forward = StubDetector.forward
+    calls = []
+
+    def diverged(self, batch):
+        calls.append(batch)
+        if len(calls) == 3:
+            raise FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
+        return forward(self, batch)
+
+    monkeypatch.setattr(StubDetector, "forward", diverged)
+    with pytest.raises(FloatingPointError) as error:
+        train_stitched()
+    first, where = str(error.value).splitlines()
+    assert first == "Predicted boxes or scores contain Inf/NaN."
+    assert where == (
+        f"iteration 2, process 0: stitch {stitch.id} ({stitch.name}, kind {stitch.kind}); images: "
+        "without file names"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "logged"), [(InputError("some.jpg cannot be used"), False), (RuntimeError(), True)]
+)
+def test_wrong_input_ends_a_training_without_a_traceback_in_the_log(error, logged, monkeypatch):
+    """It ends the program in its sentence; detectron2 logs what ends a training."""
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    log = logging.getLogger("detectron2.engine.train_loop")
+    monkeypatch.setattr(log, "handlers", [handler])
+    trainer, _ = make_trainer(StubDetector(make_backbone()))
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(trainer, "run_step", fail)
+    with pytest.raises(type(error)):
+        trainer.train(0, 2)
+    assert [r for r in records if r.exc_info] == ([] if not logged else [records[-1]])

@@ -126,7 +126,8 @@ def checkpoint_to_resume(output_dir: str) -> str:
             damaged = damaged or name
             continue
         if damaged:
-            logger.warning("Instead of %s, the training goes on from %s.", damaged, name)
+            what = "starts again from" if _iteration(name) < 0 else "goes on from"
+            logger.warning("Instead of %s, the training %s %s.", damaged, what, name)
         return path
     raise InputError(
         f"no checkpoint in {output_dir} can be read, {last} being the last: train anew in another "
@@ -169,7 +170,10 @@ def _readable(filename: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # torch raises many types for damaged files
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # And long texts, of which the first sentence says what it is.
+        line = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+        if os.path.isfile(filename) and not os.path.getsize(filename):
+            line = "it is empty"
         raise InputError(
             f"checkpoint {filename} cannot be read ({line}): it is truncated or no checkpoint; "
             "use an earlier one"

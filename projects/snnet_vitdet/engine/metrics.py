@@ -11,6 +11,10 @@ from detectron2.utils.events import JSONWriter, get_event_storage
 __all__ = ["MetricsFile", "WriteMetrics"]
 
 
+# What detectron2's printer works out while it prints, after the line is written.
+_OF_THE_MOMENT = ("eta_seconds",)
+
+
 class MetricsFile(JSONWriter):
     """detectron2's ``metrics.json``, for a training that may be killed at any moment.
 
@@ -35,7 +39,7 @@ class MetricsFile(JSONWriter):
         lines = defaultdict(dict)
         latest = get_event_storage().latest_with_smoothing_hint(self._window_size)
         for name, (value, iteration) in latest.items():
-            if iteration > self._written.get(name, -1):
+            if name not in _OF_THE_MOMENT and iteration > self._written.get(name, -1):
                 lines[iteration][name] = value
                 self._written[name] = iteration
         for iteration, values in sorted(lines.items()):

@@ -21,6 +21,15 @@ __all__ = ["ACCUMULATION_STITCHES", "SCOPES", "StitchedAMPTrainer", "StitchedTra
 
 logger = logging.getLogger(__name__)
 
+
+def _has_no_sentence(record: logging.LogRecord) -> bool:
+    """Whether an error that is logged is not one that ends the program in a sentence of its own."""
+    return not (record.exc_info and isinstance(record.exc_info[1], InputError))
+
+
+# detectron2 logs the traceback of whatever ends a training.
+logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_sentence)
+
 SCOPES = ("shared", "process")
 ACCUMULATION_STITCHES = ("own", "same")
 
@@ -96,12 +105,20 @@ class StitchedTrainer(SimpleTrainer):
         self.slots = [first + slots[step % len(slots)] for step in range(accumulation_steps)]
         self.seed = seed
 
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """Takes over the state of a training, before hooks are registered.
+
+        The only one of them with a state is detectron2's of the learning rate, which finds its
+        place by the iteration; that its state is not used would be a warning at every resume.
+        """
+        super().load_state_dict({**state_dict, "hooks": {}})
+
     def run_step(self) -> None:
         """One iteration: a forward and backward for each micro-batch, then a step.
 
         Raises:
-            FloatingPointError: If a loss is not finite; names stitches and images. The weights are
-                those before the iteration.
+            FloatingPointError: If a loss or a proposal is not finite; names stitches and images.
+                The weights are those before the iteration.
             InputError: If the batch cannot be split into equal micro-batches.
         """
         assert self.model.training, "the model was changed to eval mode"
@@ -119,7 +136,12 @@ class StitchedTrainer(SimpleTrainer):
                 stitches.append(self.backbone.set_stitch(stitch_id))
             # Forward included: that is where DDP decides whether the backward will reduce.
             with self._reduced_in_the_last_of(step):
-                loss_dict = self._forward(micro_batch)
+                try:
+                    loss_dict = self._forward(micro_batch)
+                except FloatingPointError as error:
+                    # detectron2 looks at what it proposes, which goes wrong before the losses do.
+                    where = self._what_was_trained(stitches, losses, batch)
+                    raise FloatingPointError(f"{error}\n{where}") from error
                 self._backward(sum(loss_dict.values()) / self.accumulation_steps)
             for name, loss in loss_dict.items():
                 share = loss.detach() / self.accumulation_steps
@@ -209,8 +231,8 @@ class StitchedTrainer(SimpleTrainer):
         where += ", ".join(names) or "a baseline"
         if losses is None:
             return where
-        parts = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())
-        return f"{where}, {parts}; images: {', '.join(_file_names(batch)) or 'without file names'}"
+        parts = "".join(f", {name} {loss.item():g}" for name, loss in losses.items())
+        return f"{where}{parts}; images: {', '.join(_file_names(batch)) or 'without file names'}"
 
 
 def _file_names(batch: Sequence) -> list[str]:
