@@ -663,7 +663,7 @@ def rename_category(data):
     [
         (remove_categories, 'has no "categories"'),
         (name_missing_image, "gone.jpg"),
-        (flatten_box, "have a box without area"),
+        (flatten_box, "has a box without area"),
         (rename_category, "'blob' in training and 'triangle' in test"),
     ],
 )

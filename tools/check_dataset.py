@@ -5,7 +5,7 @@
     python tools/check_dataset.py --config-file F --headers-only [key=value ...]
 
 Reads both annotation files, decodes every image, and checks config, weights and checkpoint as the
-start of a training does. Prints all faults, what is handled and worth to be known, and a summary.
+start of a training does. Prints all faults, what is handled and worth knowing, and a summary.
 Exit status 0: nothing is wrong; 2: something is.
 """
 
@@ -53,7 +53,7 @@ class Part:
             name = image.get("file_name")
             if isinstance(name, str) and name not in self.found.missing:
                 size = image.get("width"), image.get("height")
-                whole = all(type(side) is int for side in size)
+                whole = all(type(side) is int and side > 0 for side in size)
                 yield os.path.join(self.image_root, name), size if whole else None
 
 
@@ -158,7 +158,7 @@ def checkpoint_fault(config):
 
 
 def notes_of(config, parts):
-    """What is handled and worth to be known, a sentence each."""
+    """What is handled and worth knowing, a sentence each."""
     for part in parts:
         if part.found.summary is not None:
             yield from annotation_notes(
@@ -236,7 +236,7 @@ def run(args):
     faults = [fault for fault in (*data_faults(config, parts), *of_start) if fault]
     faults = list(dict.fromkeys(faults))
     print_summary(parts)
-    print_list("Notes: handled, and worth to be known", notes_of(config, parts))
+    print_list("Notes: handled, and worth knowing", notes_of(config, parts))
     print_list("Faults: to be corrected before a training", faults)
     looked = "looked at by their headers" if args.headers_only else "decoded"
     count = sum(len(list(part.images())) for part in parts)

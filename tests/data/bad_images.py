@@ -188,17 +188,17 @@ HANDLED = {
     "EXIF-rotated": Case(
         "rotated.jpg",
         turned(6, Image.Transpose.ROTATE_90),
-        "they are stored turned or mirrored",
+        "stored turned or mirrored",
         BASE,
         6.0,
     ),
     "EXIF-mirrored": Case(
         "mirrored.png",
         turned(2, Image.Transpose.FLIP_LEFT_RIGHT),
-        "they are stored turned or mirrored",
+        "stored turned or mirrored",
         BASE,
     ),
-    "several pages": Case("pages.tiff", two_frames, "have several frames or pages", BASE),
+    "several pages": Case("pages.tiff", two_frames, "several frames or pages", BASE),
     "1 x 1 pixel": Case("pixel.png", one_pixel, "", BASE[:1, :1], size=(1, 1)),
 }
 """By what is odd."""

@@ -228,7 +228,7 @@ def test_image_above_the_warning_limit_is_used_with_a_note(
         assert to_rgb(folder / "1.png").shape == BASE.shape
     finished = check_dataset(whole())
     assert finished.code == 0
-    assert "have so many pixels that Pillow warns of them" in finished.printed
+    assert "so many pixels that Pillow warns of them" in finished.printed
 
 
 @pytest.mark.parametrize("mode", ["one_pass", "separate"])
@@ -258,39 +258,41 @@ def test_truncated_test_image_ends_a_sweep_with_a_sentence(
 # ------------------------------------------------------------------------------------- annotations
 
 FAULTY_ANNOTATIONS = {
-    "no id": ({"id": None}, "have no whole number as id"),
-    "duplicate annotation id": ({"id": 1}, "have an id that another one has"),
-    "unknown image id": ({"image_id": 77}, "name an image that is not listed"),
-    "unknown category id": ({"category_id": 2}, "name a category that is not listed"),
-    "marked ignore": ({"ignore": 1}, 'are marked "ignore", which detectron2 cannot load'),
-    "keypoints that are no numbers": ({"keypoints": ["a"]}, "have keypoints that are no list"),
-    "box with NaN": ({"bbox": [1, 1, math.nan, 4]}, "have no bbox of four finite numbers"),
-    "box with infinity": ({"bbox": [1, 1, math.inf, 4]}, "have no bbox of four finite numbers"),
-    "box of three numbers": ({"bbox": [1, 1, 4]}, "have no bbox of four finite numbers"),
-    "box without area": ({"bbox": [1, 1, 0, 4]}, "have a box without area"),
-    "box of negative width": ({"bbox": [9, 9, -4, 4]}, "have a box without area"),
-    "box outside": ({"bbox": [WIDTH, 1, 4, 4]}, "have a box outside their image"),
-    "no mask": ({"segmentation": None}, "have no segmentation"),
+    "no id": ({"id": None}, "no whole number as id"),
+    "duplicate annotation id": ({"id": 1}, "an id that another one has"),
+    "unknown image id": ({"image_id": 77}, "an image that is not listed"),
+    "unknown category id": ({"category_id": 2}, "a category that is not listed"),
+    "category id as a text": ({"category_id": "7"}, "a category_id that is no whole number"),
+    "category id as a decimal": ({"category_id": 7.0}, "a category_id that is no whole number"),
+    "marked ignore": ({"ignore": 1}, 'marked "ignore", which detectron2 cannot load'),
+    "keypoints that are no numbers": ({"keypoints": ["a"]}, "keypoints that are no list"),
+    "box with NaN": ({"bbox": [1, 1, math.nan, 4]}, "no bbox of four finite numbers"),
+    "box with infinity": ({"bbox": [1, 1, math.inf, 4]}, "no bbox of four finite numbers"),
+    "box of three numbers": ({"bbox": [1, 1, 4]}, "no bbox of four finite numbers"),
+    "box without area": ({"bbox": [1, 1, 0, 4]}, "a box without area"),
+    "box of negative width": ({"bbox": [9, 9, -4, 4]}, "a box without area"),
+    "box outside": ({"bbox": [WIDTH, 1, 4, 4]}, "a box outside the image"),
+    "no mask": ({"segmentation": None}, "no segmentation"),
     "polygon of two points": (
         {"segmentation": [[1, 1, 9, 9]]},
-        "have a polygon that is no list of at least 3 points",
+        "a polygon that is no list of at least 3 points",
     ),
     "polygon with NaN": (
         {"segmentation": [[1, 1, 9, 9, 1, math.nan]]},
-        "have a polygon that is no list of at least 3 points",
+        "a polygon that is no list of at least 3 points",
     ),
     "RLE of the wrong size": (
         {"segmentation": {"size": [HEIGHT, WIDTH + 1], "counts": [HEIGHT * (WIDTH + 1)]}},
-        "have an RLE mask that is incomplete or not of their image's size",
+        "an RLE mask that is incomplete or not of the image's size",
     ),
     "RLE that ends early": (
         {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [7, 9]}},
-        "have an RLE mask that is incomplete or not of their image's size",
+        "an RLE mask that is incomplete or not of the image's size",
     ),
 }
 FAULTY_TEST_ANNOTATIONS = {
-    "no area in test": ({"area": None}, 'have no "area" in pixels, which the evaluation needs'),
-    "no iscrowd in test": ({"iscrowd": None}, 'have no "iscrowd" of 0 or 1'),
+    "no area in test": ({"area": None}, 'no "area" in pixels, which the evaluation needs'),
+    "no iscrowd in test": ({"iscrowd": None}, 'no "iscrowd" of 0 or 1'),
 }
 
 
@@ -327,20 +329,59 @@ def test_box_partly_outside_is_clipped(dicts, mappers, check_dataset):
     assert len(boxes) == 1 and boxes.min() >= 0 and boxes.max() <= 64
     finished = check_dataset(coco)
     assert finished.code == 0
-    assert "have a box that reaches over the border" in finished.printed
+    assert "has a box that reaches over the border" in finished.printed
 
 
-def test_box_that_is_not_around_its_mask_gets_a_note(dicts, mappers, check_dataset):
-    # Its two corners in place of corner and size.
-    coco = whole(annotations=[annotation(1, bbox=[10, 10, 30, 30])])
-    (record, *_) = dicts(coco)
+# Of objects that are 20 pixels wide and high.
+ODD_GEOMETRY = {
+    "normalised boxes": (
+        {"bbox": [10 / WIDTH, 10 / HEIGHT, 20 / WIDTH, 20 / HEIGHT]},
+        "a box of numbers from 0 to 1",
+        "they look normalised: multiply by width and height",
+    ),
+    "normalised polygons": (
+        {"segmentation": [[10 / WIDTH, 10 / HEIGHT, 30 / WIDTH, 10 / HEIGHT, 30 / WIDTH, 0.5]]},
+        "polygons of numbers from 0 to 1",
+        "they look normalised: multiply by width and height",
+    ),
+    "two corners as boxes": (
+        {"bbox": [10, 10, 30, 30]},
+        "a box that is not around its mask",
+        "are boxes written as [x1, y1, x2, y2]?",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_GEOMETRY)
+def test_most_boxes_or_masks_are_refused(kind, write, folder, check_dataset):
+    change, says, remedy = ODD_GEOMETRY[kind]
+    coco = whole(annotations=[annotation(k, **(change if k > 1 else {})) for k in (1, 2, 3)])
+    for for_evaluation in (False, True):
+        with pytest.raises(InputError, match=rf"^2 of 3 annotations .* have {says}") as error:
+            check_coco_json(write(coco), str(folder), for_evaluation=for_evaluation)
+        assert remedy in str(error.value) and "annotation 2 of image 1" in str(error.value)
+    finished = check_dataset(coco)
+    assert finished.code == 2
+    notes, _, faults = finished.printed.partition("Faults: ")
+    assert says in faults and remedy in faults
+    assert says not in notes
+
+
+@pytest.mark.parametrize("kind", ODD_GEOMETRY)
+def test_a_few_boxes_or_masks_get_a_note(kind, check_dataset):
+    change, says, remedy = ODD_GEOMETRY[kind]
+    finished = check_dataset(whole(annotations=[annotation(1), annotation(2, **change)]))
+    assert finished.code == 0
+    assert "1 of 2 annotations in" in finished.printed
+    assert says in finished.printed and remedy in finished.printed
+
+
+def test_box_that_is_not_around_its_mask_is_taken_from_the_mask(dicts, mappers):
+    (record, *_) = dicts(whole(annotations=[annotation(1, bbox=[10, 10, 30, 30])]))
     instances = mapped_in_training(record, mappers[0])["instances"]
     torch.testing.assert_close(
         instances.gt_boxes.tensor, instances.gt_masks.get_bounding_boxes().tensor, rtol=0, atol=0
     )
-    finished = check_dataset(coco)
-    assert finished.code == 0
-    assert "are boxes written as [x1, y1, x2, y2]?" in finished.printed
 
 
 def test_object_smaller_than_a_pixel_gets_a_note(config, dicts, check_dataset):
@@ -353,13 +394,13 @@ def test_object_smaller_than_a_pixel_gets_a_note(config, dicts, check_dataset):
     assert len(mapped_in_training(record, mapper)["instances"]) == 1
     finished = check_dataset(coco)
     assert finished.code == 0
-    assert "are thinner than a pixel once their image is resized" in finished.printed
+    assert "is thinner than a pixel once the image is resized" in finished.printed
 
 
 def test_object_annotated_twice_gets_a_note(check_dataset):
     finished = check_dataset(whole(annotations=[annotation(1), annotation(2)]))
     assert finished.code == 0
-    assert "have the same box and category as another one" in finished.printed
+    assert "has the same box and category as another one" in finished.printed
 
 
 def test_rle_without_a_pixel_is_left_out(dicts, mappers, check_dataset):
@@ -371,7 +412,7 @@ def test_rle_without_a_pixel_is_left_out(dicts, mappers, check_dataset):
     finished = check_dataset(coco)
     assert finished.code == 0
     assert "1 of 2 annotations" in finished.printed
-    assert "have a box that is not around their mask" in finished.printed
+    assert "has a box that is not around its mask" in finished.printed
 
 
 def test_rle_masks_are_refused_by_a_mapper_of_polygons(
@@ -407,7 +448,19 @@ FAULTY_FILES = {
     ),
     "image without width": (
         whole(images=[{"id": 1, "file_name": "1.png", "height": HEIGHT}]),
-        "lack an id, a file_name, or width and height",
+        "has an incomplete or wrong entry",
+    ),
+    "image without file_name": (
+        whole(images=[entry(1, "1.png"), entry(2, None)]),
+        "entry 1, id 2, has file_name None",
+    ),
+    "width as a text": (
+        whole(images=[entry(1, "1.png"), entry(2, "2.png", ("800", HEIGHT))]),
+        "entry 1, id 2, has width '800'",
+    ),
+    "negative width": (
+        whole(images=[entry(1, "1.png"), entry(2, "2.png", (-800, HEIGHT))]),
+        "entry 1, id 2, has width -800",
     ),
     "numbers and texts as image ids": (
         whole(images=[entry(1, "1.png"), entry("b", "2.png")]),
@@ -449,6 +502,20 @@ def test_categories_that_differ_are_refused(write, check_dataset):
     finished = check_dataset(coco, "test")
     assert finished.code == 2
     assert says in finished.printed
+
+
+def test_categories_of_the_same_name_get_a_note(check_dataset):
+    finished = check_dataset(whole(categories=[*CATEGORIES[:-1], {"id": 90, "name": "kind 7"}]))
+    assert "categories of the same name ('kind 7' of ids [7, 90])" in finished.printed
+
+
+def test_image_ids_of_text_get_a_note_in_test(check_dataset):
+    coco = whole(images=[entry("a", "1.png")], annotations=[annotation(1, "a")])
+    says = "image ids that are no whole numbers, such as 'a'"
+    finished = check_dataset(coco, "test")
+    assert finished.code == 0
+    assert says in finished.printed and "set sweep.mode=separate" in finished.printed
+    assert says not in check_dataset(coco).printed
 
 
 def test_class_without_objects_is_named(check_dataset):
@@ -674,6 +741,8 @@ def cases():
         names[f"test_image_is_used[{kind}]"] = case.says
     for kind, (_, says) in (FAULTY_ANNOTATIONS | FAULTY_TEST_ANNOTATIONS).items():
         names[f"test_annotation_is_refused[{kind}]"] = says
+    for kind, (_, says, _) in ODD_GEOMETRY.items():
+        names[f"test_most_boxes_or_masks_are_refused[{kind}]"] = says
     for kind, (_, says) in FAULTY_FILES.items():
         names[f"test_annotation_file_is_refused[{kind}]"] = says
     return names

@@ -73,32 +73,35 @@ def test_summary_counts_what_is_there(check, coco):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"id": None}, r"have no whole number as id \(annotation None of image 1"),
-        ({"id": 1}, r"1 of 5 annotations in .*some\.json have an id that another one has"),
-        ({"image_id": 77}, "name an image that is not listed .*annotation 9 of image 77"),
-        ({"category_id": 8}, "name a category that is not listed .*has category 8"),
-        ({"ignore": 1}, 'are marked "ignore", which detectron2 cannot load'),
-        ({"bbox": None}, "have no bbox of four finite numbers .*has None"),
-        ({"bbox": [1, 2, 3]}, r"have no bbox of four finite numbers .*has \[1, 2, 3\]"),
-        ({"bbox": [1, 2, "3", 4]}, "have no bbox of four finite numbers"),
-        ({"bbox": [1, 2, float("nan"), 4]}, "have no bbox of four finite numbers"),
-        ({"bbox": [1, 2, float("inf"), 4]}, "have no bbox of four finite numbers"),
-        ({"bbox": [1, 2, 0, 4]}, r"have a box without area \(annotation 9 of image 1 has .*remove"),
-        ({"bbox": [1, 2, 3, -4]}, "have a box without area"),
-        ({"bbox": [WIDTH, 2, 3, 4]}, r"have a box outside their image .*\[200, 2, 3, 4\]"),
-        ({"bbox": [-5, 2, 5, 4]}, "have a box outside their image"),
-        ({"segmentation": None}, "have no segmentation .*add masks"),
-        ({"segmentation": []}, "have no segmentation"),
-        ({"segmentation": [[1, 2, 3, 4]]}, "have a polygon that is no list of at least 3 points"),
-        ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "have a polygon that is no list"),
-        ({"segmentation": [1, 2, 3, 4, 5, 6]}, "have a polygon that is no list"),
-        ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "have a polygon that is no list"),
-        ({"segmentation": {"size": [WIDTH, HEIGHT], "counts": "a"}}, "have an RLE mask"),
-        ({"segmentation": {"size": [HEIGHT, WIDTH]}}, "have an RLE mask that is incomplete"),
-        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [7, 9]}}, "have an RLE mask"),
-        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "abc"}}, "have an RLE mask"),
-        ({"keypoints": 5}, "have keypoints that are no list of finite numbers"),
-        ({"keypoints": [1, "2", 2]}, "have keypoints that are no list of finite numbers"),
+        ({"id": None}, r"has no whole number as id \(annotation None of image 1"),
+        ({"id": 1}, r"1 of 5 annotations in .*some\.json has an id that another one has"),
+        ({"image_id": 77}, "names an image that is not listed .*annotation 9 of image 77"),
+        ({"category_id": 8}, "names a category that is not listed .*has category 8"),
+        ({"image_id": "1"}, "names an image that is not listed .*annotation 9 of image '1'"),
+        ({"category_id": "5"}, "has a category_id that is no whole number .*has category '5'"),
+        ({"category_id": 5.0}, r"has a category_id that is no whole number .*has category 5\.0"),
+        ({"ignore": 1}, 'is marked "ignore", which detectron2 cannot load'),
+        ({"bbox": None}, "has no bbox of four finite numbers .*has None"),
+        ({"bbox": [1, 2, 3]}, r"has no bbox of four finite numbers .*has \[1, 2, 3\]"),
+        ({"bbox": [1, 2, "3", 4]}, "has no bbox of four finite numbers"),
+        ({"bbox": [1, 2, float("nan"), 4]}, "has no bbox of four finite numbers"),
+        ({"bbox": [1, 2, float("inf"), 4]}, "has no bbox of four finite numbers"),
+        ({"bbox": [1, 2, 0, 4]}, r"has a box without area \(annotation 9 of image 1 has .*remove"),
+        ({"bbox": [1, 2, 3, -4]}, "has a box without area"),
+        ({"bbox": [WIDTH, 2, 3, 4]}, r"has a box outside the image .*\[200, 2, 3, 4\]"),
+        ({"bbox": [-5, 2, 5, 4]}, "has a box outside the image"),
+        ({"segmentation": None}, "has no segmentation .*add masks"),
+        ({"segmentation": []}, "has no segmentation"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "has a polygon that is no list of at least 3 points"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "has a polygon that is no list"),
+        ({"segmentation": [1, 2, 3, 4, 5, 6]}, "has a polygon that is no list"),
+        ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "has a polygon that is no list"),
+        ({"segmentation": {"size": [WIDTH, HEIGHT], "counts": "a"}}, "has an RLE mask"),
+        ({"segmentation": {"size": [HEIGHT, WIDTH]}}, "has an RLE mask that is incomplete"),
+        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [7, 9]}}, "has an RLE mask"),
+        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "abc"}}, "has an RLE mask"),
+        ({"keypoints": 5}, "has keypoints that are no list of finite numbers"),
+        ({"keypoints": [1, "2", 2]}, "has keypoints that are no list of finite numbers"),
     ],
 )
 def test_a_faulty_annotation_is_named_with_a_remedy(check, coco, changes, message):
@@ -110,7 +113,7 @@ def test_a_faulty_annotation_is_named_with_a_remedy(check, coco, changes, messag
 @pytest.mark.parametrize("missing", ["area", "iscrowd"])
 def test_evaluation_needs_area_and_iscrowd_and_training_does_not(check, coco, missing):
     del coco["annotations"][1][missing]
-    with pytest.raises(InputError, match=f'have no "{missing}".*the evaluation needs'):
+    with pytest.raises(InputError, match=f'has no "{missing}".*the evaluation needs'):
         check(coco, for_evaluation=True)
     assert check(coco).annotations == 4
 
@@ -118,7 +121,7 @@ def test_evaluation_needs_area_and_iscrowd_and_training_does_not(check, coco, mi
 def test_crowds_may_lack_a_mask_in_training_only(check, coco):
     del coco["annotations"][3]["segmentation"]
     assert check(coco).crowds == 1
-    with pytest.raises(InputError, match="have no segmentation"):
+    with pytest.raises(InputError, match="has no segmentation"):
         check(coco, for_evaluation=True)
 
 
@@ -152,8 +155,43 @@ def test_annotation_id_0_is_a_warning_for_evaluation(check, coco, caplog):
 @pytest.mark.parametrize("field", ["id", "file_name", "width", "height"])
 def test_an_incomplete_image_entry_is_named(check, coco, field):
     del coco["images"][1][field]
-    with pytest.raises(InputError, match=r"1 of 3 images in .*some\.json lack .*entry 1: id"):
+    with pytest.raises(
+        InputError, match=rf"1 of 3 images in .*some\.json has .*entry 1, id .*has no {field}\)"
+    ):
         check(coco)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("file_name", None), ("width", "800"), ("width", -800), ("height", 0.5)]
+)
+def test_a_wrong_field_of_an_image_entry_is_shown_and_no_count_is_negative(
+    check, coco, tmp_path, field, value
+):
+    coco["annotations"].append(make_annotation(5, image_id=3))
+    coco["images"][2][field] = value
+    shown = rf"\(entry 2, id 3, has {field} {value!r}\): each needs"
+    with pytest.raises(InputError, match=shown):
+        check(coco)
+    path = str(tmp_path / "some.json")
+    found = inspect_coco_json(path, str(tmp_path / "images"), for_evaluation=False)
+    assert (found.summary.images, found.summary.empty_images) == (2, 0)
+
+
+def test_text_ids_and_names_given_twice_are_warnings(check, coco, caplog):
+    texts = {number: f"image {number}" for number in (1, 2, 3)}
+    for image in coco["images"]:
+        image["id"] = texts[image["id"]]
+    for annotation in coco["annotations"]:
+        annotation["image_id"] = texts[annotation["image_id"]]
+    with caplog.at_level(logging.WARNING, logger="snnet_vitdet"):
+        check(coco)
+        assert caplog.text == ""
+        check(coco, for_evaluation=True)
+        assert "such as 'image 1'" in caplog.text and "set sweep.mode=separate" in caplog.text
+        caplog.clear()
+        coco["categories"].append({"id": 9, "name": "nut"})
+        check(coco)
+    assert "categories of the same name ('nut' of ids [5, 9])" in caplog.text
 
 
 def test_images_with_the_same_id_are_named(check, coco):
@@ -235,11 +273,11 @@ def test_all_kinds_of_faults_are_collected_and_the_first_is_raised(check, coco, 
     )
     assert found.faults[0] == str(error.value)
     expected = [
-        "1 of 5 images in .* lack an id",
+        "1 of 5 images in .* has an incomplete",
         "1 of 5 images in .* an id that another one has",
         r"1 of 5 images that .*\(gone\.jpg\)",
         "1 of 7 annotations in .* an id that another one has",
-        r"1 of 7 annotations in .* name an image that is not listed \(annotation 11 of image 10\)",
+        r"1 of 7 annotations in .* names an image that is not listed \(annotation 11 of image 10\)",
         "1 of 7 annotations in .* without area",
         "1 of 7 annotations in .* a polygon that is no list",
     ]

@@ -32,7 +32,7 @@ def test_many_faults_of_a_kind_are_counted_and_the_first_are_shown():
         survey.add(f"{number}.jpg", ImageFault("empty", f"{number}.jpg", "the file is empty"))
     survey.add("5.jpg", ImageFacts(4, 3, "RGB", turned=False, large=False))
     (fault,) = survey.faults("some.json")
-    assert fault.startswith("5 of 6 images of some.json are empty files (0.jpg: the file is empty;")
+    assert fault.startswith("5 of 6 images of some.json are empty (0.jpg: the file is empty;")
     assert "2.jpg" in fault and "3.jpg" not in fault and "and 2 more): copy it again" in fault
     assert survey.sizes == [(4, 3)] and dict(survey.modes) == {"RGB": 1}
 

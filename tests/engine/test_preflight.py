@@ -255,8 +255,8 @@ def rename_first_category(data):
     ("change", "expected"),
     [
         (lambda data: data.pop("categories"), 'has no "categories"'),
-        (drop_first_image, r"1 of 8 images .* are not in .* \(gone.jpg\)"),
-        (flatten_first_box, r"1 of \d+ annotations .* have a box without area"),
+        (drop_first_image, r"1 of 8 images .* is not in .* \(gone.jpg\)"),
+        (flatten_first_box, r"1 of \d+ annotations .* has a box without area"),
         (rename_first_category, "id 1 is 'blob' in training and 'circle' in test"),
     ],
 )

@@ -67,7 +67,7 @@ def test_a_truncated_image_is_found_by_decoding_alone(run, damaged):
     finished = run(damaged)
     assert finished.code == 2
     assert "1 of 8 images of" in finished.printed
-    assert "are damaged or truncated" in finished.printed and "000004.jpg" in finished.printed
+    assert "is damaged or truncated" in finished.printed and "000004.jpg" in finished.printed
     assert finished.printed.endswith("Images decoded: 10; kinds of faults: 1.\n")
     headers = run(damaged, options=("--workers", "0", "--headers-only"))
     assert headers.code == 0
@@ -113,9 +113,9 @@ def test_all_faults_are_told_at_once(run, damaged, tiny_scenes, tmp_path):
     assert len([line for line in faults.splitlines() if line.startswith("- ")]) == 6
     for says in (
         "1 of 8 images that",
-        "have a box without area",
-        "name a category that is not listed",
-        "are damaged or truncated",
+        "has a box without area",
+        "names a category that is not listed",
+        "is damaged or truncated",
         "id 1 is 'disc' in training and 'circle' in test",
         "train.max_iter=0 must be a whole number of at least 1",
     ):

@@ -20,6 +20,8 @@ from runs import (
     NUM_ITERATIONS,
     TIMEOUT,
     assert_same_tensors,
+    finish,
+    start_program,
     trained_iterations,
     training_overrides,
     wait_until,
@@ -132,6 +134,22 @@ def test_an_interrupted_job_ends_with_the_weights_of_a_training_that_was_run_dir
     assert len(list(output.glob("model_00*.pth"))) == 1
     assert trained_iterations(output) == list(range(NUM_ITERATIONS))
     assert_same_tensors(weights(output), direct)
+
+
+@pytest.mark.slow
+def test_a_job_of_this_machine_does_not_keep_what_submits_it_from_ending(tiny_overrides, tmp_path):
+    """A pipe or a script that reads its output would wait for the job."""
+    output = tmp_path / "output"
+    overrides = [*tiny_overrides, *overrides_of(output), "train.max_iter=100000"]
+    submission = start_program(
+        "tools/submit.py", "--local", "--", "--config-file", NANO, *overrides
+    )
+    code, printed, error = finish(submission)
+    try:
+        assert code == 0, error
+        wait_until(lambda: trained_iterations(output))
+    finally:
+        os.kill(int(re.match(r"Job (\d+):", printed)[1]), signal.SIGINT)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .image_entries import ImageEntries
 from .rle import covers
-from .summary import EXAMPLES, DatasetSummary, some
+from .summary import EXAMPLES, DatasetSummary, agree, some
 
 __all__ = ["InspectedAnnotations", "inspect_annotations"]
 
@@ -21,6 +21,10 @@ _FAULTS = {
     "id": ("have no whole number as id", "give each annotation an id"),
     "duplicate": ("have an id that another one has", "give each annotation an id of its own"),
     "image": ("name an image that is not listed", "remove them or add the images"),
+    "category id": (
+        "have a category_id that is no whole number",
+        "write it as one, without quotes or decimals",
+    ),
     "category": ("name a category that is not listed", "remove them or add the categories"),
     "ignore": ('are marked "ignore", which detectron2 cannot load', "remove them or the mark"),
     "iscrowd": ('have no "iscrowd" of 0 or 1, which the evaluation needs', "set it, usually to 0"),
@@ -31,13 +35,13 @@ _FAULTS = {
     "keypoints": ("have keypoints that are no list of finite numbers", "remove or correct them"),
     "bbox": ("have no bbox of four finite numbers", "write it as [x, y, width, height]"),
     "flat": ("have a box without area", "remove them or correct width and height"),
-    "outside": ("have a box outside their image", "remove them or correct [x, y, width, height]"),
+    "outside": ("have a box outside the image", "remove them or correct [x, y, width, height]"),
     "no mask": ("have no segmentation", "add masks, as polygons or RLE: Mask R-CNN learns them"),
     "polygon": (
         "have a polygon that is no list of at least 3 points",
         "write it as [x1, y1, x2, y2, x3, y3, …] or remove it",
     ),
-    "rle": ("have an RLE mask that is incomplete or not of their image's size", "correct them"),
+    "rle": ("have an RLE mask that is incomplete or not of the image's size", "correct them"),
 }
 
 
@@ -88,7 +92,8 @@ def inspect_annotations(
         if annotation.get("iscrowd"):
             crowds += 1
         elif not faults:
-            occupied.add(annotation["image_id"])
+            if annotation["image_id"] in entries.sizes:
+                occupied.add(annotation["image_id"])
             instances[annotation["category_id"]] += 1
             rle_masks += isinstance(annotation["segmentation"], dict)
             area = annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
@@ -97,7 +102,7 @@ def inspect_annotations(
     def sentence(fault: str, text: str) -> str:
         examples = some(fault_examples[fault], fault_counts[fault], "; ")
         count = f"{fault_counts[fault]} of {len(annotations)} annotations in {json_file}"
-        return f"{count} {text.format(examples=examples)}"
+        return f"{count} {agree(text, fault_counts[fault]).format(examples=examples)}"
 
     warnings = []
     flat_boxes = fault_counts["flat"]
@@ -153,7 +158,9 @@ def _faults_of(
     size = entries.sizes.get(image_id) if isinstance(image_id, (int, str)) else None
     if size is None and not _is_incomplete(image_id, entries):
         yield "image"
-    if not isinstance(category_id, int) or category_id not in categories:
+    if type(category_id) is not int:
+        yield "category id"
+    elif category_id not in categories:
         yield "category"
     if annotation.get("ignore", 0) != 0:
         yield "ignore"
@@ -223,10 +230,11 @@ def _all_finite(numbers: list) -> bool:
 
 
 def _describe(annotation: dict, position: int, fault: str) -> str:
-    annotation_id = annotation.get("id", f"number {position}")
-    text = f"annotation {annotation_id} of image {annotation.get('image_id')}"
-    if fault == "category":
-        return f"{text} has category {annotation.get('category_id')}"
+    # As Python writes them: "1" is not 1.
+    name = repr(annotation["id"]) if "id" in annotation else f"number {position}"
+    text = f"annotation {name} of image {annotation.get('image_id')!r}"
+    if fault in ("category", "category id"):
+        return f"{text} has category {annotation.get('category_id')!r}"
     if fault in ("bbox", "flat", "outside"):
         return f"{text} has {annotation.get('bbox')}"
     return text

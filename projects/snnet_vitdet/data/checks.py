@@ -1,13 +1,15 @@
 """Checks of COCO-format data before a training starts: each fault is one sentence."""
 
 import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from snnet_vitdet.errors import InputError
 
 from .annotations import inspect_annotations
 from .coco_json import read_categories, read_coco_json
-from .image_entries import inspect_entries, missing_files
+from .geometry import geometry_faults
+from .image_entries import ImageEntries, inspect_entries, missing_files
 from .summary import DatasetSummary, some
 
 __all__ = ["Inspection", "check_coco_json", "check_same_categories", "inspect_coco_json"]
@@ -24,6 +26,7 @@ class Inspection:
         warnings: a sentence for each kind of what is odd and not refused.
         data: its content; None if it cannot be read.
         missing: names of the image files that are not there.
+        geometry: kinds of :mod:`.geometry` that are among the faults.
         summary: of what is in order; None if it cannot be read.
     """
 
@@ -31,6 +34,7 @@ class Inspection:
     warnings: list[str] = field(default_factory=list)
     data: dict | None = None
     missing: set[str] = field(default_factory=set)
+    geometry: set[str] = field(default_factory=set)
     summary: DatasetSummary | None = None
 
 
@@ -74,7 +78,11 @@ def inspect_coco_json(json_file: str, image_root: str, *, for_evaluation: bool) 
     annotations = inspect_annotations(
         json_file, found.data["annotations"], entries, categories, for_evaluation
     )
-    found.faults += annotations.faults
+    # First: what is wrong with most of them makes some of the other faults.
+    geometry = geometry_faults(json_file, found.data["annotations"], entries.sizes)
+    found.geometry = set(geometry)
+    found.faults += [*geometry.values(), *annotations.faults]
+    found.warnings += [*_odd_ids_and_names(json_file, entries, categories, for_evaluation)]
     found.warnings += annotations.warnings
     found.summary = annotations.summary
     # Where all objects have faults, those say more.
@@ -85,6 +93,27 @@ def inspect_coco_json(json_file: str, image_root: str, *, for_evaluation: bool) 
             "needs at least one."
         )
     return found
+
+
+def _odd_ids_and_names(
+    json_file: str, entries: ImageEntries, categories: Mapping[int, str], for_evaluation: bool
+) -> Iterator[str]:
+    ids_of_name: dict[str, list[int]] = {}
+    for category_id, name in categories.items():
+        ids_of_name.setdefault(name, []).append(category_id)
+    twice = [f"{name!r} of ids {ids}" for name, ids in ids_of_name.items() if len(ids) > 1]
+    if twice:
+        yield (
+            f"{json_file} has categories of the same name ({some(twice)}): they are trained and "
+            "scored as different classes; give them different names, or all their objects one id."
+        )
+    text = next((image_id for image_id in entries.sizes if isinstance(image_id, str)), None)
+    if for_evaluation and text is not None:
+        yield (
+            f"{json_file} has image ids that are no whole numbers, such as {text!r}, which a sweep "
+            "in one pass refuses when it comes to score: number the images, or set "
+            "sweep.mode=separate."
+        )
 
 
 def check_same_categories(train: DatasetSummary | str, test: DatasetSummary | str) -> None:

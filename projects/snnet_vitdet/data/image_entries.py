@@ -6,9 +6,22 @@ from dataclasses import dataclass, field
 
 from snnet_vitdet.errors import InputError
 
-from .summary import some
+from .summary import agree, some
 
 __all__ = ["ImageEntries", "inspect_entries", "missing_files"]
+
+
+def _is_side(value: object) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+# What an entry needs, and what tells that it is right.
+_FIELDS = {
+    "id": lambda value: isinstance(value, (int, str)),
+    "file_name": lambda value: isinstance(value, str),
+    "width": _is_side,
+    "height": _is_side,
+}
 
 
 @dataclass
@@ -39,29 +52,29 @@ def inspect_entries(json_file: str, images: Sequence[dict]) -> ImageEntries:
     incomplete, duplicates = [], []
     faults, sizes = entries.faults, entries.sizes
     for position, image in enumerate(images):
-        image_id, width, height = image.get("id"), image.get("width"), image.get("height")
-        if (
-            not isinstance(image_id, (int, str))
-            or not isinstance(image.get("file_name"), str)
-            or not (isinstance(width, int) and width > 0)
-            or not (isinstance(height, int) and height > 0)
-        ):
-            incomplete.append(f"entry {position}: id {image_id}")
+        image_id = image.get("id")
+        wrong = [key for key, is_right in _FIELDS.items() if not is_right(image.get(key))]
+        if wrong:
+            what = " and ".join(_describe(image, key) for key in wrong)
+            incomplete.append(f"entry {position}, id {image_id!r}, has {what}")
             if isinstance(image_id, (int, str)):
                 entries.incomplete.add(image_id)
         elif image_id in sizes:
             duplicates.append(image_id)
         else:
-            sizes[image_id] = (width, height)
+            sizes[image_id] = (image["width"], image["height"])
     if incomplete:
         faults.append(
-            f"{len(incomplete)} of {len(images)} images in {json_file} lack an id, a file_name, or "
-            f"width and height in whole pixels ({some(incomplete)}): complete them."
+            f"{len(incomplete)} of {len(images)} images in {json_file} "
+            f"{agree('have an incomplete or wrong entry', len(incomplete))} "
+            f"({some(incomplete, separator='; ')}): each needs an id, a file_name as text, and "
+            "width and height in whole pixels above 0."
         )
     if duplicates:
         faults.append(
-            f"{len(duplicates)} of {len(images)} images in {json_file} have an id that another one "
-            f"has ({some(duplicates)}): give each image an id of its own."
+            f"{len(duplicates)} of {len(images)} images in {json_file} "
+            f"{agree('have an id that another one has', len(duplicates))} "
+            f"({some(duplicates)}): give each image an id of its own."
         )
     of_each_type = {isinstance(image_id, str): image_id for image_id in sizes}
     if len(of_each_type) > 1:
@@ -71,6 +84,10 @@ def inspect_entries(json_file: str, images: Sequence[dict]) -> ImageEntries:
             "cannot be put in order: give all the same."
         )
     return entries
+
+
+def _describe(image: dict, key: str) -> str:
+    return f"{key} {image[key]!r}" if key in image else f"no {key}"
 
 
 def missing_files(
@@ -108,8 +125,9 @@ def missing_files(
     if not missing:
         return [], set()
     fault = (
-        f"{len(missing)} of {len(images)} images that {json_file} names are not in "
-        f"{image_root} ({some(missing)}): correct the image folder, or add the files."
+        f"{len(missing)} of {len(images)} images that {json_file} names "
+        f"{agree('are not in', len(missing))} {image_root} ({some(missing)}): "
+        "correct the image folder, or add the files."
     )
     return [fault], set(missing)
 

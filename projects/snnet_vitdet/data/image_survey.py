@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from snnet_vitdet.errors import InputError
 
 from .image_files import REMEDIES, ImageFacts, ImageFault, inspect_image
-from .summary import EXAMPLES, some
+from .summary import EXAMPLES, agree, some
 
 __all__ = ["ImageSurvey", "inspect_images"]
 
@@ -18,21 +18,21 @@ _CHUNK = 16
 _KINDS = {
     "missing": "are not there",
     "not opened": "cannot be opened",
-    "empty": "are empty files",
-    "no image": "are no images that are known",
+    "empty": "are empty",
+    "no image": "are of no format that is known",
     "damaged": "are damaged or truncated",
     "too large": "have more pixels than an image may have",
     "deep": "have grey values of more than 8 bits",
-    "size": "are of another size than their annotations say",
+    "size": "are of another size than the annotations say",
     "turned": "are stored turned, and annotated as they are stored",
-    "thin": "are so long and thin that resized they have no pixel left",
+    "thin": "are so long and thin that no pixel is left once resized",
 }
 
-# What is handled, and worth to be known.
+# What is handled, and worth knowing.
 _NOTES = {
     "turned": (
-        "say in their EXIF data that they are stored turned or mirrored: they are used upright, so "
-        "their annotations have to be for the upright image"
+        "are stored turned or mirrored by the EXIF data: the upright image is used, and its "
+        "annotations have to be for that"
     ),
     "alpha": "have transparency, which is left out: what is transparent shows the colour below it",
     "large": (
@@ -139,13 +139,14 @@ class ImageSurvey:
             if count := self._faults[kind]:
                 examples = some(self._examples["fault", kind], count, "; ")
                 yield (
-                    f"{count} of {self._total} images of {source} {text} ({examples}): "
-                    f"{REMEDIES[kind]}."
+                    f"{count} of {self._total} images of {source} {agree(text, count)} "
+                    f"({examples}): {REMEDIES[kind]}."
                 )
 
     def notes(self, source: str) -> Iterable[str]:
-        """A sentence for each kind of what is handled and worth to be known."""
+        """A sentence for each kind of what is handled and worth knowing."""
         for kind, text in _NOTES.items():
             if count := self._notes[kind]:
                 examples = some(self._examples["note", kind], count)
-                yield f"{count} of {self._total} images of {source} {text} ({examples})."
+                said = agree(text, count)
+                yield f"{count} of {self._total} images of {source} {said} ({examples})."

@@ -2,10 +2,17 @@
 
 from dataclasses import dataclass
 
-__all__ = ["EXAMPLES", "DatasetSummary", "some"]
+__all__ = ["EXAMPLES", "DatasetSummary", "agree", "some"]
 
 EXAMPLES = 3
 """How many of a list are shown."""
+
+_OF_ONE = {
+    "are": "is",
+    "cannot": "cannot",
+    "have": "has",
+    "name": "names",
+}
 
 
 @dataclass(frozen=True)
@@ -58,3 +65,9 @@ def some(items: list, total: int | None = None, separator: str = ", ") -> str:
     total = len(items) if total is None else total
     shown = separator.join(str(item) for item in items[:EXAMPLES])
     return shown if total <= EXAMPLES else f"{shown} and {total - EXAMPLES} more"
+
+
+def agree(text: str, count: int) -> str:
+    """A text that begins with the verb of several, as it is said of ``count``."""
+    verb, _, rest = text.partition(" ")
+    return f"{_OF_ONE[verb] if count == 1 else verb} {rest}"
