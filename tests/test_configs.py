@@ -48,6 +48,9 @@ DECAY = {
     "configs/custom/mask_rcnn_snnet_coco_json.py": NANO,
     "configs/custom/mask_rcnn_snnet_deit3_s_l_coco_json.py": SL,
     "configs/shapes/mask_rcnn_snnet_nano.py": NANO,
+    "configs/proxy/mask_rcnn_snnet_proxy.py": {"small": (4, 0.7), "large": (8, 0.8)},
+    "configs/proxy/mask_rcnn_vitdet_proxy_s.py": {"net": (4, 0.7)},
+    "configs/proxy/mask_rcnn_vitdet_proxy_l.py": {"net": (8, 0.8)},
 }
 WIDTHS = {"s": 384, "b": 768, "l": 1024, "h": 1280}
 
@@ -95,12 +98,15 @@ def test_model_has_the_anchors_and_classes_of_its_config(name, load):
         assert [anchor.embed_dim for anchor in anchors.values()] == widths
     assert (find_stitched_vit(model) is not None) == (name in STITCHED)
     # COCO's, the generated scenes', else those of the annotation file.
-    expected = 80 if name in RECIPES else len(CATEGORIES) if "/shapes/" in name else 3
+    generated = name.startswith(("configs/shapes/", "configs/proxy/"))
+    expected = 80 if name in RECIPES else len(CATEGORIES) if generated else 3
     assert model.roi_heads.num_classes == expected
     assert config.model.backbone.square_pad == config.data.image_size
 
 
-@pytest.mark.parametrize("name", [name for name in RUNNABLE if "nano" not in name])
+@pytest.mark.parametrize(
+    "name", [n for n in RUNNABLE if not n.startswith(("configs/shapes/", "configs/proxy/"))]
+)
 def test_anchors_are_those_that_the_weights_of_the_config_ask_for(name, load):
     config, model = load(name)
     weights = {key: source for key, source in config.init.weights.items() if source}
@@ -206,10 +212,14 @@ def test_coco_recipe_has_the_papers_numbers(name, load):
     assert config.train.ddp.find_unused_parameters == (name in STITCHED)
 
 
-@pytest.mark.parametrize("name", [name for name in PAPER if name != CASCADE])
+@pytest.mark.parametrize(
+    "name",
+    [n for n in RUNNABLE if (n in PAPER and n != CASCADE) or "vitdet_proxy" in n],
+)
 def test_baseline_and_supernet_differ_in_their_backbone_alone(name, load):
     config, _ = load(name)
-    reference, _ = load("configs/COCO/mask_rcnn_snnet_deit3_s_l_100ep.py")
+    paper = "configs/COCO/mask_rcnn_snnet_deit3_s_l_100ep.py"
+    reference, _ = load("configs/proxy/mask_rcnn_snnet_proxy.py" if "proxy" in name else paper)
     for section in ("data", "dataloader", "lr_multiplier"):
         assert config[section] == reference[section], section
     for part in ("proposal_generator", "roi_heads"):
