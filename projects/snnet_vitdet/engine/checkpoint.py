@@ -220,10 +220,11 @@ class StrictCheckpointer(DetectionCheckpointer):
             try:
                 torch.save(checkpoint, temporary)
             except RuntimeError as error:
-                # A full disk, or a worker of the data that has died, which torch raises anywhere.
-                if "DataLoader worker" in str(error):
+                # Of its writer, a full disk. Of others, what only comes to light here: a worker of
+                # the data that has died, a failure of the GPU.
+                if not re.search("inline_container|PytorchStreamWriter", str(error)):
                     raise
-                raise _NotWrittenError(str(error)) from error
+                raise _NotWrittenError("it could not be written to its end") from error
         if tag:
             self.tag_last_checkpoint(f"{name}.pth")
 
