@@ -278,8 +278,7 @@ def save_what_is_trained(trainer, checkpointer):
         return
     trainer.iter = trainer.trained_iter
     try:
-        # Named as detectron2's periodic checkpoints are.
-        checkpointer.save(f"model_{trainer.iter:07d}", iteration=trainer.iter)
+        checkpointer.save_iteration(trainer.iter)
     except Exception as error:  # whatever it is: the first one is the one to show
         logger.warning("What was trained could not be saved either: %s", error)
         return

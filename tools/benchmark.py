@@ -19,12 +19,13 @@ import torch
 from snnet_vitdet.benchmark import (
     block_cases,
     inference_cases,
+    load_without_data,
     measure,
     sweep_cases,
     training_cases,
 )
 from snnet_vitdet.benchmark.measuring import bytes_kept_for_backward
-from snnet_vitdet.engine import load_config, synthetic_batch
+from snnet_vitdet.engine import synthetic_batch
 from snnet_vitdet.errors import exit_on_input_error
 from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.report import plot_benchmark
@@ -116,14 +117,11 @@ def compile_blocks():
 def run(args):
     """Measures, prints and writes everything."""
     device = torch.device(args.device)
-    config = load_config(args.config_file or DEFAULT_CONFIG[device.type], args.opts)
+    config = load_without_data(args.config_file or DEFAULT_CONFIG[device.type], args.opts)
     precision = args.precision or ("bfloat16" if device.type == "cuda" else "float32")
     precision = getattr(torch, precision)
     if args.compile:
         compile_blocks()
-    # Before any data are there: COCO's number where the config reads it from a file.
-    if not isinstance(config.model.roi_heads.num_classes, int):
-        config.model.roi_heads.num_classes = 80
     costs = stitch_costs(config.model)
     stitches = select_stitches(args.stitches or "anchors", costs.space)
     swept = select_stitches(args.stitches or "all", costs.space)

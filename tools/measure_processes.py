@@ -12,8 +12,7 @@ import csv
 import os
 from dataclasses import asdict
 
-from snnet_vitdet.benchmark import measure_processes
-from snnet_vitdet.engine import load_config
+from snnet_vitdet.benchmark import load_without_data, measure_processes
 from snnet_vitdet.errors import InputError, exit_on_input_error
 
 
@@ -39,10 +38,7 @@ def run(args):
             f"--processes {wrong[0]} cannot share --total-batch {args.total_batch}: give a "
             "multiple of each"
         )
-    config = load_config(args.config_file, args.opts)
-    # Before any data are there: COCO's number where the config reads it from a file.
-    if not isinstance(config.model.roi_heads.num_classes, int):
-        config.model.roi_heads.num_classes = 80
+    config = load_without_data(args.config_file, args.opts)
     rows = []
     for number in args.processes:
         row = measure_processes(config, number, args.total_batch, args.repeats)

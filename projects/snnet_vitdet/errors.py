@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-__all__ = ["InputError", "exit_on_input_error", "exit_with"]
+__all__ = ["InputError", "exit_on_input_error", "exit_with", "first_line"]
 
 
 class InputError(ValueError):
@@ -30,3 +30,8 @@ def exit_on_input_error() -> Iterator[None]:
         yield
     except InputError as error:
         exit_with(error)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of a library says, or its type if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -10,7 +10,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 
-from snnet_vitdet.errors import InputError
+from snnet_vitdet.errors import InputError, first_line
 
 __all__ = [
     "REMEDIES",
@@ -231,4 +231,4 @@ def _has_frames(image: Image.Image) -> bool:
 
 
 def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return first_line(error).rstrip(".")

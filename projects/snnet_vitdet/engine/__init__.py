@@ -15,7 +15,7 @@ from .lr_decay import LayerwiseDecay
 from .metrics import MetricsFile, WriteMetrics
 from .preemption import STOPPED, StopOnSignal, passing_on_to_children
 from .preflight import preflight
-from .processes import AUTO, run_in_processes, started_by_torchrun
+from .processes import AUTO, run_in_processes
 from .rehearsal import rehearse, synthetic_batch
 from .schedule import apply_linear_scaling, training_plan
 from .trainer import StitchedAMPTrainer, StitchedTrainer
@@ -45,7 +45,6 @@ __all__ = [
     "run_in_processes",
     "save_config",
     "saved_facts",
-    "started_by_torchrun",
     "synthetic_batch",
     "training_plan",
 ]

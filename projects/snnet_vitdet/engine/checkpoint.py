@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
-from snnet_vitdet.errors import InputError
+from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.files import replacing, write_atomically
 
 __all__ = [
@@ -171,7 +171,7 @@ def _readable(filename: str) -> Iterator[None]:
         yield
     except Exception as error:  # torch raises many types for damaged files
         # And long texts, of which the first sentence says what it is.
-        line = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+        line = first_line(error).partition(". ")[0]
         if os.path.isfile(filename) and not os.path.getsize(filename):
             line = "it is empty"
         raise InputError(
@@ -227,6 +227,17 @@ class StrictCheckpointer(DetectionCheckpointer):
                 raise _NotWrittenError("it could not be written to its end") from error
         if tag:
             self.tag_last_checkpoint(f"{name}.pth")
+
+    def save_iteration(self, iteration: int) -> None:
+        """Writes a checkpoint as detectron2's periodic ones are, in its name and what it holds.
+
+        Args:
+            iteration: Index of the last iteration that was trained.
+
+        Raises:
+            InputError: If it cannot be written.
+        """
+        self.save(f"model_{iteration:07d}", iteration=iteration)
 
     def save_copy(self, checkpoint: str, name: str) -> None:
         """Writes a copy of a checkpoint, with all it holds, as one of this training.

@@ -4,13 +4,14 @@ import logging
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+
+from .checkpoint import StrictCheckpointer
 
 __all__ = ["STOPPED", "StopOnSignal", "passing_on_to_children"]
 
@@ -30,7 +31,7 @@ class StopOnSignal(HookBase):
     whose state is in the checkpoint, and before what takes long; train while it is ``listening``.
     """
 
-    def __init__(self, checkpointer: DetectionCheckpointer) -> None:
+    def __init__(self, checkpointer: StrictCheckpointer) -> None:
         """
         Args:
             checkpointer: Saves the training; on all processes, of which the main one writes.
@@ -42,12 +43,8 @@ class StopOnSignal(HookBase):
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Takes the signals over for a while, in which the trainer trains and evaluates."""
-        self._before = {each: signal.signal(each, self._ask) for each in _signals()}
-        try:
+        with _handled_by(self._ask) as self._before:
             yield
-        finally:
-            for each, handler in self._before.items():
-                signal.signal(each, handler)
 
     def after_step(self) -> None:
         """Stops if any process was asked to.
@@ -86,8 +83,7 @@ class StopOnSignal(HookBase):
     def _stop(self, alone: bool = False) -> None:
         iteration, signum = self.trainer.iter, self._asked or signal.SIGTERM
         if iteration < self.trainer.max_iter:
-            # Named as detectron2's periodic checkpoints are.
-            self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+            self._checkpointer.save_iteration(iteration)
             what = f"saved after iteration {iteration}; --resume goes on from there"
         else:
             what = "the training is finished and saved, its evaluation is not"
@@ -115,15 +111,21 @@ def passing_on_to_children() -> Iterator[list[int]]:
         for child in multiprocessing.active_children():
             child.kill() if in_a_hurry else child.terminate()
 
-    before = {each: signal.signal(each, pass_on) for each in _signals()}
-    try:
+    with _handled_by(pass_on):
         yield received
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
-def _signals() -> list[signal.Signals]:
-    """Those that ask to stop. What runs in the background ignores SIGINT, and goes on doing so."""
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[dict]:
+    """Hands the signals that ask to stop to a function for a while; yields who had them before.
+
+    What runs in the background ignores SIGINT, and goes on doing so.
+    """
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    return [signal.SIGTERM] if ignored else [signal.SIGTERM, signal.SIGINT]
+    signals = [signal.SIGTERM] if ignored else [signal.SIGTERM, signal.SIGINT]
+    before = {each: signal.signal(each, handler) for each in signals}
+    try:
+        yield before
+    finally:
+        for each, own in before.items():
+            signal.signal(each, own)

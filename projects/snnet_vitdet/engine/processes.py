@@ -24,7 +24,7 @@ from snnet_vitdet.errors import InputError
 from .preemption import passing_on_to_children
 from .rendezvous import store_of_attempt
 
-__all__ = ["AUTO", "run_in_processes", "started_by_torchrun"]
+__all__ = ["AUTO", "run_in_processes"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ _TIMEOUT = timedelta(minutes=30)
 _SECONDS_BETWEEN_LOOKS = 0.2
 
 
-def started_by_torchrun() -> bool:
+def _started_by_torchrun() -> bool:
     """Whether torchrun (``python -m torch.distributed.run``) has started this process."""
     return all(name in os.environ for name in _TORCHRUN)
 
@@ -60,7 +60,7 @@ def run_in_processes(
         SystemExit: If a process ends with an exit status other than 0, with the same; with 2 on
             other processes than the first, which raises an InputError that concerns them all.
     """
-    if started_by_torchrun():
+    if _started_by_torchrun():
         _join_torchrun(prepare, main, args)
         return
     num_processes = args.num_gpus * args.num_machines

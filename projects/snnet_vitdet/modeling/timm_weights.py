@@ -13,7 +13,7 @@ import safetensors.torch
 import timm
 import torch
 
-from snnet_vitdet.errors import InputError
+from snnet_vitdet.errors import InputError, first_line
 
 from .anchor import AnchorViT
 from .baseline_weights import anchor_of_baseline, is_baseline
@@ -119,12 +119,12 @@ def _read_file(path: str) -> Mapping[str, torch.Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         raise InputError(
-            f"weight file {path} cannot be read as plain tensors ({_first_line(e)}): it is "
+            f"weight file {path} cannot be read as plain tensors ({first_line(e)}): it is "
             "damaged, or holds Python objects, which are never run here; save its state dict alone"
         ) from e
     except Exception as e:  # torch's unpickler raises whatever the damage leads it to
         raise InputError(
-            f"weight file {path} cannot be read ({_first_line(e)}): it is truncated or no weight "
+            f"weight file {path} cannot be read ({first_line(e)}): it is truncated or no weight "
             "file; download it again"
         ) from e
     for key in ("model", "state_dict"):
@@ -143,11 +143,7 @@ def _read_timm(name: str) -> Mapping[str, torch.Tensor]:
         model = timm.create_model(name, pretrained=True)
     except Exception as e:  # timm, the hub client and the network raise many types
         raise InputError(
-            f"timm could not give the weights {name!r} ({type(e).__name__}: {_first_line(e)}): "
+            f"timm could not give the weights {name!r} ({type(e).__name__}: {first_line(e)}): "
             "without network, download them elsewhere and give the file's path"
         ) from e
     return model.state_dict()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
