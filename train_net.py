@@ -31,8 +31,10 @@ from snnet_vitdet.data import category_names
 from snnet_vitdet.deploy import Predictor, write_sweep_report
 from snnet_vitdet.engine import (
     AUTO,
+    AveragedWeights,
     ClassNames,
     FreezeAnchors,
+    InPlaceDistillation,
     MetricsFile,
     StitchedAMPTrainer,
     StitchedTrainer,
@@ -41,8 +43,11 @@ from snnet_vitdet.engine import (
     WriteMetrics,
     alone_in,
     apply_linear_scaling,
+    build_sampler,
     checkpoint_to_evaluate,
     checkpoint_to_resume,
+    distils,
+    ends_plan,
     fit_stitching_layers,
     load_anchors,
     load_config,
@@ -51,6 +56,7 @@ from snnet_vitdet.engine import (
     run_in_processes,
     save_config,
     synthetic_batch,
+    teacher_of,
     training_plan,
 )
 from snnet_vitdet.errors import InputError, exit_on_input_error
@@ -64,7 +70,7 @@ from snnet_vitdet.evaluation import (
 )
 from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, stitch_costs
 from snnet_vitdet.report import plot_pareto
-from snnet_vitdet.stitching import select_stitches
+from snnet_vitdet.stitching import EndsSampler, select_stitches
 
 logger = logging.getLogger("snnet_vitdet.train_net")
 
@@ -103,8 +109,7 @@ def build_trainer(config, model, data_loader, optimizer):
     }
     kwargs["backbone"] = find_stitched_vit(model)
     if kwargs["backbone"] is not None:
-        config.sampler.gflops = list(costs_of(config).gflops)
-        kwargs["sampler"] = instantiate(config.sampler)
+        kwargs["sampler"] = build_sampler(config, costs_of(config))
     on_gpu = config.train.device.startswith("cuda")
     ddp = dict(config.train.ddp)
     if not on_gpu:
@@ -129,6 +134,14 @@ def initialise(config, model, data_loader):
         fit_stitching_layers(model, data_loader.fit_samples(config.init.num_images))
 
 
+def distil(config, model):
+    """Lets the largest stitch teach the others, if the config asks for it."""
+    settings = config.train.get("distillation")
+    if distils(settings):
+        costs = costs_of(config)
+        InPlaceDistillation(model, teacher_of(costs.space, costs.gflops), **settings)
+
+
 def rehearse_training(config, model, optimizer):
     """Finds out in the first minute whether the largest stitch fits into the memory."""
     train, steps = config.train, config.train.accumulation.steps
@@ -147,6 +160,8 @@ def rehearse_training(config, model, optimizer):
         precision=amp_precision(config) if train.amp.enabled else None,
         accumulates=steps > 1,
         num_processes=comm.get_world_size(),
+        # The dearest one is not taught itself.
+        num_stitches=2 if distils(train.get("distillation")) else 1,
     )
     if peak is not None:
         total = torch.cuda.get_device_properties(train.device).total_memory
@@ -177,16 +192,20 @@ def do_train(config, resume):
     resume = bool(found)
     # Before the model is wrapped for several processes, which hands the first one's weights to all.
     if not resume and config.train.init_checkpoint:
-        checkpointer.load(config.train.init_checkpoint, checkpointables=[])
+        checkpointer.load(config.train.init_checkpoint, checkpointables=[], averaged=True)
     elif not resume:
         initialise(config, model, data_loader)
+    # Before the rehearsal, for the memory it takes; and of the model as it is without a training.
+    decay = config.train.get("ema_decay")
+    average = AveragedWeights(model, optimizer, decay) if decay else None
+    distil(config, model)
     if config.train.rehearsal and config.train.device.startswith("cuda"):
         # Also before it is wrapped: the wrapper notes which parameters have had a gradient.
         rehearse_training(config, model, optimizer)
     trainer = build_trainer(config, model, data_loader, optimizer)
     checkpointer.add_checkpointable("trainer", trainer)
+    go_on_from(found, checkpointer, average)
     if resume:
-        checkpointer.load(found)
         if comm.is_main_process():
             save_config(as_given, os.path.join(config.train.output_dir, "config.yaml"))
     else:
@@ -212,6 +231,8 @@ def do_train(config, resume):
         num_images=data_loader.num_images,
     )
     logger.info("Training: %s", plan)
+    if isinstance(trainer.sampler, EndsSampler):
+        logger.info("Training: %s", ends_plan(trainer.sampler, trainer.backbone.space))
 
     stop = StopOnSignal(checkpointer)
 
@@ -220,6 +241,7 @@ def do_train(config, resume):
             return scores_of_eval_stitches()
 
     def scores_of_eval_stitches():
+        evaluated = model if average is None else average.model
         backbone = find_stitched_vit(model)
         stitches = [BASELINE]
         if backbone is not None:
@@ -228,7 +250,7 @@ def do_train(config, resume):
         results = {}
         for stitch in stitches:
             evaluator = instantiate(config.dataloader.evaluator)
-            results[stitch.name] = evaluate_stitch(model, stitch, test_loader, evaluator)
+            results[stitch.name] = evaluate_stitch(evaluated, stitch, test_loader, evaluator)
             scores = ", ".join(f"{key} {value:.1f}" for key, value in results[stitch.name].items())
             logger.info("%s: %s", stitch.name, scores)
         return results
@@ -270,6 +292,17 @@ def do_train(config, resume):
         raise
 
 
+def go_on_from(checkpoint, checkpointer, average):
+    """Loads the checkpoint of a training, if any; its average stays one of what is saved."""
+    rest = checkpointer.load(checkpoint) if checkpoint else {}
+    if average is not None:
+        if checkpoint:
+            average.resume(rest)
+        checkpointer.add_checkpointable("ema", average)
+    elif "ema" in rest:
+        logger.info("train.ema_decay is 0: the checkpoint's moving average is not kept.")
+
+
 def save_what_is_trained(trainer, checkpointer):
     """Saves a training that an error ends, such as an image that cannot be read."""
     # None if there is nothing new, or if the weights were being changed. After the last iteration,
@@ -285,7 +318,7 @@ def save_what_is_trained(trainer, checkpointer):
     logger.warning("Saved after iteration %d; --resume goes on from there.", trainer.iter)
 
 
-def provenance_of(config, checkpoint):
+def provenance_of(config, checkpoint, averaged=None):
     """What the scores of a stitch depend on, to tell a sweep that may be resumed."""
     files = {"test_json": config.data.test_json}
     nodes = [config.model, config.dataloader.test.mapper, config.data]
@@ -300,6 +333,8 @@ def provenance_of(config, checkpoint):
     )
     return {
         "precision": config.sweep.precision,
+        # Of a checkpoint with both.
+        **({} if averaged is None else {"averaged": averaged}),
         **{name: os.path.abspath(path) for name, path in files.items()},
         **{f"{name}_bytes": stat.st_size for name, stat in stats.items()},
         **{f"{name}_mtime": stat.st_mtime for name, stat in stats.items()},
@@ -313,28 +348,35 @@ def _name(value):
 
 
 def load_for_sweep(config, model):
-    """Puts weights into a model; returns their checkpoint, if any, and their iterations."""
+    """Puts weights into a model.
+
+    Returns:
+        Their checkpoint, if any, and their iterations; whether they are its moving average, None
+        if it has none.
+    """
     if config.sweep.at_initialisation:
         initialise(config, model, instantiate(config.dataloader.train))
-        return None, 0
+        return None, 0, None
     classes = ClassNames(category_names(config.data.test_json))
     checkpoint = checkpoint_to_evaluate(config.train.init_checkpoint, config.train.output_dir)
-    trainer = StrictCheckpointer(model, classes=classes).load(checkpoint).get("trainer")
+    averaged = config.sweep.averaged
+    rest = StrictCheckpointer(model, classes=classes).load(checkpoint, averaged=averaged)
     # The checkpoint has the index of the last iteration.
-    return checkpoint, None if trainer is None else trainer["iteration"] + 1
+    iteration = rest["trainer"]["iteration"] + 1 if "trainer" in rest else None
+    return checkpoint, iteration, averaged if "ema" in rest else None
 
 
 def do_sweep(config, resume):
     """Scores the stitches of sweep.stitch_ids, and writes tables, picture and page."""
     model = build_model(config)
-    checkpoint, iteration = load_for_sweep(config, model)
+    checkpoint, iteration, averaged = load_for_sweep(config, model)
     backbone = find_stitched_vit(model)
     output_dir = os.path.join(config.train.output_dir, "sweep")
     scorer = None
     if backbone is not None and config.sweep.mode == "one_pass":
         scorer = CocoScorer(instantiate(config.dataloader.evaluator.dataset_name))
     data_loader = instantiate(config.dataloader.test)
-    costs, provenance = costs_of(config), provenance_of(config, checkpoint)
+    costs, provenance = costs_of(config), provenance_of(config, checkpoint, averaged)
 
     def run(stitch_ids, folder, subset):
         return sweep(

@@ -151,7 +151,7 @@ def checkpoint_fault(config):
             warnings.simplefilter("ignore")
             model = build_on_meta(config.model)
             checkpointer = StrictCheckpointer(model, new_classes=True, classes=classes)
-            checkpointer.load(path, checkpointables=[])
+            checkpointer.load(path, checkpointables=[], averaged=True)
     except InputError as error:
         return f"train.init_checkpoint={path} cannot be used: {error}"
     return None

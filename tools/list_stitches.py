@@ -10,22 +10,22 @@ Needs neither weights nor data nor network: the model is built without memory (t
 import argparse
 import csv
 
-from detectron2.config import instantiate
 from omegaconf.errors import InterpolationToMissingValueError
 from tabulate import tabulate
 
-from snnet_vitdet.engine import load_config
+from snnet_vitdet.engine import (
+    build_sampler,
+    ends_plan,
+    load_config,
+    mean_gflops,
+    training_shares,
+)
 from snnet_vitdet.errors import InputError, exit_with
 from snnet_vitdet.modeling import anchor_alone, baseline_cost, stitch_costs
 from snnet_vitdet.modeling.cost import image_size_of
+from snnet_vitdet.stitching import EndsSampler
 
 COLUMNS = ("stitch_id", "name", "kind", "cuts", "gflops", "params_m", "probability")
-
-
-def sampler_of(config, costs):
-    """The sampler of the training, on the real costs."""
-    config.sampler.gflops = list(costs.gflops)
-    return instantiate(config.sampler)
 
 
 def rows_of(costs, probabilities):
@@ -44,19 +44,21 @@ def rows_of(costs, probabilities):
     ]
 
 
-def training_lines(sampler, costs, large_alone):
+def training_lines(sampler, shares, costs, large_alone):
     """What a training of these stitches costs an iteration, and how often it trains the anchors."""
-    probabilities = sampler.probabilities()
-    mean = sum(p * gflops for p, gflops in zip(probabilities, costs.gflops, strict=True))
+    mean = mean_gflops(shares, costs)
     yield (
         f"Training iteration: {mean:.1f} GFLOPs an image on average, "
         f"{mean / large_alone.gflops:.3f} of the baseline on the large anchor"
     )
+    if isinstance(sampler, EndsSampler):
+        yield ends_plan(sampler, costs.space)
+        sampler = sampler.of
     # Uniform sampling has no bins.
     if bins := getattr(sampler, "bins", None):
         yield f"Bins of {sampler.step:g} GFLOPs that hold a stitch: {len(bins)}"
     if costs.space.anchors:
-        share = sum(probabilities[anchor.id] for anchor in costs.space.anchors)
+        share = sum(shares[anchor.id] for anchor in costs.space.anchors)
         yield f"Iterations that train an anchor alone: {100 * share:.1f} %"
 
 
@@ -81,8 +83,9 @@ def main():
     try:
         config = load_config(args.config_file, args.opts)
         costs = stitch_costs(config.model)
-        sampler = sampler_of(config, costs)
-        rows = rows_of(costs, sampler.probabilities())
+        sampler = build_sampler(config, costs)
+        shares = training_shares(sampler, config.train.max_iter)
+        rows = rows_of(costs, shares)
         size = image_size_of(config.model)
         baselines = {
             name: baseline_cost(anchor_alone(config.model, name)) for name in ("small", "large")
@@ -100,13 +103,14 @@ def main():
     print(
         f"\n{len(rows)} stitches at {size} x {size} pixels. "
         "GFLOPs are multiply-accumulates / 1e9 of the whole detector,\n"
-        "parameters are in millions, probability is that of being trained in an iteration."
+        "parameters are in millions, probability is that of being trained in an iteration,\n"
+        "on average over the training."
     )
     for anchor in costs.space.anchors:
         print(f"{anchor.name} in the supernet: {costs[anchor.id].gflops:.1f} GFLOPs")
     for name, cost in baselines.items():
         print(f"ViTDet on the {name} anchor alone (baseline): {cost.gflops:.1f} GFLOPs")
-    for line in training_lines(sampler, costs, baselines["large"]):
+    for line in training_lines(sampler, shares, costs, baselines["large"]):
         print(line)
 
 

@@ -172,6 +172,51 @@ def test_start_from_other_classes_ignores_their_names_but_a_resume_does_not(chec
 
 
 @pytest.fixture
+def averaged(tmp_path):
+    """The file of a three-class model whose moving average is all zeros."""
+    model = make_model()
+    zeros = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    average = {"weights": zeros, "num_steps": 7}
+    content = {"model": model.state_dict(), "ema": average, "classes": {"thing_classes": NAMES}}
+    torch.save(content, tmp_path / "averaged.pth")
+    return tmp_path / "averaged.pth"
+
+
+def test_moving_average_is_taken_where_it_is_wanted_and_there(averaged, checkpoint):
+    model = make_model()
+    rest = StrictCheckpointer(model).load(str(averaged), averaged=True)
+    assert not any(value.any() for value in model.state_dict().values())
+    assert rest["ema"]["num_steps"] == 7
+    for path, wanted in ((averaged, False), (checkpoint, True)):
+        rest = StrictCheckpointer(model).load(str(path), averaged=wanted)
+        for name, value in make_model().state_dict().items():
+            assert torch.equal(model.state_dict()[name], value), name
+        assert ("ema" in rest) == (path == averaged)
+
+
+def test_moving_average_of_another_model_is_refused_as_the_model_is(averaged):
+    content = torch.load(averaged)
+    content["ema"]["weights"]["backbone.weight"] = torch.zeros(5, 2)
+    del content["ema"]["weights"]["backbone.bias"]
+    torch.save(content, averaged)
+    StrictCheckpointer(make_model()).load(str(averaged))
+    with pytest.raises(InputError, match=r"1 missing \(backbone.bias\); 1 misshapen \(backbone.w"):
+        StrictCheckpointer(make_model()).load(str(averaged), averaged=True)
+    torch.save({**content, "ema": make_model().state_dict()}, averaged)
+    with pytest.raises(InputError, match="the ema of the checkpoint is no moving average as"):
+        StrictCheckpointer(make_model()).load(str(averaged), averaged=True)
+
+
+def test_new_classes_start_anew_beside_a_moving_average(averaged):
+    model = make_model(num_classes=5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    StrictCheckpointer(model, new_classes=True).load(str(averaged), averaged=True)
+    for name, value in model.state_dict().items():
+        expected = before[name] if "predictor" in name else torch.zeros_like(value)
+        assert torch.equal(value, expected), name
+
+
+@pytest.fixture
 def training(tmp_path):
     """The folder of a training with a first, three periodic and a final checkpoint."""
     checkpointer = StrictCheckpointer(make_model(), str(tmp_path))

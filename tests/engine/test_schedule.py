@@ -18,6 +18,7 @@ def values_of(config):
         "eval_period": train.eval_period,
         "checkpointer.period": train.checkpointer.period,
         "freeze_anchors": train.freeze_anchors,
+        "ends.first": train.ends.first,
     }
 
 
@@ -51,7 +52,12 @@ def test_nothing_is_scaled_unless_asked_for(load):
 
 
 def test_learning_rate_and_iterations_are_scaled_to_the_batch_and_told(load):
-    config = load(f"{BATCH}=64", "train.reference_batch_size=8", "train.freeze_anchors=2000")
+    config = load(
+        f"{BATCH}=64",
+        "train.reference_batch_size=8",
+        "train.freeze_anchors=2000",
+        "train.ends.first=800",
+    )
     others = load(f"{BATCH}=64")
     notes = apply_linear_scaling(config)
     assert values_of(config) == {
@@ -62,11 +68,13 @@ def test_learning_rate_and_iterations_are_scaled_to_the_batch_and_told(load):
         "eval_period": 3688,
         "checkpointer.period": 922,
         "freeze_anchors": 250,
+        "ends.first": 100,
     }
     assert notes == [
         "Scaled linearly from 8 to 64 images an iteration: optimizer.lr 0.0001 → 0.0008, "
         "train.max_iter 177000 → 22125, train.eval_period 29500 → 3688, "
-        "train.checkpointer.period 7375 → 922, train.freeze_anchors 2000 → 250."
+        "train.checkpointer.period 7375 → 922, train.freeze_anchors 2000 → 250, "
+        "train.ends.first 800 → 100."
     ]
     # All groups learn at the scaled rate; nothing else has changed.
     assert config.optimizer.params.base_lr == config.optimizer.lr
@@ -114,10 +122,20 @@ def test_saved_config_is_not_scaled_again(load, tmp_path):
     assert values_of(other) == expected
 
 
-def test_evaluation_that_is_off_stays_off(load):
+def test_what_is_off_stays_off_and_is_not_told(load):
     config = load(f"{BATCH}=64", "train.reference_batch_size=8", "train.eval_period=0")
+    (note,) = apply_linear_scaling(config)
+    train = config.train
+    assert (train.eval_period, train.freeze_anchors, train.ends.first) == (0, 0, 0)
+    assert note.endswith("train.max_iter 177000 → 22125, train.checkpointer.period 7375 → 922.")
+
+
+def test_config_of_an_earlier_version_is_scaled_without_the_keys_it_lacks(load):
+    config = load(f"{BATCH}=64", "train.reference_batch_size=8")
+    del config.train["ends"]
     apply_linear_scaling(config)
-    assert (config.train.eval_period, config.train.freeze_anchors) == (0, 0)
+    assert config.train.max_iter == 22125
+    assert "ends" not in config.train
 
 
 @pytest.mark.parametrize(
@@ -132,6 +150,7 @@ def test_evaluation_that_is_off_stays_off(load):
         ("train.max_iter=true", "train.max_iter=True must be a whole number of at least 1"),
         ("train.checkpointer.period=0", "train.checkpointer.period=0 must be a whole number of at"),
         ("train.freeze_anchors=-1", "train.freeze_anchors=-1 must be a whole number of at least 0"),
+        ("train.ends.first=-1", "train.ends.first=-1 must be a whole number of at least 0"),
     ],
 )
 def test_value_that_cannot_be_scaled_is_refused(override, expected, load):

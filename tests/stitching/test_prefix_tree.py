@@ -58,7 +58,8 @@ def distinct_parts(space):
         embeddings=(next(numbers), next(numbers)),
         blocks=tuple([next(numbers) for _ in range(depth)] for depth in space.depths),
         stitching_layers={transition: next(numbers) for transition in space.transitions},
-        shared={"pyramid": next(numbers), "heads": next(numbers)},
+        exits=(next(numbers), next(numbers)),
+        shared={"rpn": next(numbers), "heads": next(numbers)},
     )
 
 
@@ -150,7 +151,7 @@ def test_cost_is_that_of_every_beginning_once_and_of_the_heads_for_each_stitch(s
         steps |= {BlockStep(anchor, i): cost for i, cost in enumerate(blocks)}
     steps |= parts.stitching_layers
     expected = sum(steps[prefix[-1]].flops for prefix in prefixes(space))
-    expected += len(space) * sum(cost.flops for cost in parts.shared.values())
+    expected += sum(cost.flops for stitch in space for cost in parts.after(stitch))
     assert PrefixTree(space).flops(parts) == expected
 
 
@@ -175,7 +176,7 @@ def test_the_backbones_of_small_and_large_cost_together_two_fifths_of_what_they_
     costs = stitch_costs(LazyConfig.load(str(SL)).model)
     apart = sum(cost.flops for cost in costs)
     together = PrefixTree(costs.space).flops(costs.parts)
-    heads = len(costs) * sum(cost.flops for cost in costs.parts.shared.values())
+    heads = sum(cost.flops for s in costs.space for cost in costs.parts.after(s))
     # In 1e12 multiply-accumulates, of 134 stitches at 1024 x 1024.
     assert (apart - heads) / 1e12 == pytest.approx(110.5, abs=0.1)
     assert (together - heads) / 1e12 == pytest.approx(42.0, abs=0.1)

@@ -17,7 +17,8 @@ def parts():
         embeddings=(power(20), power(21)),
         blocks=([power(i) for i in small], [power(i) for i in large]),
         stitching_layers={t: power(12 + i) for i, t in enumerate(SPACE.transitions)},
-        shared={"pyramid": power(23), "heads": power(24)},
+        exits=(power(22), power(23)),
+        shared={"rpn": power(24), "heads": power(25)},
     )
 
 
@@ -54,7 +55,15 @@ def expected_of(name, parts):
             leave,
         ],
     }
-    return [*walks[name], *parts.shared.values()]
+    exits = {
+        "S": SMALL,
+        "L": LARGE,
+        "FS-1": LARGE,
+        "SF-3": SMALL,
+        "SFS-1-3": LARGE,
+        "FSF-2-3": SMALL,
+    }
+    return [*walks[name], parts.exits[exits[name]], *parts.shared.values()]
 
 
 @pytest.mark.parametrize("name", ["S", "L", "FS-1", "SF-3", "SFS-1-3", "FSF-2-3"])

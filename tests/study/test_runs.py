@@ -50,7 +50,7 @@ def play(study, variants=(PAPER, OTHER), jobs=2):
 def test_every_seed_has_its_pretraining_both_vits_and_the_variants(study, tmp_path):
     names = ["small_alone", "large_alone", "paper", "other"]
     assert play(study) == [
-        (seed, name, [{"name": name, "seed": seed}]) for seed in (3, 4) for name in names
+        (seed, name, [{"name": name, "seed": seed}]) for name in names for seed in (3, 4)
     ]
     seen = calls(tmp_path)
     # A training and a sweep each.

@@ -1,9 +1,8 @@
 """The configs of the study."""
 
 import pytest
-from detectron2.config import instantiate
 
-from snnet_vitdet.engine import load_config
+from snnet_vitdet.engine import build_sampler, load_config
 from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.study import PAPER, VARIANTS, training_cost
 
@@ -31,10 +30,9 @@ def test_names_are_folders_of_their_own():
 
 def test_the_cost_of_a_training_is_the_mean_over_the_draws(make):
     config = make(PAPER)
-    gflops = stitch_costs(config.model).gflops
-    cost = training_cost(config, gflops)
-    config.sampler.gflops = list(gflops)
-    sampler = instantiate(config.sampler)
+    costs = stitch_costs(config.model)
+    cost, gflops = training_cost(config, costs), costs.gflops
+    sampler = build_sampler(config, costs)
     draws = [gflops[sampler(iteration)] for iteration in range(4000)]
     # The draws are a sample: its mean has an error of about 0.002.
     assert cost == pytest.approx(sum(draws) / len(draws) / max(gflops), abs=0.01)

@@ -98,6 +98,32 @@ def test_uniform_sampling_has_no_bins(run):
     assert "Iterations that train an anchor alone: 1.5 %" in printed
 
 
+def test_ends_that_take_turns_are_in_probabilities_and_mean_cost(run, tmp_path):
+    turns = ("train.ends.period=4", "train.ends.first=60", "train.max_iter=600")
+    printed = run("--config-file", NANO, "--csv", tmp_path / "out.csv", *turns)
+    rows = read(tmp_path / "out.csv")
+    run("--config-file", NANO, "--csv", tmp_path / "plain.csv")
+    plain = read(tmp_path / "plain.csv")
+    for row, before in zip(rows, plain, strict=True):
+        end = row["name"] in ("S", "L")
+        # A tenth of the training is the ends' alone, half of the rest their turns.
+        expected = 0.9 * 0.5 * float(before["probability"]) + end * (0.1 / 2 + 0.9 / 4)
+        assert float(row["probability"]) == pytest.approx(expected, abs=1e-6)
+    mean = sum(float(row["probability"]) * float(row["gflops"]) for row in rows)
+    assert figure(printed, "Training iteration:") == pytest.approx(mean, abs=0.06)
+    ends = sum(float(row["probability"]) for row in rows if row["name"] in ("S", "L"))
+    assert f"Iterations that train an anchor alone: {100 * ends:.1f} %" in printed
+    assert "S, L take turns: the first 60 iterations are theirs alone, then each has" in printed
+    assert "Bins of 0.1 GFLOPs" in printed
+
+
+def test_settings_that_cannot_be_sampled_are_refused(refused):
+    assert "train.ends.period=1 must be 0 or" in refused(
+        "--config-file", NANO, "train.ends.period=1"
+    )
+    assert "step must be a positive" in refused("--config-file", NANO, "sampler.step=0")
+
+
 def test_a_space_without_anchors_trains_none_alone(run):
     printed = run("--config-file", SL, "model.backbone.net.kinds=[FSF,SFS]")
     assert "\n110 stitches at" in printed

@@ -17,7 +17,12 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from torch.multiprocessing import get_context
 
-from snnet_vitdet.engine import StitchedTrainer, fit_stitching_layers, synthetic_batch
+from snnet_vitdet.engine import (
+    StitchedTrainer,
+    build_sampler,
+    fit_stitching_layers,
+    synthetic_batch,
+)
 from snnet_vitdet.modeling import find_stitched_vit, stitch_costs
 
 __all__ = ["ProcessesMeasurement", "measure_processes"]
@@ -87,7 +92,6 @@ def _trained(config: DictConfig, batch: int, repeats: int, warmup: int) -> dict[
     seed_all_rng(0)
     model = instantiate(config.model)
     backbone = find_stitched_vit(model)
-    config.sampler.gflops = list(stitch_costs(config.model).gflops)
     config.optimizer.params.model = model
     images = synthetic_batch(batch, config.data.image_size, model.roi_heads.num_classes)
     start = time.perf_counter()
@@ -99,7 +103,7 @@ def _trained(config: DictConfig, batch: int, repeats: int, warmup: int) -> dict[
         [images] * (warmup + repeats),
         instantiate(config.optimizer),
         backbone=backbone,
-        sampler=instantiate(config.sampler),
+        sampler=build_sampler(config, stitch_costs(config.model)),
     )
     reduced = _count_reduced(model)
     seconds, cpu = [], 0.0

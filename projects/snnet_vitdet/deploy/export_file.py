@@ -24,7 +24,8 @@ from snnet_vitdet.evaluation import ResultsTable, ScoreCurve, ScoreCurves, Stitc
 from snnet_vitdet.files import replacing
 from snnet_vitdet.modeling import baseline_cost, extracted_state, stitch_costs
 from snnet_vitdet.modeling.extracted import merged_state
-from snnet_vitdet.stitching import Segment, Stitch, Transition
+from snnet_vitdet.modeling.pyramid_per_exit import SMALL_EXIT
+from snnet_vitdet.stitching import SMALL, Segment, Stitch, Transition
 
 from .export_checks import PixelsToPyramid, largest_difference
 from .export_plan import build, plan_of, plan_of_stitch
@@ -172,7 +173,7 @@ def export_stitch(
     )
     info = _with_sweep(info, Path(config.train.output_dir, "sweep"))
     net = model.backbone.net
-    state = {k: v for k, v in merged_state(model).items() if not k.startswith(_NET)}
+    state = _exit_state(merged_state(model), stitch)
     state |= {_NET + key: value for key, value in extracted_state(net, stitch).items()}
     state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     metadata = {"format": "pt", _KEY: info.to_json()}
@@ -242,6 +243,21 @@ def load_exported(
     saved = {key: value.to(expected[key].dtype) for key, value in saved.items()}
     model.load_state_dict(saved, assign=True)
     return model.to(device).eval()
+
+
+def _exit_state(
+    state: Mapping[str, torch.Tensor], stitch: Stitch | None
+) -> dict[str, torch.Tensor]:
+    """Pyramid and heads of a stitch out of the state of a detector, whose backbone is left out."""
+    state = {key: value for key, value in state.items() if not key.startswith(_NET)}
+    of_small_exit = f"backbone.{SMALL_EXIT}."
+    own = {
+        f"backbone.{key.removeprefix(of_small_exit)}": value
+        for key, value in state.items()
+        if key.startswith(of_small_exit)
+    }
+    state = {key: value for key, value in state.items() if not key.startswith(of_small_exit)}
+    return state | own if stitch is not None and stitch.exit == SMALL else state
 
 
 def _with_sweep(info: ExportInfo, folder: Path) -> ExportInfo:

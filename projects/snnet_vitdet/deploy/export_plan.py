@@ -30,7 +30,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.modeling import AnchorViT, ExtractedViT, StitchedViT
+from snnet_vitdet.modeling import AnchorViT, ExtractedViT, PyramidPerExit, StitchedViT
 from snnet_vitdet.stitching import SMALL, Stitch
 
 __all__ = ["build", "plan_of", "plan_of_stitch"]
@@ -106,8 +106,12 @@ def plan_of_stitch(model_config: DictConfig, stitch: Stitch | None) -> dict:
         anchors, walk["segments"] = [net], [[0, 0, net["depth"]]]
     else:
         anchors, walk["segments"] = [net["small"], net["large"]], [list(s) for s in stitch.segments]
-        if stitch.segments[-1].anchor == SMALL:
+        if stitch.exit == SMALL and net.get("exit_projection", True):
             walk["projects_to"] = net["large"]["embed_dim"]
+        if net.get("exit_norm"):
+            walk["exit_norm"] = True
+        # Of the pyramids, that of its exit, which is like any other.
+        plan["backbone"][_PART] = SimpleFeaturePyramid.__name__
     # Low-rank updates are merged, so there are none.
     walk["anchors"] = [{k: v for k, v in a.items() if k not in _LORA} for a in anchors]
     plan["backbone"]["net"] = walk
@@ -140,8 +144,8 @@ def build(plan: object) -> object:
 def _name_of(target: object) -> str:
     part = locate(target) if isinstance(target, str) else target
     name = getattr(part, "__name__", str(part))
-    # Its stitches are what is exported, so a plan to build from never has it.
-    if part is not StitchedViT and _PARTS.get(name) is not part:
+    # Its stitches are what is exported, so a plan to build from never has them.
+    if part not in (StitchedViT, PyramidPerExit) and _PARTS.get(name) is not part:
         raise InputError(
             f"{name} in the config is none of the parts that can be exported: "
             f"{', '.join(sorted(_PARTS))}"

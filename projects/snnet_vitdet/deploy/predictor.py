@@ -12,7 +12,7 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from snnet_vitdet.engine import (
@@ -61,7 +61,8 @@ class Predictor:
         """
         Args:
             config: Of the training, as a file or loaded; or the training's folder.
-            weights: Its checkpoint; the last one of ``train.output_dir`` if None.
+            weights: Its checkpoint; the last one of ``train.output_dir`` if None. Where it has a
+                moving average of the weights, that is taken, as ``sweep.averaged`` says.
             stitch: Id or name of the stitch; without it and a budget, the large anchor.
             max_gflops: A budget, as for :meth:`StitchTable.best`.
             max_latency_ms: Likewise.
@@ -372,5 +373,7 @@ def _load(config: DictConfig, weights: str, names: Sequence[str] | None) -> nn.M
     if names is not None:
         model_config.roi_heads.num_classes = len(names)
     model = instantiate(model_config)
-    StrictCheckpointer(model).load(weights)
+    # As the sweep does, whose scores go with the weights.
+    averaged = OmegaConf.select(config, "sweep.averaged", default=True)
+    StrictCheckpointer(model).load(weights, averaged=averaged)
     return model

@@ -1,5 +1,6 @@
 """Training: what is checked before it, how it starts, one stitch an iteration, its checkpoints."""
 
+from .averaging import AveragedWeights
 from .checkpoint import (
     ClassNames,
     StrictCheckpointer,
@@ -8,6 +9,7 @@ from .checkpoint import (
     saved_facts,
 )
 from .config import load_config, save_config
+from .distillation import InPlaceDistillation, distils, teacher_of
 from .folder_lock import alone_in
 from .freezing import FreezeAnchors
 from .initialise import fit_stitching_layers, load_anchors
@@ -17,14 +19,17 @@ from .preemption import STOPPED, StopOnSignal, passing_on_to_children
 from .preflight import preflight
 from .processes import AUTO, run_in_processes
 from .rehearsal import rehearse, synthetic_batch
+from .sampling import build_sampler, ends_plan, mean_gflops, training_shares
 from .schedule import apply_linear_scaling, training_plan
 from .trainer import StitchedAMPTrainer, StitchedTrainer
 
 __all__ = [
     "AUTO",
     "STOPPED",
+    "AveragedWeights",
     "ClassNames",
     "FreezeAnchors",
+    "InPlaceDistillation",
     "LayerwiseDecay",
     "MetricsFile",
     "StopOnSignal",
@@ -34,11 +39,15 @@ __all__ = [
     "WriteMetrics",
     "alone_in",
     "apply_linear_scaling",
+    "build_sampler",
     "checkpoint_to_evaluate",
     "checkpoint_to_resume",
+    "distils",
+    "ends_plan",
     "fit_stitching_layers",
     "load_anchors",
     "load_config",
+    "mean_gflops",
     "passing_on_to_children",
     "preflight",
     "rehearse",
@@ -46,5 +55,7 @@ __all__ = [
     "save_config",
     "saved_facts",
     "synthetic_batch",
+    "teacher_of",
     "training_plan",
+    "training_shares",
 ]

@@ -197,6 +197,27 @@ class StrictCheckpointer(DetectionCheckpointer):
         """
         super().__init__(*args, **kwargs)
         self.new_classes = new_classes
+        self._averaged = False
+
+    def load(self, path: str, *args: object, averaged: bool = False, **kwargs: object) -> dict:
+        """Loads a checkpoint.
+
+        Args:
+            path: Its file.
+            *args: As for detectron2's.
+            averaged: Whether to take the moving average of the weights where the checkpoint has
+                one, as for everything but going on with its training.
+            **kwargs: As for detectron2's.
+
+        Returns:
+            What of the checkpoint was not loaded into anything; ``ema`` is in it if the checkpoint
+            has an average that is not among the checkpointables.
+
+        Raises:
+            InputError: If it cannot be read, or is of another model or other classes.
+        """
+        self._averaged = averaged
+        return super().load(path, *args, **kwargs)
 
     def save(self, name: str, *, tag: bool = True, **kwargs: object) -> None:
         """Writes a checkpoint, as a whole or not at all.
@@ -279,6 +300,9 @@ class StrictCheckpointer(DetectionCheckpointer):
         return torch.load(filename, map_location="cpu", weights_only=True)
 
     def _load_model(self, checkpoint: dict):
+        if self._averaged and "ema" in checkpoint:
+            checkpoint["model"] = _average_in(checkpoint)
+            logger.info("The weights are the moving average of their training.")
         if self.new_classes:
             self._forget_other_classes(checkpoint)
         incompatible = super()._load_model(checkpoint)
@@ -324,6 +348,17 @@ class StrictCheckpointer(DetectionCheckpointer):
             return
         state = checkpoint["model"]
         checkpoint["model"] = {key: state[key] for key in state if not _is_class_layer(key)}
+
+
+def _average_in(checkpoint: Mapping) -> dict:
+    """The weights that AveragedWeights has put into a checkpoint."""
+    state = checkpoint["ema"]
+    if not isinstance(state, Mapping) or not isinstance(state.get("weights"), dict):
+        raise InputError(
+            "the ema of the checkpoint is no moving average as this project saves it: take it out "
+            "of the file"
+        )
+    return state["weights"]
 
 
 def _is_class_layer(key: str) -> bool:

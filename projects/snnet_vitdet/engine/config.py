@@ -29,9 +29,17 @@ __all__ = ["load_config", "save_config"]
 # Keys that a config.yaml saved by an earlier version has not, with the values of
 # configs/common/train.py.
 _LATER_KEYS = {
+    "train.ema_decay": 0.0,
+    "train.ends.period": 0,
+    "train.ends.first": 0,
+    "train.ends.stitches": "S,L",
+    "train.distillation.weight": 0.0,
+    "train.distillation.rpn_weight": 0.0,
+    "train.distillation.every": 1,
     "sweep.mode": "one_pass",
     "sweep.subset": 0,
     "sweep.precision": "float32",
+    "sweep.averaged": True,
     "sweep.overwrite": False,
 }
 

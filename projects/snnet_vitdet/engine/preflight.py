@@ -26,7 +26,9 @@ from snnet_vitdet.modeling.timm_weights import check_weights
 from snnet_vitdet.stitching import select_stitches
 
 from .checkpoint import checkpoint_to_evaluate, last_checkpoint
+from .distillation import check_distillation
 from .initialise import anchors_of
+from .sampling import build_sampler, turns_of_ends
 from .trainer import ACCUMULATION_STITCHES, SCOPES
 from .values import check_whole_number
 
@@ -47,6 +49,7 @@ _CHOICES = {
     "init.stitching_layers": ("least_squares", "random"),
     "sweep.mode": ("one_pass", "separate"),
     "sweep.precision": ("float32", "float16", "bfloat16"),
+    "sweep.averaged": (True, False),
 }
 _TRAINING_CHOICES = {"train.accumulation.stitch": ACCUMULATION_STITCHES}
 
@@ -106,6 +109,8 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
         batch = config.dataloader.train.total_batch_size
         _check_batch(batch, num_processes, config.train.accumulation.steps)
         _check_freezing(config.train, model, num_processes)
+        check_distillation(config.train.get("distillation"), model)
+        _check_averaging(config.train.get("ema_decay", 0.0))
         _check_output_dir(config.train.output_dir, resume)
         if resume:
             _check_same_batch(config)
@@ -170,6 +175,11 @@ def _build(model_config: DictConfig) -> nn.Module:
 def _check_stitches(config: DictConfig, model: nn.Module, training: bool) -> None:
     backbone = find_stitched_vit(model)
     if backbone is None:
+        if training and any(turns_of_ends(config)):
+            raise InputError(
+                f"train.ends is set, but the backbone {type(model.backbone.net).__name__} has no "
+                "stitches to take turns: leave it out"
+            )
         return
     select_stitches(config.sweep.stitch_ids, backbone.space)
     costs = stitch_costs(config.model)
@@ -178,12 +188,7 @@ def _check_stitches(config: DictConfig, model: nn.Module, training: bool) -> Non
     select_stitches(config.train.eval_stitches, backbone.space)
     if not isinstance(config.init.num_images, int) or config.init.num_images < 1:
         raise InputError(f"init.num_images={config.init.num_images} must be a whole number above 0")
-    sampler = config.sampler.copy()
-    sampler.gflops = list(costs.gflops)
-    try:
-        instantiate(sampler)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"the sampler of this config cannot be built: {error}") from error
+    build_sampler(config, costs)
 
 
 def _check_sweep(config: DictConfig, model: nn.Module) -> None:
@@ -238,6 +243,14 @@ def _check_freezing(train: DictConfig, model: nn.Module, num_processes: int) -> 
             f"train.freeze_anchors={train.freeze_anchors} of train.max_iter={train.max_iter} "
             "iterations would never train the anchors: freeze them for a part of the training, or "
             "tune them by LoRA (model.backbone.net.small.lora_rank=4, and .large)"
+        )
+
+
+def _check_averaging(decay: object) -> None:
+    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
+        raise InputError(
+            f"train.ema_decay={decay} must be a number from 0, for no average, to less than 1, "
+            "such as 0.9998"
         )
 
 

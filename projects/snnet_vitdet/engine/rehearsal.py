@@ -34,8 +34,9 @@ def rehearse(
     precision: torch.dtype | None = None,
     accumulates: bool = False,
     num_processes: int = 1,
+    num_stitches: int = 1,
 ) -> int | None:
-    """Runs the most expensive stitch of a detector once forward and backward.
+    """Runs the most expensive stitch of a detector, or more of them, once forward and backward.
 
     Meanwhile it occupies the memory that the optimizer's state and accumulated gradients will take
     once every parameter has been trained. Leaves no gradient behind, and the stitch in effect as it
@@ -49,6 +50,7 @@ def rehearse(
         precision: For autocast, None for none.
         accumulates: Whether gradients of other stitches may be there already.
         num_processes: Number of training processes.
+        num_stitches: How many of the most expensive stitches to run, one after the other.
 
     Returns:
         The peak of the device's memory in bytes; None on a CPU.
@@ -58,9 +60,10 @@ def rehearse(
     """
     device = next(model.parameters()).device
     backbone = find_stitched_vit(model)
-    using = nullcontext()
+    using = [nullcontext()]
     if backbone is not None:
-        using = backbone.using_stitch(max(range(len(gflops)), key=gflops.__getitem__))
+        dearest = sorted(range(len(gflops)), key=gflops.__getitem__, reverse=True)
+        using = [backbone.using_stitch(stitch) for stitch in dearest[:num_stitches]]
     autocast = torch.autocast(device.type, dtype=precision) if precision else nullcontext()
     on_gpu = device.type == "cuda"
     if on_gpu:
@@ -70,10 +73,13 @@ def rehearse(
         if on_gpu:
             size = memory_to_come(model, optimizer, accumulates, num_processes)
             ballast = torch.empty(size, dtype=torch.uint8, device=device)
-        with using, EventStorage():
-            with autocast:
-                loss = sum(model(list(batch)).values())
-            loss.backward()
+        for stitch in using:
+            with stitch, EventStorage():
+                with autocast:
+                    loss = sum(model(list(batch)).values())
+                loss.backward()
+            del loss
+            model.zero_grad(set_to_none=True)
         return torch.cuda.max_memory_allocated(device) if on_gpu else None
     except torch.OutOfMemoryError as error:
         side = batch[0]["image"].shape[-1]

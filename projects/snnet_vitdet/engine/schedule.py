@@ -21,7 +21,10 @@ _ITERATIONS = {
     "train.eval_period": 0,
     "train.checkpointer.period": 1,
     "train.freeze_anchors": 0,
+    "train.ends.first": 0,
 }
+# Those of them that a config.yaml of an earlier version does not have.
+_LATER = ("train.ends.first",)
 _REFERENCE = "train.reference_batch_size"
 _BATCH = "dataloader.train.total_batch_size"
 _LR = "optimizer.lr"
@@ -73,12 +76,16 @@ def apply_linear_scaling(config: DictConfig) -> list[str]:
     scaled = {_LR: (lr, lr * (batch / reference))}
     for key, lowest in _ITERATIONS.items():
         value = OmegaConf.select(config, key)
+        if value is None and key in _LATER:
+            continue
         check_whole_number(key, value, lowest)
         scaled[key] = (value, scale_iterations(value, reference, batch))
     for key, (_, value) in scaled.items():
         OmegaConf.update(config, key, value)
     OmegaConf.update(config, _REFERENCE, None)
-    changes = (f"{key} {_text(old)} → {_text(new)}" for key, (old, new) in scaled.items())
+    changes = (
+        f"{key} {_text(old)} → {_text(new)}" for key, (old, new) in scaled.items() if old != new
+    )
     return [
         f"Scaled linearly from {reference} to {batch} images an iteration: {', '.join(changes)}."
     ]

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.modeling import StitchedViT, find_stitched_vit
+from snnet_vitdet.modeling import ExitAwareRCNN, StitchedViT, find_stitched_vit
 from snnet_vitdet.stitching import PrefixTree, Stitch
 
 from .detections import DetectionStore
@@ -150,7 +150,8 @@ def _detect_all(
 
 def supports_one_pass(model: nn.Module) -> bool:
     """Whether a model is one whose inference is known: a GeneralizedRCNN on stitched anchors."""
-    return type(model) is GeneralizedRCNN and isinstance(find_stitched_vit(model), StitchedViT)
+    known = type(model) in (GeneralizedRCNN, ExitAwareRCNN)
+    return known and isinstance(find_stitched_vit(model), StitchedViT)
 
 
 @torch.no_grad()
@@ -178,10 +179,10 @@ def detect(
     pyramid, backbone = model.backbone, model.backbone.net
     images = model.preprocess_image(batch)
     for stitch, features in backbone.forward_tree(images.tensor, tree):
-        with backbone.giving(features):
+        with backbone.using_stitch(stitch.id), backbone.giving(features):
             levels = pyramid(images.tensor)
-        proposals, _ = model.proposal_generator(images, levels, None)
-        results, _ = model.roi_heads(images, levels, proposals, None)
+            proposals, _ = model.proposal_generator(images, levels, None)
+            results, _ = model.roi_heads(images, levels, proposals, None)
         outputs = GeneralizedRCNN._postprocess(results, batch, images.image_sizes)
         yield stitch, [output["instances"] for output in outputs]
 

@@ -3,14 +3,19 @@
 from .anchor import AnchorViT
 from .attention import attention_implementation
 from .cost import anchor_alone, baseline_cost, stitch_costs
+from .exit_heads import ExitAdapterBoxHead, ExitAwareRCNN
 from .extracted import ExtractedViT, extracted_state
 from .families import anchor_arguments, plain_vit_names
+from .pyramid_per_exit import PyramidPerExit
 from .stitched_vit import StitchedViT, find_stitched_vit
 from .timm_weights import load_anchor_weights
 
 __all__ = [
     "AnchorViT",
+    "ExitAdapterBoxHead",
+    "ExitAwareRCNN",
     "ExtractedViT",
+    "PyramidPerExit",
     "StitchedViT",
     "anchor_alone",
     "anchor_arguments",

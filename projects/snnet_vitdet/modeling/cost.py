@@ -14,16 +14,25 @@ from collections.abc import Callable, Sequence
 
 import torch
 from detectron2.config import instantiate
-from detectron2.modeling import Backbone, SimpleFeaturePyramid
+from detectron2.modeling import SimpleFeaturePyramid
 from omegaconf import DictConfig
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.stitching import Cost, CostParts, CostTable, StitchingLayer, merged
+from snnet_vitdet.stitching import (
+    LARGE,
+    SMALL,
+    Cost,
+    CostParts,
+    CostTable,
+    StitchingLayer,
+    merged,
+)
 
 from .anchor import AnchorViT
 from .attention import attention_implementation
+from .pyramid_per_exit import SMALL_EXIT, GivenFeatures, PyramidPerExit
 from .stitched_vit import StitchedViT
 
 __all__ = ["anchor_alone", "baseline_cost", "build_on_meta", "image_size_of", "stitch_costs"]
@@ -82,7 +91,8 @@ def stitch_costs(
         embeddings=tuple(_embedding(anchor, image_size) for anchor in backbone.anchors),
         blocks=tuple(_blocks(anchor, grid) for anchor in backbone.anchors),
         stitching_layers={key: _stitching_layer(layer, grid) for key, layer in layers.items()},
-        shared=_shared(model, grid, num_detections),
+        exits=tuple(_exit(model, grid, anchor) for anchor in (SMALL, LARGE)),
+        shared=_heads(model, grid, num_detections),
     )
     return CostTable(backbone.space, parts)
 
@@ -101,7 +111,7 @@ def baseline_cost(
         raise InputError("model.backbone.net is no AnchorViT, so the model is no baseline")
     grid = image_size // anchor.patch_size
     parts = [_embedding(anchor, image_size), *_blocks(anchor, grid)]
-    parts += _shared(model, grid, num_detections).values()
+    parts += [_pyramid(model.backbone, grid), *_heads(model, grid, num_detections).values()]
     return sum(parts, Cost())
 
 
@@ -114,6 +124,8 @@ def anchor_alone(model_config: DictConfig, anchor: str) -> DictConfig:
     """
     config = copy.deepcopy(model_config)
     config.backbone.net = model_config.backbone.net[anchor]
+    # Of one anchor, one pyramid.
+    config.backbone._target_ = SimpleFeaturePyramid
     # The pyramid finds its input by the name that its backbone's config gives.
     config.backbone.net.out_feature = model_config.backbone.net.out_feature
     return config
@@ -127,12 +139,12 @@ def _count(function: Callable[..., object], *inputs: torch.Tensor | list[torch.T
     return counter.get_total_flops() / 2
 
 
-def _params(module: nn.Module) -> int:
-    """Parameters of a module whose low-rank updates are merged."""
+def _params(module: nn.Module, without: tuple[str, ...] = ()) -> int:
+    """Parameters of a module whose low-rank updates are merged, without parts by their prefixes."""
     return sum(
         parameter.numel()
         for name, parameter in module.named_parameters()
-        if not name.endswith((".lora_a", ".lora_b"))
+        if not name.endswith((".lora_a", ".lora_b")) and not name.startswith(without)
     )
 
 
@@ -162,23 +174,53 @@ def _stitching_layer(layer: StitchingLayer, grid: int) -> Cost:
     return Cost(_count(linear, _tokens(grid, layer.in_features)), _params(linear))
 
 
-def _shared(model: nn.Module, grid: int, num_detections: int) -> dict[str, Cost]:
-    """Pyramid, RPN and RoI heads of a GeneralizedRCNN; takes the backbone off its pyramid."""
-    pyramid, rpn, heads = model.backbone, model.proposal_generator, model.roi_heads
+def _exit(model: nn.Module, grid: int, anchor: int) -> Cost:
+    """Norm and pyramid of the stitches that end in an anchor."""
+    pyramid, net = model.backbone, model.backbone.net
+    own = pyramid.exit_pyramid(anchor) if isinstance(pyramid, PyramidPerExit) else pyramid
+    if own is pyramid and net.exit_widths[anchor] != net.exit_widths[LARGE]:
+        raise InputError(
+            "model.backbone.net.exit_projection=False leaves the small anchor's width to the "
+            "pyramid, so it takes one of each exit: add "
+            "model.backbone._target_=snnet_vitdet.modeling.PyramidPerExit"
+        )
+    cost = _pyramid(own, grid)
+    stitches = [stitch for stitch in net.space if stitch.exit == anchor]
+    if net.exit_norms is not None and stitches:
+        norm = net.exit_norms[stitches[0]]
+        cost += Cost(_count(norm, _tokens(grid, net.exit_widths[anchor])), _params(norm))
+    return cost
+
+
+def _pyramid(pyramid: nn.Module, grid: int) -> Cost:
+    """The levels of a SimpleFeaturePyramid, without what it is built on."""
     if not isinstance(pyramid, SimpleFeaturePyramid):
         raise InputError(f"costs are counted for a SimpleFeaturePyramid, not {type(pyramid)}")
+    flops = _count(lambda features: _levels(pyramid, features), _features(pyramid, grid))
+    return Cost(flops, _params(pyramid, without=("net.", f"{SMALL_EXIT}.")))
+
+
+def _features(pyramid: SimpleFeaturePyramid, grid: int) -> torch.Tensor:
+    """What a pyramid is built on."""
     width = pyramid.net.output_shape()[pyramid.in_feature].channels
-    pyramid.net = _Given(pyramid.in_feature)
-    features = pyramid(torch.empty(1, width, grid, grid, device="meta"))
+    return torch.empty(1, width, grid, grid, device="meta")
+
+
+def _levels(pyramid: SimpleFeaturePyramid, features: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A pyramid's own part of its forward, of a PyramidPerExit the large anchor's."""
+    net, shape = pyramid.net, pyramid.net.output_shape()[pyramid.in_feature]
+    pyramid.net = GivenFeatures(pyramid.in_feature, shape.channels, shape.stride)
+    try:
+        return SimpleFeaturePyramid.forward(pyramid, features)
+    finally:
+        pyramid.net = net
+
+
+def _heads(model: nn.Module, grid: int, num_detections: int) -> dict[str, Cost]:
+    """RPN and RoI heads of a GeneralizedRCNN."""
+    rpn, heads = model.proposal_generator, model.roi_heads
+    features = _levels(model.backbone, _features(model.backbone, grid))
     pooled_channels = features[heads.box_in_features[0]].shape[1]
-    costs = {
-        "pyramid": Cost(
-            _count(pyramid, torch.empty(1, width, grid, grid, device="meta")), _params(pyramid)
-        ),
-        "rpn": Cost(
-            _count(rpn.rpn_head, [features[name] for name in rpn.in_features]), _params(rpn)
-        ),
-    }
     # Cascade R-CNN has one head and predictor a stage, Mask R-CNN one.
     box_heads, predictors = (
         list(m) if isinstance(m, nn.ModuleList) else [m]
@@ -193,16 +235,8 @@ def _shared(model: nn.Module, grid: int, num_detections: int) -> dict[str, Cost]
         side = heads.mask_pooler.output_size
         detections = torch.empty(num_detections, pooled_channels, *side, device="meta")
         flops += _count(heads.mask_head.layers, detections)
-    costs["roi_heads"] = Cost(flops, _params(heads))
-    return costs
-
-
-class _Given(Backbone):
-    """Hands its input through, so that a pyramid can be counted without its backbone."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-
-    def forward(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {self.name: features}
+    levels = [features[name] for name in rpn.in_features]
+    return {
+        "rpn": Cost(_count(rpn.rpn_head, levels), _params(rpn)),
+        "roi_heads": Cost(flops, _params(heads)),
+    }

@@ -26,6 +26,7 @@ class ExtractedViT(Backbone):
         anchors: Sequence[AnchorViT],
         segments: Sequence[Sequence[int]],
         projects_to: int | None = None,
+        exit_norm: bool = False,
         out_feature: str = "last_feat",
     ) -> None:
         """
@@ -34,6 +35,7 @@ class ExtractedViT(Backbone):
                 afterwards; made on the meta device, what the walk does not need takes no memory.
             segments: Anchor, first block, and block after the last of every run of blocks.
             projects_to: Width that an exit projection brings the last tokens to, None for none.
+            exit_norm: Whether the last tokens are normalised.
             out_feature: Name of the output.
 
         Raises:
@@ -58,6 +60,8 @@ class ExtractedViT(Backbone):
         if projects_to is not None:
             layers.append(nn.Linear(width, projects_to))
             width = projects_to
+        if exit_norm:
+            layers.append(nn.LayerNorm(width, eps=1e-6))
         self.layers = nn.ModuleList(layers)
         self.embedding = anchors[segments[0][0]]
         self.embedding.blocks = nn.ModuleList()
@@ -112,6 +116,8 @@ def extracted_state(
             chain.append(next(layers))
         chain.extend(anchors[anchor].blocks[start:stop])
     chain.extend(layers)  # the exit projection
+    if stitch is not None and backbone.exit_norms is not None:
+        chain.append(backbone.exit_norms[stitch])
     embedding = anchors[segments[0][0]]
     state = {
         f"embedding.{key}": value

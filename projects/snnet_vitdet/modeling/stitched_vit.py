@@ -22,6 +22,7 @@ from snnet_vitdet.stitching import (
 )
 
 from .anchor import AnchorViT
+from .exit_norms import ExitNorms
 
 __all__ = ["StitchedViT", "find_stitched_vit"]
 
@@ -42,6 +43,9 @@ class StitchedViT(Backbone):
         kinds: Iterable[str] | None = None,
         lora_rank: int = 16,
         lora_alpha: float | None = None,
+        exit_projection: bool = True,
+        exit_rank: int | None = None,
+        exit_norm: str | None = None,
         out_feature: str = "last_feat",
     ) -> None:
         """
@@ -52,10 +56,17 @@ class StitchedViT(Backbone):
             kinds: The kinds of stitches to build, all if None.
             lora_rank: Rank of the update a stitching layer learns; 0 trains its full matrix.
             lora_alpha: Scale of the update times the rank, None for the rank.
+            exit_projection: Whether a stitch that ends in the small anchor is brought to the large
+                one's width. Without, it takes a :class:`PyramidPerExit`.
+            exit_rank: The rank of the exit projection, None for ``lora_rank``.
+            exit_norm: A normalisation of the last tokens before the pyramid: ``exit`` for one of
+                each anchor that a stitch may end in, ``kind`` for one of each kind of stitch, None
+                for none, as in the paper.
             out_feature: Name of the output.
 
         Raises:
-            InputError: If the patch sizes differ, or depths, cuts, kinds or rank give no space.
+            InputError: If the patch sizes differ, or depths, cuts, kinds or ranks give no space, or
+                for an unknown ``exit_norm``.
         """
         super().__init__()
         if small.patch_size != large.patch_size:
@@ -65,15 +76,16 @@ class StitchedViT(Backbone):
                 "ViTs of one patch size"
             )
         try:
-            self.space = StitchSpace((small.depth, large.depth), max_cuts, kinds)
+            self.space = StitchSpace((small.depth, large.depth), max_cuts, kinds, exit_projection)
             layers = StitchingLayers(
-                self.space, (small.embed_dim, large.embed_dim), lora_rank, lora_alpha
+                self.space, (small.embed_dim, large.embed_dim), lora_rank, lora_alpha, exit_rank
             )
         except ValueError as error:
             raise InputError(str(error)) from error
         self.small = small
         self.large = large
         self.stitching_layers = layers
+        self.exit_norms = ExitNorms(self.space, self.exit_widths, exit_norm) if exit_norm else None
         self._out_features = [out_feature]
         self._out_feature_channels = {out_feature: large.embed_dim}
         self._out_feature_strides = {out_feature: large.patch_size}
@@ -85,6 +97,12 @@ class StitchedViT(Backbone):
     def anchors(self) -> tuple[AnchorViT, AnchorViT]:
         """The small and the large anchor, indexed as in the segments of a stitch."""
         return (self.small, self.large)
+
+    @property
+    def exit_widths(self) -> tuple[int, int]:
+        """Width of the output of a stitch by the anchor it ends in."""
+        large = self.large.embed_dim
+        return (large if self.space.exit_projection else self.small.embed_dim, large)
 
     @property
     def stitch(self) -> Stitch:
@@ -122,11 +140,11 @@ class StitchedViT(Backbone):
         Args:
             features: As ``forward_tree`` yields them.
         """
-        self._given = features
+        before, self._given = self._given, features
         try:
             yield
         finally:
-            self._given = None
+            self._given = before
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """
@@ -135,7 +153,8 @@ class StitchedViT(Backbone):
 
         Returns:
             The features of the stitch in effect by the name of the output, (B, D2, H / patch,
-            W / patch) with D2 the large anchor's width.
+            W / patch) with D2 the large anchor's width; without an exit projection, the width of
+            the anchor that the stitch ends in.
         """
         if self._given is not None:
             return self._given
@@ -148,6 +167,11 @@ class StitchedViT(Backbone):
             x = self.anchors[anchor].run_blocks(x, start, stop)
         for transition in transitions:  # the exit projection, if the walk ends in the small anchor
             x = self.stitching_layers[transition](x)
+        return self._output(x, stitch)
+
+    def _output(self, x: torch.Tensor, stitch: Stitch) -> dict[str, torch.Tensor]:
+        if self.exit_norms is not None:
+            x = self.exit_norms[stitch](x)
         return {self._out_features[0]: x.permute(0, 3, 1, 2)}
 
     def forward_tree(
@@ -175,7 +199,7 @@ class StitchedViT(Backbone):
         while True:
             x = self._take(node.step, x)
             for stitch in node.ends:
-                yield stitch, {self._out_features[0]: x.permute(0, 3, 1, 2)}
+                yield stitch, self._output(x, stitch)
             if not node.children:
                 return
             # Changes of anchor branch off first, from tokens that are still needed; the walk on

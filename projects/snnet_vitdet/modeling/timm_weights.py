@@ -127,6 +127,9 @@ def _read_file(path: str) -> Mapping[str, torch.Tensor]:
             f"weight file {path} cannot be read ({first_line(e)}): it is truncated or no weight "
             "file; download it again"
         ) from e
+    # The moving average of a training that kept one, as whatever uses a detector takes it.
+    if isinstance(state, Mapping) and isinstance(state.get("ema"), Mapping):
+        state = state["ema"].get("weights", state)
     for key in ("model", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]

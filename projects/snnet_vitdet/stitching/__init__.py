@@ -4,6 +4,7 @@ Needs torch at most; knows nothing of detectron2 or of any particular ViT.
 """
 
 from .cost import Cost, CostParts, CostTable
+from .ends import EndsSampler, Sampler
 from .layers import StitchingLayer, StitchingLayers
 from .least_squares import AffineMap, TokenMoments
 from .low_rank import LowRankLinear, merged
@@ -21,10 +22,12 @@ __all__ = [
     "CostParts",
     "CostTable",
     "EmbeddingStep",
+    "EndsSampler",
     "LowRankLinear",
     "PrefixNode",
     "PrefixTree",
     "ResourceConstrainedSampler",
+    "Sampler",
     "Segment",
     "Step",
     "Stitch",

@@ -40,21 +40,28 @@ class CostParts:
         embeddings: Patch and position embedding of each anchor.
         blocks: Every block of each anchor, ``blocks[anchor][index]``.
         stitching_layers: Each stitching layer (merged: one matrix product) and the exit projection.
-        shared: What every stitch runs: feature pyramid, RPN, RoI heads.
+        exits: What follows the walk, by the anchor it ends in: feature pyramid, and a norm before
+            it if there is one.
+        shared: What every stitch runs: RPN and RoI heads.
     """
 
     embeddings: tuple[Cost, Cost]
     blocks: tuple[Sequence[Cost], Sequence[Cost]]
     stitching_layers: Mapping[Transition, Cost]
+    exits: tuple[Cost, Cost]
     shared: Mapping[str, Cost]
 
     def cost_of(self, stitch: Stitch) -> Cost:
         """Cost of the whole detector that runs ``stitch``."""
-        parts = [self.embeddings[stitch.segments[0].anchor], *self.shared.values()]
+        parts = [self.embeddings[stitch.segments[0].anchor], *self.after(stitch)]
         for anchor, start, stop in stitch.segments:
             parts.extend(self.blocks[anchor][start:stop])
         parts.extend(self.stitching_layers[transition] for transition in stitch.transitions)
         return sum(parts, Cost())
+
+    def after(self, stitch: Stitch) -> list[Cost]:
+        """What the detector runs after the walk of a stitch."""
+        return [self.exits[stitch.exit], *self.shared.values()]
 
 
 class CostTable(Sequence[Cost]):

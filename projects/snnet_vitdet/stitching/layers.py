@@ -69,6 +69,7 @@ class StitchingLayers(nn.Module):
         widths: tuple[int, int],
         rank: int = 16,
         alpha: float | None = None,
+        exit_rank: int | None = None,
     ) -> None:
         """
         Args:
@@ -76,6 +77,7 @@ class StitchingLayers(nn.Module):
             widths: Token widths of the small and of the large anchor.
             rank: See :class:`StitchingLayer`.
             alpha: See :class:`StitchingLayer`.
+            exit_rank: The rank of the exit projection, None for that of the others.
         """
         super().__init__()
         self.transitions = space.transitions
@@ -84,10 +86,14 @@ class StitchingLayers(nn.Module):
         self.large_to_small = nn.ModuleDict()
         self.exit: StitchingLayer | None = None
         for transition in self.transitions:
+            is_exit = transition == self._exit
             layer = StitchingLayer(
-                widths[transition.source], widths[transition.target], rank, alpha
+                widths[transition.source],
+                widths[transition.target],
+                exit_rank if is_exit and exit_rank is not None else rank,
+                alpha,
             )
-            if transition == self._exit:
+            if is_exit:
                 self.exit = layer
             elif (transition.source, transition.target) == (SMALL, LARGE):
                 self.small_to_large[str(transition.cut)] = layer

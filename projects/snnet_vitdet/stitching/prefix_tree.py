@@ -80,10 +80,10 @@ class PrefixTree:
 
     def flops(self, parts: CostParts) -> float:
         """Multiply-accumulates of one image: each step once, pyramid and heads for each stitch."""
-        shared = sum(cost.flops for cost in parts.shared.values())
         total = 0.0
         for node in self._nodes():
-            total += _cost_of(node.step, parts).flops + len(node.ends) * shared
+            total += _cost_of(node.step, parts).flops
+            total += sum(cost.flops for stitch in node.ends for cost in parts.after(stitch))
         return total
 
 

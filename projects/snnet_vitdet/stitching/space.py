@@ -41,7 +41,7 @@ class Stitch:
         cuts: Stage boundaries at which the walk changes anchor, ascending.
         segments: Half-open block ranges in the order they run.
         transitions: The stitching layers between the segments, then the exit projection if the walk
-            ends in the small anchor.
+            ends in the small anchor and its space has one.
     """
 
     id: int
@@ -59,6 +59,11 @@ class Stitch:
     def is_anchor(self) -> bool:
         """Whether the walk never changes anchor."""
         return not self.cuts
+
+    @property
+    def exit(self) -> int:
+        """The anchor it ends in."""
+        return self.segments[-1].anchor
 
 
 class StitchSpace(Sequence[Stitch]):
@@ -84,12 +89,15 @@ class StitchSpace(Sequence[Stitch]):
         depths: tuple[int, int] = (12, 24),
         max_cuts: int = 2,
         kinds: Iterable[str] | None = None,
+        exit_projection: bool = True,
     ) -> None:
         """
         Args:
             depths: Number of blocks of the small and of the large anchor, small <= large.
             max_cuts: Largest number of changes of anchor in a walk; 2 is SN-Netv2.
             kinds: The kinds to keep, e.g. ``("S", "L", "FS")`` for SN-Netv1's space; all if None.
+            exit_projection: Whether walks that end in the small anchor are brought to the large
+                one's width.
 
         Raises:
             ValueError: For depths, cuts or kinds that give no space.
@@ -106,6 +114,7 @@ class StitchSpace(Sequence[Stitch]):
             raise ValueError(f"max_cuts must be an integer >= 0, got {max_cuts!r}")
         self.depths = (small_depth, large_depth)
         self.max_cuts = max_cuts
+        self.exit_projection = exit_projection
         self.num_stages = small_depth
         # Block index of every stage boundary, by anchor.
         self.boundaries = (
@@ -148,7 +157,7 @@ class StitchSpace(Sequence[Stitch]):
                     Transition(cut, source, target)
                     for cut, source, target in zip(cuts, anchors[:-1], anchors[1:], strict=True)
                 ]
-                if anchors[-1] == SMALL:
+                if anchors[-1] == SMALL and self.exit_projection:
                     transitions.append(self.exit_transition)
                 yield Stitch(next_id, kind, cuts, segments, tuple(transitions))
                 next_id += 1

@@ -1,22 +1,22 @@
 """What a training of the supernet costs."""
 
-from collections.abc import Sequence
-
-from detectron2.config import instantiate
 from omegaconf import DictConfig
+
+from snnet_vitdet.engine.distillation import distillation_cost
+from snnet_vitdet.engine.sampling import build_sampler, mean_gflops, training_shares
+from snnet_vitdet.stitching import CostTable
 
 __all__ = ["training_cost"]
 
 
-def training_cost(config: DictConfig, gflops: Sequence[float]) -> float:
+def training_cost(config: DictConfig, costs: CostTable) -> float:
     """Mean arithmetic of an image in training, relative to training the large ViT alone.
 
     Args:
         config: Of the training.
-        gflops: Cost of every stitch, by id; the dearest is the large ViT.
+        costs: Of the stitches of its model; the dearest is the large ViT.
     """
-    sampler = config.sampler.copy()
-    sampler.gflops = list(gflops)
-    probabilities = instantiate(sampler).probabilities()
-    mean = sum(p * cost for p, cost in zip(probabilities, gflops, strict=True))
-    return mean / max(gflops)
+    sampler = build_sampler(config, costs)
+    mean = mean_gflops(training_shares(sampler, config.train.max_iter), costs)
+    mean += distillation_cost(config.train, costs, sampler)
+    return mean / max(costs.gflops)

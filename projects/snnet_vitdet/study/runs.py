@@ -112,62 +112,75 @@ class Study:
         jobs: int,
         finished: Callable[[int, str, list[dict]], None],
     ) -> None:
-        """Runs what is not there yet, some at a time.
+        """Runs what is not there yet, some at a time: variant by variant, each with all its seeds.
 
         Args:
             seeds: Of the trainings.
             variants: Of the supernet.
             jobs: How many runs at a time.
-            finished: Is called, in the order of seeds and runs, with seed, name and rows of each.
+            finished: Is called with seed, name and rows of each run that is compared, in their
+                order, the single ViTs first.
 
         Raises:
             InputError: If a run fails; those under way are waited for.
         """
         with ThreadPoolExecutor(jobs) as pool:
-            pretrained = {seed: self._pretrain(pool, seed) for seed in seeds}
-            submitted = {
-                seed: self._submit(pool, seed, pretrained[seed], variants) for seed in pretrained
+            pretrained = {
+                (seed, vit): pool.submit(self._pretrain, seed, vit)
+                for seed in seeds
+                for vit in ALONE
             }
+            starts = {
+                seed: _Start(
+                    {vit: self._folder(seed, vit) / "model_final.pth" for vit in ALONE},
+                    [pretrained[seed, vit] for vit in ALONE],
+                )
+                for seed in seeds
+            }
+            runs = {
+                (seed, name): pool.submit(self._alone, seed, vit, starts[seed])
+                for vit, name in ALONE.items()
+                for seed in seeds
+            }
+            for variant in variants:
+                for seed in seeds:
+                    run = pool.submit(self._supernet, seed, variant, starts[seed])
+                    runs[seed, variant.name] = run
             try:
-                for seed, runs in submitted.items():
-                    for name, run in runs.items():
-                        finished(seed, name, run.result())
+                for (seed, name), run in runs.items():
+                    finished(seed, name, run.result())
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
 
-    def _pretrain(self, pool: ThreadPoolExecutor, seed: int) -> dict[str, Future]:
-        overrides = [f"train.max_iter={self.pretrain_iter}"]
-        return {
-            vit: pool.submit(self.runner.run, f"pretrained_{vit}", vit, overrides, seed)
-            for vit in ALONE
-        }
+    def _folder(self, seed: int, vit: str) -> Path:
+        return self.runner.folder / f"seed{seed}" / f"pretrained_{vit}"
 
-    def _submit(
-        self,
-        pool: ThreadPoolExecutor,
-        seed: int,
-        pretrained: dict[str, Future],
-        variants: Sequence[Variant],
-    ) -> dict[str, Future]:
-        weights = {
-            vit: self.runner.folder / f"seed{seed}" / f"pretrained_{vit}" / "model_final.pth"
-            for vit in ALONE
-        }
+    def _pretrain(self, seed: int, vit: str) -> list[dict]:
+        length = f"train.max_iter={self.pretrain_iter}"
+        return self.runner.run(self._folder(seed, vit).name, vit, [length], seed)
 
-        def run(name: str, config: str, overrides: Sequence[str]) -> list[dict]:
-            # Submitted before these, so they are under way or over.
-            for vit in ALONE:
-                pretrained[vit].result()
-            length = f"train.max_iter={self.max_iter}"
-            return self.runner.run(name, config, [length, *overrides], seed)
+    def _alone(self, seed: int, vit: str, start: "_Start") -> list[dict]:
+        return self._run(ALONE[vit], vit, [f"init.weights.net={start.weights[vit]}"], seed, start)
 
-        runs = {
-            name: pool.submit(run, name, vit, [f"init.weights.net={weights[vit]}"])
-            for vit, name in ALONE.items()
-        }
-        from_both = [f"init.weights.{vit}={path}" for vit, path in weights.items()]
-        for variant in variants:
-            overrides = [*from_both, *variant.overrides]
-            runs[variant.name] = pool.submit(run, variant.name, "supernet", overrides)
-        return runs
+    def _supernet(self, seed: int, variant: Variant, start: "_Start") -> list[dict]:
+        from_both = [f"init.weights.{vit}={path}" for vit, path in start.weights.items()]
+        overrides = [*from_both, *variant.overrides]
+        return self._run(variant.name, "supernet", overrides, seed, start)
+
+    def _run(
+        self, name: str, config: str, overrides: Sequence[str], seed: int, start: "_Start"
+    ) -> list[dict]:
+        # Submitted before this one, so it is under way or over.
+        for pretraining in start.pretraining:
+            pretraining.result()
+        length = f"train.max_iter={self.max_iter}"
+        return self.runner.run(name, config, [length, *overrides], seed)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What the runs of a seed start from: checkpoints by their ViT, and what makes them."""
+
+    weights: dict[str, Path]
+    pretraining: list[Future]

@@ -22,38 +22,97 @@ class Variant:
 
 PAPER = Variant("paper", "How much do the ends lose in the paper's recipe?")
 
-_NET, _UNIFORM = "model.backbone.net", "snnet_vitdet.stitching.UniformSampler"
+_NET, _PYRAMID = "model.backbone.net", "model.backbone._target_=snnet_vitdet.modeling"
+_OWN_PYRAMIDS = (f"{_NET}.exit_projection=False", f"{_PYRAMID}.PyramidPerExit")
 
-VARIANTS = (
-    PAPER,
+_CAUSES = (
+    Variant(
+        "ends_alone",
+        "Are the many stitches what costs, or sharing pyramid and heads? Only S and L are trained.",
+        (f"{_NET}.kinds=[S,L]",),
+    ),
     Variant(
         "full_rank",
-        "Is the exit projection, with the other stitching layers, too stiff?",
+        "Are the stitching layers, the exit projection among them, too stiff?",
         (f"{_NET}.lora_rank=0",),
     ),
     Variant(
+        "exit_full_rank",
+        "Is it the exit projection alone?",
+        (f"{_NET}.exit_rank=0",),
+    ),
+    Variant(
+        "own_pyramids",
+        "Is it the projection and the pyramid behind it? One pyramid for each exit, of its width.",
+        _OWN_PYRAMIDS,
+    ),
+    Variant(
+        "exit_norm",
+        "Do the exits' tokens differ in their statistics? A layer norm of each exit.",
+        (f"{_NET}.exit_norm=exit",),
+    ),
+    Variant(
+        "kind_norm",
+        "The same of each kind of stitch.",
+        (f"{_NET}.exit_norm=kind",),
+    ),
+    Variant(
+        "box_adapters",
+        "Are shared box heads too few? A low-rank residual of each exit behind them.",
+        (
+            "model._target_=snnet_vitdet.modeling.ExitAwareRCNN",
+            "model.roi_heads.box_head._target_=snnet_vitdet.modeling.ExitAdapterBoxHead",
+        ),
+    ),
+    Variant(
         "uniform",
-        "Does the share of iterations that the ends get matter? Here 1 of 14 each, not 1 of 9.",
-        (f"sampler._target_={_UNIFORM}",),
+        "Does the share of iterations that the ends get matter? Here 1 of 14 each, not 1 of 8.",
+        ("sampler._target_=snnet_vitdet.stitching.UniformSampler",),
     ),
     Variant(
         "stitches_2",
         "Do stitches that follow each other disturb each other? Two in each step, as many images.",
         ("train.accumulation.steps=2",),
     ),
-    Variant(
-        "stitches_4",
-        "The same with four in each step.",
-        ("train.accumulation.steps=4",),
-    ),
+    Variant("stitches_4", "The same with four in each step.", ("train.accumulation.steps=4",)),
     Variant(
         "no_decay",
         "Is the layer-wise decay of the learning rate too strong where two ViTs have to meet?",
         ("optimizer.params.lr_factor_func.rates={small: 1.0, large: 1.0}",),
     ),
+)
+
+_REMEDIES = (
     Variant(
-        "ends_alone",
-        "Are the many stitches what costs, or sharing pyramid and heads? Only S and L are trained.",
-        (f"{_NET}.kinds=[S,L]",),
+        "ends_every_4",
+        "S and L in every fourth iteration each; the others share what is left.",
+        ("train.ends.period=4",),
+    ),
+    Variant(
+        "small_every_2",
+        "S alone in every second iteration.",
+        ("train.ends.period=2", "train.ends.stitches=S"),
+    ),
+    Variant(
+        "sandwich",
+        "S, L and two others in every step, in four micro-batches of one image.",
+        ("train.accumulation.steps=4", "train.ends.period=4"),
+    ),
+    Variant(
+        "ends_first",
+        "The first quarter of the training with S and L alone.",
+        ("train.ends.first=250",),
+    ),
+    Variant(
+        "distillation",
+        "The pyramid of the large end teaches that of every other stitch.",
+        ("train.distillation.weight=1.0",),
+    ),
+    Variant(
+        "average",
+        "A moving average of the weights is what is evaluated.",
+        ("train.ema_decay=0.99",),
     ),
 )
+
+VARIANTS = (PAPER, *_CAUSES, *_REMEDIES)

@@ -1,0 +1,273 @@
+"""The largest stitch teaches the others while all of them are trained: in-place distillation."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from detectron2.modeling import GeneralizedRCNN, SimpleFeaturePyramid
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.utils.events import get_event_storage
+from omegaconf import DictConfig
+from torch import nn
+from torch.nn import functional as F
+
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.modeling import find_stitched_vit
+from snnet_vitdet.stitching import CostTable, Sampler, StitchSpace
+
+from .values import check_whole_number
+
+__all__ = [
+    "InPlaceDistillation",
+    "check_distillation",
+    "distillation_cost",
+    "distils",
+    "rpn_distance",
+    "teacher_of",
+]
+
+_KEY = "train.distillation"
+# Box deltas of the RPN are a fraction of a box's side; errors above this count linearly.
+_BETA = 1 / 9
+
+
+def distils(settings: Mapping[str, object] | None) -> bool:
+    """Whether the ``train.distillation`` of a config, None in older ones, asks for any."""
+    return bool(settings) and any(settings.get(key, 0) for key in ("weight", "rpn_weight"))
+
+
+def teacher_of(space: StitchSpace, gflops: Sequence[float]) -> int:
+    """Id of the stitch that teaches: the large anchor, or the dearest in a space without it.
+
+    Args:
+        space: The stitching space.
+        gflops: Cost of every stitch, by id.
+    """
+    return next(
+        (stitch.id for stitch in space if stitch.kind == "L"),
+        max(range(len(space)), key=gflops.__getitem__),
+    )
+
+
+def check_distillation(settings: Mapping[str, object] | None, model: nn.Module) -> None:
+    """Checks what a training asks for, and that its model can do it.
+
+    Args:
+        settings: ``train.distillation`` of its config; None in older ones.
+        model: The detector.
+
+    Raises:
+        InputError: For a weight below 0, a period below 1, or a model that has nothing to distil.
+    """
+    if settings is None:
+        return
+    for name in ("weight", "rpn_weight"):
+        weight = settings.get(name, 0)
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not number or not math.isfinite(weight) or weight < 0:
+            raise InputError(f"{_KEY}.{name}={weight} must be a number of at least 0")
+    check_whole_number(f"{_KEY}.every", settings.get("every", 1), 1)
+    if not distils(settings):
+        return
+    given = f"{_KEY} is given a weight, but"
+    if find_stitched_vit(model) is None:
+        raise InputError(
+            f"{given} the model has no stitches, so there is no larger one to learn from: leave "
+            f"{_KEY} out"
+        )
+    if not (
+        isinstance(model, GeneralizedRCNN)
+        and isinstance(model.backbone, SimpleFeaturePyramid)
+        and isinstance(model.proposal_generator, RPN)
+    ):
+        raise InputError(
+            f"{given} it works in a GeneralizedRCNN on a SimpleFeaturePyramid with an RPN, and the "
+            f"model is a {type(model).__name__}: leave {_KEY} out"
+        )
+
+
+class InPlaceDistillation:
+    """Adds losses to those of a detector in training that pull a stitch towards the teacher.
+
+    The teacher is a stitch of the same detector. It sees the same images without gradient, in
+    evaluation mode (no stochastic depth, nothing drawn), after the stitch in effect has run.
+
+    * ``loss_distill``: the mean over the levels of the mean squared difference of the pyramid's
+      features, which end in a normalisation, so their scale is that of one. p6 is a part of p5.
+    * ``loss_distill_rpn``: see :func:`rpn_distance`.
+
+    Both are 0 where nothing is distilled, so that all processes have the same losses whatever
+    stitch they train. They are added by forward hooks, so they are outputs of the detector, which a
+    wrapper for several processes finds. Nothing is added in evaluation mode or to the state.
+    """
+
+    def __init__(
+        self,
+        model: GeneralizedRCNN,
+        teacher: int,
+        weight: float = 1.0,
+        rpn_weight: float = 0.0,
+        every: int = 1,
+    ) -> None:
+        """
+        Args:
+            model: The detector, on a stitched backbone, not wrapped; stays as it is but for hooks.
+            teacher: Id of the stitch that teaches.
+            weight: Of ``loss_distill``; 0 leaves it out.
+            rpn_weight: Of ``loss_distill_rpn``; 0 leaves it out.
+            every: Distils in the iterations that it divides, by detectron2's event storage.
+
+        Raises:
+            InputError: As :func:`check_distillation`.
+        """
+        check_distillation({"weight": weight, "rpn_weight": rpn_weight, "every": every}, model)
+        self.teacher = teacher
+        self.every = every
+        self._weights = {"loss_distill": weight, "loss_distill_rpn": rpn_weight}
+        self._model = model
+        self._stitched = find_stitched_vit(model)
+        # Of the forward that is under way.
+        self._losses: dict[str, torch.Tensor] = {}
+        self._taught: dict[str, torch.Tensor] | None = None
+        model.backbone.register_forward_hook(self._after_backbone)
+        if rpn_weight:
+            model.proposal_generator.rpn_head.register_forward_hook(self._after_rpn_head)
+        model.register_forward_hook(self._after_model)
+
+    def _after_backbone(
+        self,
+        backbone: SimpleFeaturePyramid,
+        inputs: tuple[torch.Tensor],
+        features: dict[str, torch.Tensor],
+    ) -> None:
+        self._losses, self._taught = {}, None
+        if not self._model.training:
+            return
+        zero = features[next(iter(features))].new_zeros((), dtype=torch.float32)
+        self._losses = {name: zero for name, weight in self._weights.items() if weight}
+        own = self._stitched.stitch.id == self.teacher
+        if own or get_event_storage().iter % self.every:
+            return
+        with self._teaching():
+            # Not the module's call, whose hook this is.
+            self._taught = backbone.forward(*inputs)
+        if weight := self._weights["loss_distill"]:
+            levels = list(features)[: len(backbone.scale_factors)]
+            distances = [
+                F.mse_loss(features[level].float(), self._taught[level].float()) for level in levels
+            ]
+            self._losses["loss_distill"] = weight * torch.stack(distances).mean()
+
+    def _after_rpn_head(
+        self,
+        head: nn.Module,
+        inputs: tuple[list[torch.Tensor]],
+        outputs: tuple[list[torch.Tensor], list[torch.Tensor]],
+    ) -> None:
+        if self._taught is None:
+            return
+        levels = [self._taught[name] for name in self._model.proposal_generator.in_features]
+        with self._teaching():
+            taught = head.forward(levels)
+        weight = self._weights["loss_distill_rpn"]
+        self._losses["loss_distill_rpn"] = weight * rpn_distance(outputs, taught)
+
+    def _after_model(
+        self, model: nn.Module, inputs: tuple[object], losses: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor] | None:
+        added, self._losses, self._taught = self._losses, {}, None
+        # None leaves the output as it is.
+        return {**losses, **added} if added else None
+
+    @contextmanager
+    def _teaching(self) -> Iterator[None]:
+        """The teacher in effect, for a forward that leaves no trace."""
+        device = self._model.device.type
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            # Autocast's cache would keep the teacher's weights of the lower precision, which have
+            # no gradient, until the student's forward is over.
+            stack.enter_context(
+                torch.autocast(
+                    device,
+                    dtype=torch.get_autocast_dtype(device),
+                    enabled=torch.is_autocast_enabled(device),
+                    cache_enabled=False,
+                )
+            )
+            stack.enter_context(self._stitched.using_stitch(self.teacher))
+            stack.enter_context(_evaluating(self._model.backbone))
+            yield
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; parts that were in it before stay in it after."""
+    training = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in training.items():
+            part.training = mode
+
+
+def rpn_distance(
+    student: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]],
+    teacher: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]],
+) -> torch.Tensor:
+    """How far an RPN's outputs are from a teacher's.
+
+    Of objectness, the Kullback-Leibler divergence, whose gradient is that of the cross entropy with
+    the teacher's objectness and which is 0 where they agree; of box deltas, the smooth L1 distance
+    where the teacher sees an object. Both are sums over all RPN anchors, divided by the teacher's
+    sum of objectness (at least 1): most RPN anchors are background, on which nothing is learnt, and
+    a mean over them would be the smaller the larger the image is.
+
+    Args:
+        student: Logits, (N, A, H, W), and deltas, (N, A * box, H, W), of every level.
+        teacher: The same without gradient.
+    """
+    distance, objects = 0.0, 0.0
+    for logits, deltas, taught_logits, taught_deltas in zip(*student, *teacher, strict=True):
+        taught_logits = taught_logits.float()
+        objectness = taught_logits.sigmoid()
+        divergence = _cross_entropy(logits.float(), objectness)
+        divergence = divergence - _cross_entropy(taught_logits, objectness)
+        errors = F.smooth_l1_loss(
+            deltas.float(), taught_deltas.float(), reduction="none", beta=_BETA
+        )
+        errors = errors.unflatten(1, (logits.shape[1], -1)).sum(dim=2)
+        distance = distance + (divergence + errors * (objectness > 0.5)).sum()
+        objects = objects + objectness.sum()
+    return distance / objects.clamp(min=1)
+
+
+def _cross_entropy(logits: torch.Tensor, objectness: torch.Tensor) -> torch.Tensor:
+    return F.binary_cross_entropy_with_logits(logits, objectness, reduction="none")
+
+
+def distillation_cost(train: DictConfig, costs: CostTable, sampler: Sampler) -> float:
+    """What distillation adds to the mean cost of the stitches in training, in GFLOPs of a forward.
+
+    A backward pass costs two forward passes. The teacher makes a forward pass only, through all but
+    the heads, so it adds a third of it to each draw that is taught. The draws are counted, not
+    expected: stitches may take turns, and ``every`` may then meet some more often than others.
+
+    Args:
+        train: Of the config; an older one has no ``distillation``.
+        costs: Of every stitch.
+        sampler: Of the training.
+    """
+    settings = train.get("distillation")
+    if not distils(settings):
+        return 0.0
+    teacher, heads = teacher_of(costs.space, costs.gflops), costs.parts.shared
+    forward = costs[teacher].gflops - heads["rpn"].gflops - heads["roi_heads"].gflops
+    if settings.get("rpn_weight", 0):
+        forward += heads["rpn"].gflops
+    slots = range(train.accumulation.steps if train.accumulation.stitch == "own" else 1)
+    iterations = range(0, train.max_iter, settings.get("every", 1))
+    taught = sum(sampler(i, slot) != teacher for i in iterations for slot in slots)
+    return taught / (train.max_iter * len(slots)) * forward / 3

@@ -1,0 +1,99 @@
+"""The sampler of a config, and what a training by it costs."""
+
+from collections.abc import Sequence
+
+from detectron2.config import instantiate
+from omegaconf import DictConfig
+
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.stitching import CostTable, EndsSampler, Sampler, StitchSpace, select_stitches
+
+from .values import check_whole_number
+
+__all__ = ["build_sampler", "ends_plan", "mean_gflops", "training_shares", "turns_of_ends"]
+
+
+def turns_of_ends(config: DictConfig) -> tuple[int, int]:
+    """Period and first iterations of ``train.ends``; both 0 if the ends have no turns.
+
+    Args:
+        config: The whole config.
+
+    Raises:
+        InputError: If one of them is no whole number of at least 0.
+    """
+    # A config.yaml of an earlier version does not have the key.
+    ends = config.train.get("ends") or {}
+    turns = ends.get("period", 0), ends.get("first", 0)
+    for key, value in zip(("period", "first"), turns, strict=True):
+        check_whole_number(f"train.ends.{key}", value, 0)
+    return turns
+
+
+def build_sampler(config: DictConfig, costs: CostTable) -> Sampler:
+    """The sampler of a training: that of the config, in turn with the ends if they have turns.
+
+    Args:
+        config: The whole config, not changed.
+        costs: Of the stitches of its model.
+
+    Raises:
+        InputError: For settings of the sampler, or of ``train.ends``, that cannot be.
+    """
+    node = config.sampler.copy()
+    node.gflops = list(costs.gflops)
+    try:
+        sampler = instantiate(node)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the sampler of this config cannot be built: {error}") from error
+    period, first = turns_of_ends(config)
+    if not period and not first:
+        return sampler
+    if first > config.train.max_iter:
+        raise InputError(
+            f"train.ends.first={first} must be at most train.max_iter={config.train.max_iter}: the "
+            "other stitches are trained after it"
+        )
+    stitches = config.train.ends.get("stitches")
+    try:
+        ends = select_stitches(stitches, costs.space)
+    except InputError as error:
+        raise InputError(f"train.ends.stitches={stitches}: {error}") from error
+    try:
+        return EndsSampler(sampler, ends, period, first)
+    except ValueError as error:
+        raise InputError(f"train.ends.{error}") from error
+
+
+def ends_plan(sampler: EndsSampler, space: StitchSpace) -> str:
+    """How often the ends are trained, in one sentence."""
+    turns = []
+    if sampler.first:
+        turns.append(f"the first {sampler.first} iterations are theirs alone")
+    if sampler.period:
+        turns.append(f"each has at least one of every {sampler.period} draws")
+    names = ", ".join(space[end].name for end in sampler.ends)
+    verb = "takes" if len(sampler.ends) == 1 else "take"
+    return f"{names} {verb} turns: {', then '.join(turns)}."
+
+
+def training_shares(sampler: Sampler, max_iter: int) -> tuple[float, ...]:
+    """Share of every stitch, by id, among the draws of a whole training.
+
+    Args:
+        sampler: Of the training.
+        max_iter: Its number of iterations.
+    """
+    if isinstance(sampler, EndsSampler):
+        return sampler.shares(max_iter)
+    return sampler.probabilities()
+
+
+def mean_gflops(shares: Sequence[float], costs: CostTable) -> float:
+    """GFLOPs of an image in training, on average.
+
+    Args:
+        shares: Of every stitch among the draws, by id.
+        costs: Of the stitches.
+    """
+    return sum(share * gflops for share, gflops in zip(shares, costs.gflops, strict=True))

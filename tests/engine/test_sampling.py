@@ -1,0 +1,222 @@
+"""The sampler of a training: that of its config, with turns of the ends."""
+
+import copy
+
+import pytest
+from detectron2.config import instantiate
+from detectron2.utils import comm
+from in_process import run_main
+from runs import assert_same_tensors, fewer_resources, weights
+
+from snnet_vitdet.engine import (
+    StitchedTrainer,
+    build_sampler,
+    ends_plan,
+    mean_gflops,
+    preflight,
+    training_shares,
+)
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.modeling import anchor_alone, stitch_costs
+from snnet_vitdet.stitching import EndsSampler, ResourceConstrainedSampler
+
+
+@pytest.fixture(scope="module")
+def costs(tiny_config):
+    """Of the tiny detector."""
+    return stitch_costs(tiny_config().model)
+
+
+@pytest.fixture
+def make(tiny_config, costs):
+    """Makes the sampler of the tiny training with overrides."""
+    return lambda *overrides: build_sampler(tiny_config(*overrides), costs)
+
+
+def draws(sampler, slots, num_iterations):
+    return [[sampler(i, slot) for slot in slots] for i in range(num_iterations)]
+
+
+def test_a_config_has_the_sampler_that_it_names_and_stays_as_it_is(tiny_config, costs):
+    config = tiny_config("train.seed=3")
+    before = copy.deepcopy(config)
+    sampler = build_sampler(config, costs)
+    assert config == before
+    assert type(sampler) is ResourceConstrainedSampler
+    config.sampler.gflops = list(costs.gflops)
+    assert draws(sampler, range(4), 20) == draws(instantiate(config.sampler), range(4), 20)
+    assert training_shares(sampler, 10) == sampler.probabilities()
+
+
+@pytest.mark.parametrize("ends", [None, "absent"])
+def test_a_config_of_an_earlier_version_has_no_turns(ends, tiny_config, costs):
+    config = tiny_config()
+    if ends is None:
+        config.train.ends = None
+    else:
+        del config.train["ends"]
+    assert type(build_sampler(config, costs)) is ResourceConstrainedSampler
+
+
+def test_ends_are_named_as_stitches_are_everywhere(make):
+    sampler = make("train.ends.period=6", "train.ends.stitches='S,L,FS-1'", "train.ends.first=7")
+    assert isinstance(sampler, EndsSampler)
+    assert (sampler.ends, sampler.period, sampler.first) == ((0, 1, 2), 6, 7)
+    assert make("train.ends.period=2").ends == (0, 1)
+    assert make("train.ends.first=2", "train.ends.stitches=[3]").ends == (3,)
+
+
+@pytest.mark.parametrize(
+    ("scope", "num_processes", "steps"), [("shared", 1, 4), ("process", 4, 1), ("process", 2, 2)]
+)
+def test_four_draws_a_step_are_both_ends_and_two_others_at_the_mean_of_the_shares(
+    scope, num_processes, steps, make, costs, monkeypatch
+):
+    sampler = make("train.ends.period=4", "train.seed=2")
+    slots = []
+    for rank in range(num_processes):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        trainer = StitchedTrainer(
+            NoModel(), [], None, sampler=sampler, scope=scope, accumulation_steps=steps
+        )
+        slots += trainer.slots
+    rows = draws(sampler, slots, 4000)
+    others = []
+    for iteration, row in enumerate(rows):
+        roles = sorted(zip(((iteration + slot) % 4 for slot in slots), row, strict=True))
+        assert [role for role, _ in roles] == [0, 1, 2, 3]
+        assert [stitch for _, stitch in roles[:2]] == [0, 1]
+        others += [stitch for _, stitch in roles[2:]]
+    assert len(set(others)) == len(costs)
+    mean = sum(costs[stitch].gflops for row in rows for stitch in row) / (4 * len(rows))
+    # The others, half of the 16,000 draws, are a sample: an error below 0.002 of the costs.
+    assert mean == pytest.approx(mean_gflops(training_shares(sampler, 4000), costs), rel=0.005)
+
+
+class NoModel:
+    """What a trainer that does not train needs of one."""
+
+    def train(self):
+        """Is asked for at the start."""
+
+
+def test_mean_cost_has_the_first_iterations_in_it(make, costs):
+    sampler = make("train.ends.first=300")
+    plain = mean_gflops(sampler.of.probabilities(), costs)
+    ends = (costs[0].gflops + costs[1].gflops) / 2
+    assert mean_gflops(training_shares(sampler, 600), costs) == pytest.approx((plain + ends) / 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("train.ends.period=4",), "S, L take turns: each has at least one of every 4 draws."),
+        (("train.ends.first=9",), "S, L take turns: the first 9 iterations are theirs alone."),
+        (
+            ("train.ends.first=9", "train.ends.period=3", "train.ends.stitches=[FS-1]"),
+            "FS-1 takes turns: the first 9 iterations are theirs alone, then each has at least one "
+            "of every 3 draws.",
+        ),
+    ],
+)
+def test_plan_says_how_the_ends_take_turns(overrides, expected, make, costs):
+    assert ends_plan(make(*overrides), costs.space) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("train.ends.period=-1",), "train.ends.period=-1 must be a whole number of at least 0"),
+        (("train.ends.period=2.5",), "train.ends.period=2.5 must be a whole number"),
+        (("train.ends.period=true",), "train.ends.period=True must be a whole number"),
+        (("train.ends.period=1",), "train.ends.period=1 must be 0 or at least 2, a turn for each"),
+        (("train.ends.first=-1",), "train.ends.first=-1 must be a whole number of at least 0"),
+        (("train.ends.first=null",), "train.ends.first=None must be a whole number of at least 0"),
+        (
+            ("train.ends.first=7", "train.max_iter=6"),
+            "train.ends.first=7 must be at most train.max_iter=6",
+        ),
+        (
+            ("train.ends.period=4", "train.ends.stitches=XL"),
+            "train.ends.stitches=XL: unknown stitch 'XL'",
+        ),
+        (("train.ends.first=4", "train.ends.stitches=''"), "no stitch is selected"),
+        (("sampler.step=0",), "the sampler of this config cannot be built: step must be"),
+    ],
+)
+def test_turns_that_cannot_be_are_refused(overrides, expected, make):
+    with pytest.raises(InputError, match=expected):
+        make(*overrides)
+
+
+def test_all_iterations_can_be_the_ends(make):
+    assert make("train.ends.first=6", "train.max_iter=6").first == 6
+    assert make("train.ends.period=2").probabilities()[:3] == (0.5, 0.5, 0)
+
+
+def test_ends_that_a_space_does_not_have_are_refused_before_a_training(tiny_config, tmp_path):
+    (tmp_path / "some.pth").touch()
+    kinds = "model.backbone.net.kinds=[L,SFS]"
+    config = tiny_config(f"train.output_dir='{tmp_path / 'output'}'", kinds, "train.ends.period=4")
+    with pytest.raises(InputError, match="train.ends.stitches=S,L: unknown stitch 'S'"):
+        preflight(config, evaluation=False, resume=False, num_processes=1)
+    # They do no harm where they have no turns, or where nothing is trained.
+    config.train.init_checkpoint = str(tmp_path / "some.pth")
+    preflight(config, evaluation=True, resume=False, num_processes=1)
+    config.train.ends.period = 0
+    preflight(config, evaluation=False, resume=False, num_processes=1)
+
+
+def test_a_baseline_has_no_stitches_to_take_turns(tiny_config, tmp_path):
+    config = tiny_config(f"train.output_dir='{tmp_path}'", "train.ends.period=2")
+    config.model = anchor_alone(config.model, "small")
+    with pytest.raises(InputError, match="train.ends is set, but the backbone AnchorViT has no st"):
+        preflight(config, evaluation=False, resume=False, num_processes=1)
+
+
+@pytest.mark.slow
+def test_a_step_that_was_interrupted_between_its_micro_batches_is_trained_again(
+    tiny_config, tmp_path, monkeypatch, restored_logging
+):
+    def config_of(output):
+        return tiny_config(
+            *fewer_resources(output),
+            "train.freeze_anchors=0",
+            "train.ends.first=2",
+            "train.ends.period=3",
+        )
+
+    asked = []
+    draw = EndsSampler.__call__
+
+    def noting(self, iteration, slot=0):
+        asked.append((iteration, slot, draw(self, iteration, slot)))
+        return asked[-1][-1]
+
+    monkeypatch.setattr(EndsSampler, "__call__", noting)
+    whole, output = tmp_path / "whole", tmp_path / "output"
+    run_main(config_of(whole))
+    expected = list(asked)
+    assert [place[:2] for place in expected] == [(i, slot) for i in range(6) for slot in range(2)]
+    # 0 and 1 alone at first, then 0, 1 and others in turn.
+    assert [stitch for *_, stitch in expected[:4]] == [0, 1, 1, 0]
+    assert [expected[k][-1] for k in (5, 6, 7, 8, 11)] == [0, 0, 1, 1, 0]
+    note = "Training: S, L take turns: the first 2 iterations are theirs alone, then each has at"
+    assert note in (whole / "log.txt").read_text()
+
+    asked.clear()
+    backward = StitchedTrainer._backward
+
+    def interrupted(self, loss):
+        backward(self, loss)
+        # The gradient of the first micro-batch of the fifth step is there, that of the next is not.
+        if self.iter == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StitchedTrainer, "_backward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_main(config_of(output))
+    run_main(config_of(output), "--resume")
+    assert asked == [*expected[:9], *expected[8:]]
+    assert_same_tensors(weights(output), weights(whole))
