@@ -83,26 +83,35 @@ class Table:
         for row in self.rows:
             if "small_gap" in row:
                 found[row["run"]].append(row["small_gap"])
-        paper = self.costs.get(PAPER.name, 1.0)
         for name, values in found.items():
             mean, error = paired(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
-            yield Gap(name, values, mean, error, self.costs[name] / paper)
+            yield Gap(name, values, mean, error, self._times(name))
+
+    def _times(self, name):
+        """What a variant's training costs over that of the paper's recipe."""
+        return self.costs[name] / self.costs[PAPER.name]
 
     def summary(self):
-        """Means over the seeds, differences to the paper's recipe, as a Markdown table."""
+        """Means over the seeds, differences to the paper's recipe, as a Markdown table.
+
+        The cost is that of a training iteration over one of the large ViT alone, then over one of
+        the paper's recipe.
+        """
         of = defaultdict(dict)
         for row in self.rows:
             for key in COLUMNS[2:-1]:
                 if key in row:
                     of[row["run"], key][row["seed"]] = row[key]
         columns = ("small end", "less S alone", "large end", "less L alone", "over the line")
-        lines = [f"| variant | {' | '.join(columns)} | cost |", "| --- " * 7 + "|"]
+        lines = [f"| run | {' | '.join(columns)} | cost |", "| --- " * 7 + "|"]
         for name in dict.fromkeys(row["run"] for row in self.rows):
             cells = []
             for key in COLUMNS[2:-1]:
                 cells.append(_cell(of[name, key], of[PAPER.name, key]) if of[name, key] else "")
             small, large, small_gap, large_gap, over_line = cells
-            cost = f"{self.costs[name]:.2f}" if name in self.costs else ""
+            cost = (
+                f"{self.costs[name]:.2f} ({self._times(name):.2f}×)" if name in self.costs else ""
+            )
             cells = (name, small, small_gap, large, large_gap, over_line, cost)
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
@@ -126,7 +135,7 @@ def run(args):
     variants = [variant for variant in VARIANTS if variant.name in args.variants]
     # Each with its overrides, so that a mistake is found before anything is trained.
     costs = {}
-    for variant in variants:
+    for variant in {PAPER: None, **dict.fromkeys(variants)}:
         overrides = [*args.opts, f"train.max_iter={args.max_iter}", *variant.overrides]
         config = load_config(str(ROOT / SUPERNET), overrides)
         costs[variant.name] = training_cost(config, stitch_costs(config.model))

@@ -1,0 +1,87 @@
+"""The study as a whole, with trainings that are made up."""
+
+import csv
+import sys
+
+import pytest
+from PIL import Image
+from tools import proxy_study
+
+from snnet_vitdet.study import Runner
+
+# Small end, large end by seed; of the ViTs alone, the one there is.
+SCORES = {
+    "small_alone": {0: (30.0,), 1: (32.0,)},
+    "large_alone": {0: (40.0,), 1: (41.0,)},
+    "paper": {0: (25.0, 38.0), 1: (28.0, 39.0)},
+    "exit_norm": {0: (27.0, 38.0), 1: (31.0, 40.0)},
+}
+
+
+@pytest.fixture
+def study(root, monkeypatch, capsys, tmp_path):
+    """Runs the program; returns what it prints."""
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(Runner, "run", made_up)
+
+    def run(*args):
+        folder = ["--folder", str(tmp_path / "study")]
+        monkeypatch.setattr(sys, "argv", ["proxy_study.py", *args, *folder])
+        proxy_study.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def made_up(self, name, config, overrides, seed):
+    """Rows of a sweep of three stitches, or of a ViT alone."""
+    if name.startswith("pretrained_"):
+        return []
+    scores = SCORES[name][seed]
+    if len(scores) == 1:
+        cost = 0.2 if name == "small_alone" else 0.3
+        return [{"name": "baseline", "kind": "baseline", "gflops": cost, "bbox_AP": scores[0]}]
+    small, large = scores
+    return [
+        {"name": "S", "kind": "S", "gflops": 0.21, "bbox_AP": small},
+        {"name": "L", "kind": "L", "gflops": 0.3, "bbox_AP": large},
+        {"name": "FS-1", "kind": "FS", "gflops": 0.25, "bbox_AP": (small + large) / 2},
+    ]
+
+
+def test_differences_are_taken_seed_by_seed(study):
+    printed = study("--seeds", "0", "1", "--variants", "paper", "exit_norm")
+    table = {
+        cells[0]: cells[1:]
+        for line in printed.splitlines()
+        if line.startswith("| ")
+        for cells in [[cell.strip() for cell in line.strip("|").split("|")]]
+    }
+    # Means 25, 28 and 27, 31; gaps -5, -4 and -3, -1; gains of 2 and 3.
+    assert table["paper"][:2] == ["26.50 ± 1.50", "-4.50 ± 0.50"]
+    assert table["exit_norm"][1] == "-2.00 ± 1.00 (+2.50 ± 0.50)"
+    assert table["exit_norm"][3] == "-1.50 ± 0.50 (+0.50 ± 0.50)"
+    assert table["small_alone"][0] == "31.00 ± 1.00 (+4.50 ± 0.50)"
+    assert table["paper"][-1].endswith("(1.00×)")
+
+
+def test_rows_and_picture_are_left_in_the_folder(study, tmp_path):
+    study("--seeds", "0", "1", "--variants", "paper", "exit_norm")
+    with open(tmp_path / "study/study.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["seed"], row["run"]) for row in rows] == [
+        (seed, run) for run in SCORES for seed in ("0", "1")
+    ]
+    assert rows[-1]["small_gap"] == "-1.0" and rows[-1]["FS"] == "35.5"
+    assert Image.open(tmp_path / "study/gaps.png").width == 1280
+
+
+def test_a_variant_is_compared_in_cost_with_the_recipe_that_was_not_run(study):
+    assert "exit_norm" in study("--seeds", "0", "--variants", "exit_norm")
+
+
+def test_a_seed_twice_is_refused(study, capsys):
+    with pytest.raises(SystemExit) as ended:
+        study("--seeds", "1", "1")
+    assert ended.value.code == 2
+    assert "names one twice" in capsys.readouterr().err
