@@ -130,7 +130,7 @@ def path_of(net, stitch):
     return (net.small if letters[0] == "F" else net.large), modules
 
 
-@for_random_anchors(15)
+@for_random_anchors(8)
 def test_every_stitch_gives_finite_features_of_the_large_width_by_its_path_alone(case):
     net, x = case.net().eval(), pictures(case)
     with torch.no_grad():
@@ -147,7 +147,7 @@ def test_every_stitch_gives_finite_features_of_the_large_width_by_its_path_alone
             assert torch.equal(features["last_feat"], tokens.permute(0, 3, 1, 2)), stitch.name
 
 
-@for_random_anchors(15)
+@for_random_anchors(8)
 def test_every_stitch_has_gradients_on_its_path_alone(case):
     net, x = case.net().train(), pictures(case)
     for stitch in net.space:
@@ -167,7 +167,7 @@ def test_every_stitch_has_gradients_on_its_path_alone(case):
         assert any(p.grad.abs().max() > 0 for p in last), stitch.name
 
 
-@for_random_anchors(15)
+@for_random_anchors(8)
 def test_the_tree_gives_the_features_of_every_stitch_to_the_bit(case):
     net, x = case.net().eval(), pictures(case)
     with torch.no_grad():
@@ -178,7 +178,7 @@ def test_the_tree_gives_the_features_of_every_stitch_to_the_bit(case):
                 assert torch.equal(net(x)["last_feat"], features), net.space[stitch_id].name
 
 
-@for_random_anchors(8)
+@for_random_anchors(4)
 def test_the_cost_of_every_stitch_is_the_one_traced(case):
     config = case.config()
     side = case.grid[0] * PATCH
