@@ -48,9 +48,9 @@ DECAY = {
     "configs/custom/mask_rcnn_snnet_coco_json.py": NANO,
     "configs/custom/mask_rcnn_snnet_deit3_s_l_coco_json.py": SL,
     "configs/shapes/mask_rcnn_snnet_nano.py": NANO,
-    "configs/proxy/mask_rcnn_snnet_proxy.py": {"small": (4, 0.7), "large": (8, 0.8)},
-    "configs/proxy/mask_rcnn_vitdet_proxy_s.py": {"net": (4, 0.7)},
-    "configs/proxy/mask_rcnn_vitdet_proxy_l.py": {"net": (8, 0.8)},
+    "configs/proxy/mask_rcnn_snnet_proxy.py": {"small": (6, 0.7), "large": (12, 0.8)},
+    "configs/proxy/mask_rcnn_vitdet_proxy_s.py": {"net": (6, 0.7)},
+    "configs/proxy/mask_rcnn_vitdet_proxy_l.py": {"net": (12, 0.8)},
 }
 WIDTHS = {"s": 384, "b": 768, "l": 1024, "h": 1280}
 
@@ -167,7 +167,7 @@ def test_sampler_takes_the_real_costs_and_reaches_every_stitch(name, load):
     sampler_config.seed = config.train.seed
     sampler = instantiate(sampler_config)
     assert isinstance(sampler, ResourceConstrainedSampler)
-    assert len(space) == {4: 14, 12: 134, 24: 554}[DECAY[name]["small"][0]]
+    assert len(space) == {4: 14, 6: 32, 12: 134, 24: 554}[DECAY[name]["small"][0]]
     assert len(sampler.probabilities()) == len(space)
     assert min(sampler.probabilities()) > 0
     # Several budgets, or ROS would be no constraint at all.

@@ -25,20 +25,30 @@ data.prepare.num_test = 300
 for _anchor in (model.backbone.net.small, model.backbone.net.large):
     _anchor.window_size = 4
     _anchor.pretrain_img_size = 128
-model.backbone.net.small.embed_dim = 32
+model.backbone.net.small.embed_dim = 64
 model.backbone.net.small.num_heads = 2
+model.backbone.net.small.depth = 6
+model.backbone.net.small.global_block_indexes = [1, 3, 5]
 model.backbone.net.large.embed_dim = 128
 model.backbone.net.large.num_heads = 4
+model.backbone.net.large.depth = 12
+model.backbone.net.large.global_block_indexes = [2, 5, 8, 11]
 # Of its width, a rank as the paper's 16 is of 384.
 model.backbone.net.lora_rank = 4
 model.proposal_generator.anchor_generator.sizes = [[8], [16], [32], [64], [128]]
 # Light heads, or they would be most of the time.
+model.backbone.out_channels = 32
+model.proposal_generator.head.in_channels = 32
 model.proposal_generator.batch_size_per_image = 64
 model.proposal_generator.pre_nms_topk = [200, 100]
 model.proposal_generator.post_nms_topk = [60, 40]
 model.roi_heads.batch_size_per_image = 32
+model.roi_heads.box_head.input_shape.channels = 32
+model.roi_heads.box_head.conv_dims = [32]
 model.roi_heads.box_head.fc_dims = [128]
 model.roi_heads.box_predictor.input_shape.channels = 128
+model.roi_heads.mask_head.input_shape.channels = 32
+model.roi_heads.mask_head.conv_dims = [32]
 
 dataloader.train.total_batch_size = 4
 dataloader.train.num_workers = 1
@@ -47,8 +57,11 @@ dataloader.test.num_workers = 1
 # The layer-wise decay of ViTDet's baselines for 12 and 24 blocks.
 optimizer.params.lr_factor_func.rates = dict(small=0.7, large=0.8)
 
-# Eight bins, S and L alone in theirs: about as fine as the paper's 10 of 1338 GFLOPs.
-sampler.step = 0.005
+# Fifteen bins; S and L have two of them alone.
+sampler.step = 0.002
+
+# Of each kind, enough to see a frontier.
+sweep.stitch_ids = "S,L,FS,SF,SFS-1-3,SFS-2-4,SFS-3-5,FSF-1-3,FSF-2-4,FSF-3-5"
 
 train.output_dir = "output/proxy/snnet"
 train.max_iter = 1500

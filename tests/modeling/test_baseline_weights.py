@@ -59,7 +59,7 @@ def test_a_detector_of_another_anchor_is_refused_with_what_differs(root, checkpo
         with pytest.raises(InputError, match=r"model_final.pth is a checkpoint .* differ"):
             function(net.small, path)
     wider = checkpoint(build(root, ALONE["small"], "model.backbone.net.mlp_ratio=2.0"))
-    with pytest.raises(InputError, match=r"mlp.fc1.weight \(64, 32\) instead of \(128, 32\)"):
+    with pytest.raises(InputError, match=r"mlp.fc1.weight \(128, 64\) instead of \(256, 64\)"):
         load_anchor_weights(net.small, wider)
 
 
