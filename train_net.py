@@ -11,21 +11,16 @@ sweep.stitch_ids and writes tables, pareto.png and report.html to sweep/ in trai
 
 import contextlib
 import copy
-import hashlib
-import json
 import logging
 import os
-import sys
 
 import torch
 from detectron2.config import instantiate
-from detectron2.engine import default_argument_parser, default_setup, hooks
-from detectron2.engine.defaults import create_ddp_model
+from detectron2.engine import default_argument_parser, hooks
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
-from omegaconf import OmegaConf
 
 from snnet_vitdet.data import category_names
 from snnet_vitdet.deploy import Predictor, write_sweep_report
@@ -34,29 +29,27 @@ from snnet_vitdet.engine import (
     AveragedWeights,
     ClassNames,
     FreezeAnchors,
-    InPlaceDistillation,
     MetricsFile,
-    StitchedAMPTrainer,
-    StitchedTrainer,
     StopOnSignal,
     StrictCheckpointer,
     WriteMetrics,
     alone_in,
     apply_linear_scaling,
-    build_sampler,
+    build_trainer,
     checkpoint_to_evaluate,
     checkpoint_to_resume,
-    distils,
+    costs_of,
+    distil,
     ends_plan,
     fit_stitching_layers,
     load_anchors,
     load_config,
     preflight,
-    rehearse,
+    rehearse_training,
+    run_folder,
     run_in_processes,
     save_config,
-    synthetic_batch,
-    teacher_of,
+    set_up,
     training_plan,
 )
 from snnet_vitdet.errors import InputError, exit_on_input_error
@@ -65,10 +58,11 @@ from snnet_vitdet.evaluation import (
     CocoScorer,
     evaluate_stitch,
     format_table,
+    provenance_of,
     sweep,
     two_stage_sweep,
 )
-from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, stitch_costs
+from snnet_vitdet.modeling import find_stitched_vit
 from snnet_vitdet.report import plot_pareto
 from snnet_vitdet.stitching import EndsSampler, select_stitches
 
@@ -81,50 +75,6 @@ def build_model(config):
     return instantiate(config.model).to(config.train.device)
 
 
-def costs_of(config):
-    """Cost of every stitch by id, or of the one network of a baseline."""
-    if "small" in config.model.backbone.net:
-        return stitch_costs(config.model)
-    return [baseline_cost(config.model)]
-
-
-def amp_precision(config):
-    """The type of mixed precision on a GPU."""
-    name = config.train.amp.precision
-    if name == "auto":
-        # Older GPUs only emulate it, slowly.
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        name = "bfloat16" if native else "float16"
-    return getattr(torch, name)
-
-
-def build_trainer(config, model, data_loader, optimizer):
-    """The trainer for the device, with the sampler of a stitched model."""
-    kwargs = {
-        "scope": config.train.stitch_scope,
-        "accumulation_steps": config.train.accumulation.steps,
-        "accumulation_stitch": config.train.accumulation.stitch,
-        "clip_grad_norm": config.train.get("clip_grad_norm"),
-        "seed": config.train.seed,
-    }
-    kwargs["backbone"] = find_stitched_vit(model)
-    if kwargs["backbone"] is not None:
-        kwargs["sampler"] = build_sampler(config, costs_of(config))
-    on_gpu = config.train.device.startswith("cuda")
-    ddp = dict(config.train.ddp)
-    if not on_gpu:
-        # The hook casts to a type that gloo does not reduce, and a CPU has no index.
-        ddp |= {"fp16_compression": False, "device_ids": None}
-    model = create_ddp_model(model, **ddp)
-    if not (config.train.amp.enabled and on_gpu):
-        return StitchedTrainer(model, data_loader, optimizer, **kwargs)
-    precision = amp_precision(config)
-    scaler = torch.amp.GradScaler(enabled=precision == torch.float16)
-    return StitchedAMPTrainer(
-        model, data_loader, optimizer, precision=precision, grad_scaler=scaler, **kwargs
-    )
-
-
 def initialise(config, model, data_loader):
     """Pretrained anchors, and stitching layers fitted between them."""
     load_anchors(model, config.init.weights)
@@ -132,45 +82,6 @@ def initialise(config, model, data_loader):
         return
     if config.init.stitching_layers == "least_squares":
         fit_stitching_layers(model, data_loader.fit_samples(config.init.num_images))
-
-
-def distil(config, model):
-    """Lets the largest stitch teach the others, if the config asks for it."""
-    settings = config.train.get("distillation")
-    if distils(settings):
-        costs = costs_of(config)
-        InPlaceDistillation(model, teacher_of(costs.space, costs.gflops), **settings)
-
-
-def rehearse_training(config, model, optimizer):
-    """Finds out in the first minute whether the largest stitch fits into the memory."""
-    train, steps = config.train, config.train.accumulation.steps
-    mapper = config.dataloader.train.mapper
-    batch = synthetic_batch(
-        config.dataloader.train.total_batch_size // (comm.get_world_size() * steps),
-        config.data.image_size,
-        model.roi_heads.num_classes,
-        mapper.get("instance_mask_format", "polygon"),
-    )
-    peak = rehearse(
-        model.train(),
-        optimizer,
-        [cost.gflops for cost in costs_of(config)],
-        batch,
-        precision=amp_precision(config) if train.amp.enabled else None,
-        accumulates=steps > 1,
-        num_processes=comm.get_world_size(),
-        # The dearest one is not taught itself.
-        num_stitches=2 if distils(train.get("distillation")) else 1,
-    )
-    if peak is not None:
-        total = torch.cuda.get_device_properties(train.device).total_memory
-        logger.info(
-            "Rehearsed the most expensive stitch, optimizer's state included: peak %.1f of %.1f "
-            "GiB.",
-            peak / 2**30,
-            total / 2**30,
-        )
 
 
 def do_train(config, resume):
@@ -318,35 +229,6 @@ def save_what_is_trained(trainer, checkpointer):
     logger.warning("Saved after iteration %d; --resume goes on from there.", trainer.iter)
 
 
-def provenance_of(config, checkpoint, averaged=None):
-    """What the scores of a stitch depend on, to tell a sweep that may be resumed."""
-    files = {"test_json": config.data.test_json}
-    nodes = [config.model, config.dataloader.test.mapper, config.data]
-    if checkpoint:
-        files["checkpoint"] = checkpoint
-    else:
-        nodes += [config.init, config.dataloader.train.mapper]
-    stats = {name: os.stat(path) for name, path in files.items()}
-    settings = "\n".join(
-        json.dumps(OmegaConf.to_container(node, resolve=True), sort_keys=True, default=_name)
-        for node in nodes
-    )
-    return {
-        "precision": config.sweep.precision,
-        # Of a checkpoint with both.
-        **({} if averaged is None else {"averaged": averaged}),
-        **{name: os.path.abspath(path) for name, path in files.items()},
-        **{f"{name}_bytes": stat.st_size for name, stat in stats.items()},
-        **{f"{name}_mtime": stat.st_mtime for name, stat in stats.items()},
-        "settings_sha256": hashlib.sha256(settings.encode()).hexdigest(),
-    }
-
-
-def _name(value):
-    """A class or function in a config by its name; its own text may hold an address in memory."""
-    return getattr(value, "__qualname__", None) or str(value)
-
-
 def load_for_sweep(config, model):
     """Puts weights into a model.
 
@@ -426,42 +308,12 @@ def report_sweep(config, model):
         logger.warning("There is no report: %s", error)
 
 
-def folder_of(config, args):
-    """The folder of a run: of its log, config.yaml and results."""
-    return os.path.join(config.train.output_dir, "sweep" if args.eval_only else "")
-
-
-def set_up(config, args):
-    """detectron2's set-up of a run, with logs and config.yaml in the folder of the run.
-
-    A folder's config.yaml stays the one of its training: a sweep has its own, and resuming replaces
-    it only when the checkpoint has been loaded with what it says.
-    """
-    folder = folder_of(config, args)
-    for name in ("detectron2", "fvcore", "snnet_vitdet"):
-        setup_logger(folder, distributed_rank=comm.get_rank(), name=name, configure_stdout=False)
-    # The first process may be the one that has set up the screen for the checks already.
-    if not any(map(writes_to_screen, logging.getLogger("snnet_vitdet").handlers)):
-        setup_logger(distributed_rank=comm.get_rank(), name="snnet_vitdet")
-    without_folder = copy.deepcopy(config)
-    without_folder.train.output_dir = None
-    default_setup(without_folder, args)
-    path = os.path.join(folder, "config.yaml")
-    if comm.is_main_process() and not (args.resume and not args.eval_only and os.path.isfile(path)):
-        save_config(config, path)
-
-
-def writes_to_screen(handler):
-    """Whether a handler of a log is not one of its file."""
-    return getattr(handler, "stream", None) is sys.stdout
-
-
 def main(args, config, notes=()):
     """One process of a run; notes are what the log has to say of what came before it."""
     if config.train.device == "cpu" and comm.get_local_size() > 1:
         # More threads than cores make OpenMP's barriers wait ten times longer than the arithmetic.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // comm.get_local_size()))
-    with alone_in(folder_of(config, args)) if comm.is_main_process() else contextlib.nullcontext():
+    with alone_in(run_folder(config, args)) if comm.is_main_process() else contextlib.nullcontext():
         set_up(config, args)
         for note in notes:
             logger.info(note)

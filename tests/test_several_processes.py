@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import train_net
 from detectron2.engine import launch
 from detectron2.utils import comm
 from in_process import run_main
@@ -23,7 +22,7 @@ from runs import (
     weights,
 )
 
-from snnet_vitdet.engine import STOPPED
+from snnet_vitdet.engine import STOPPED, assembly
 from snnet_vitdet.stitching import StitchSpace
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
@@ -38,7 +37,7 @@ def train_in_a_process(config, folder):
     """One of several; saves the weights and what has a gradient from the last iteration."""
     torch.set_num_threads(1)
     wrapped = []
-    create_ddp_model = train_net.create_ddp_model
+    create_ddp_model = assembly.create_ddp_model
 
     def catch(model, **kwargs):
         # Before it hands the first process's weights to all.
@@ -46,7 +45,7 @@ def train_in_a_process(config, folder):
         wrapped.append(create_ddp_model(model, **kwargs))
         return wrapped[0]
 
-    train_net.create_ddp_model = catch
+    assembly.create_ddp_model = catch
     run_main(config)
     (model,) = wrapped
     assert isinstance(model, torch.nn.parallel.DistributedDataParallel)

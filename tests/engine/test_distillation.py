@@ -16,14 +16,12 @@ from in_process import run_main
 from snnet_vitdet.engine import (
     InPlaceDistillation,
     StitchedTrainer,
-    distils,
     load_config,
     preflight,
     rehearse,
     synthetic_batch,
-    teacher_of,
 )
-from snnet_vitdet.engine.distillation import rpn_distance
+from snnet_vitdet.engine.distillation import distils, rpn_distance, teacher_of
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import anchor_alone, attention_implementation, stitch_costs
 from snnet_vitdet.stitching import StitchSpace, UniformSampler

@@ -37,3 +37,18 @@ def test_the_cost_of_a_training_is_the_mean_over_the_draws(make):
     # The draws are a sample: its mean has an error of about 0.002.
     assert cost == pytest.approx(sum(draws) / len(draws) / max(gflops), abs=0.01)
     assert 0.6 < cost < 1
+
+
+def test_the_page_has_every_variant_with_its_overrides(root):
+    page = (root / "docs/accuracy.md").read_text(encoding="utf-8")
+    rows = {
+        cells[1].strip(): cells[-2].strip()
+        for line in page.splitlines()
+        if line.startswith("| `")
+        for cells in [line.split("|")]
+    }
+    expected = {
+        f"`{variant.name}`": " ".join(f"`{override}`" for override in variant.overrides)
+        for variant in VARIANTS
+    }
+    assert expected.items() <= rows.items()

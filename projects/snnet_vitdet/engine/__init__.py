@@ -1,5 +1,6 @@
 """Training: what is checked before it, how it starts, one stitch an iteration, its checkpoints."""
 
+from .assembly import build_trainer, costs_of, distil, rehearse_training
 from .averaging import AveragedWeights
 from .checkpoint import (
     ClassNames,
@@ -9,7 +10,7 @@ from .checkpoint import (
     saved_facts,
 )
 from .config import load_config, save_config
-from .distillation import InPlaceDistillation, distils, teacher_of
+from .distillation import InPlaceDistillation
 from .folder_lock import alone_in
 from .freezing import FreezeAnchors
 from .initialise import fit_stitching_layers, load_anchors
@@ -19,6 +20,7 @@ from .preemption import STOPPED, StopOnSignal, passing_on_to_children
 from .preflight import preflight
 from .processes import AUTO, run_in_processes
 from .rehearsal import rehearse, synthetic_batch
+from .run_folder import run_folder, set_up
 from .sampling import build_sampler, ends_plan, mean_gflops, training_shares
 from .schedule import apply_linear_scaling, training_plan
 from .trainer import StitchedAMPTrainer, StitchedTrainer
@@ -40,9 +42,11 @@ __all__ = [
     "alone_in",
     "apply_linear_scaling",
     "build_sampler",
+    "build_trainer",
     "checkpoint_to_evaluate",
     "checkpoint_to_resume",
-    "distils",
+    "costs_of",
+    "distil",
     "ends_plan",
     "fit_stitching_layers",
     "load_anchors",
@@ -51,11 +55,13 @@ __all__ = [
     "passing_on_to_children",
     "preflight",
     "rehearse",
+    "rehearse_training",
+    "run_folder",
     "run_in_processes",
     "save_config",
     "saved_facts",
+    "set_up",
     "synthetic_batch",
-    "teacher_of",
     "training_plan",
     "training_shares",
 ]

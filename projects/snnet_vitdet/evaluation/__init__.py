@@ -3,6 +3,7 @@
 from .comparison import Candidate, common_range, equal_cost_budgets, same_stitches
 from .frontier import Frontier
 from .pareto import pareto_front
+from .provenance import provenance_of
 from .results import ResultsTable, StitchResult
 from .results_text import format_table
 from .score_curves import ScoreCurve, ScoreCurves
@@ -24,6 +25,7 @@ __all__ = [
     "evaluate_stitch",
     "format_table",
     "pareto_front",
+    "provenance_of",
     "same_stitches",
     "sweep",
     "two_stage_sweep",

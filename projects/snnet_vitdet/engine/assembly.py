@@ -1,0 +1,138 @@
+"""What a training by a config is put together from, besides its model, optimizer and data."""
+
+import logging
+from collections.abc import Iterable, Sequence
+
+import torch
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch import nn
+
+from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, stitch_costs
+from snnet_vitdet.stitching import Cost, CostTable
+
+from .distillation import InPlaceDistillation, distils, teacher_of
+from .rehearsal import rehearse, synthetic_batch
+from .sampling import build_sampler
+from .trainer import StitchedAMPTrainer, StitchedTrainer
+
+__all__ = ["build_trainer", "costs_of", "distil", "rehearse_training"]
+
+logger = logging.getLogger(__name__)
+
+
+def costs_of(config: DictConfig) -> CostTable | list[Cost]:
+    """Cost of every stitch by id, or of the one network of a baseline.
+
+    Args:
+        config: The whole config.
+    """
+    if "small" in config.model.backbone.net:
+        return stitch_costs(config.model)
+    return [baseline_cost(config.model)]
+
+
+def build_trainer(
+    config: DictConfig,
+    model: nn.Module,
+    data_loader: Iterable[Sequence],
+    optimizer: torch.optim.Optimizer,
+) -> StitchedTrainer:
+    """The trainer for the device, with the sampler of a stitched model.
+
+    Args:
+        config: The whole config.
+        model: The detector; wrapped here if there are several processes.
+        data_loader: Of this process.
+        optimizer: Of the model's parameters.
+    """
+    kwargs = {
+        "scope": config.train.stitch_scope,
+        "accumulation_steps": config.train.accumulation.steps,
+        "accumulation_stitch": config.train.accumulation.stitch,
+        "clip_grad_norm": config.train.get("clip_grad_norm"),
+        "seed": config.train.seed,
+    }
+    kwargs["backbone"] = find_stitched_vit(model)
+    if kwargs["backbone"] is not None:
+        kwargs["sampler"] = build_sampler(config, costs_of(config))
+    on_gpu = config.train.device.startswith("cuda")
+    ddp = dict(config.train.ddp)
+    if not on_gpu:
+        # The hook casts to a type that gloo does not reduce, and a CPU has no index.
+        ddp |= {"fp16_compression": False, "device_ids": None}
+    model = create_ddp_model(model, **ddp)
+    if not (config.train.amp.enabled and on_gpu):
+        return StitchedTrainer(model, data_loader, optimizer, **kwargs)
+    precision = _amp_precision(config)
+    scaler = torch.amp.GradScaler(enabled=precision == torch.float16)
+    return StitchedAMPTrainer(
+        model, data_loader, optimizer, precision=precision, grad_scaler=scaler, **kwargs
+    )
+
+
+def distil(config: DictConfig, model: GeneralizedRCNN) -> None:
+    """Lets the largest stitch teach the others, if the config asks for it.
+
+    Args:
+        config: The whole config.
+        model: The detector, not wrapped for several processes.
+    """
+    settings = config.train.get("distillation")
+    if distils(settings):
+        costs = costs_of(config)
+        InPlaceDistillation(model, teacher_of(costs.space, costs.gflops), **settings)
+
+
+def rehearse_training(
+    config: DictConfig, model: GeneralizedRCNN, optimizer: torch.optim.Optimizer
+) -> None:
+    """Finds out in the first minute whether the largest stitch fits into the memory.
+
+    Args:
+        config: The whole config.
+        model: The detector, not wrapped for several processes.
+        optimizer: Of its parameters.
+
+    Raises:
+        InputError: If it does not.
+    """
+    train, steps = config.train, config.train.accumulation.steps
+    mapper = config.dataloader.train.mapper
+    batch = synthetic_batch(
+        config.dataloader.train.total_batch_size // (comm.get_world_size() * steps),
+        config.data.image_size,
+        model.roi_heads.num_classes,
+        mapper.get("instance_mask_format", "polygon"),
+    )
+    peak = rehearse(
+        model.train(),
+        optimizer,
+        [cost.gflops for cost in costs_of(config)],
+        batch,
+        precision=_amp_precision(config) if train.amp.enabled else None,
+        accumulates=steps > 1,
+        num_processes=comm.get_world_size(),
+        # The dearest one is not taught itself.
+        num_stitches=2 if distils(train.get("distillation")) else 1,
+    )
+    if peak is not None:
+        total = torch.cuda.get_device_properties(train.device).total_memory
+        logger.info(
+            "Rehearsed the most expensive stitch, optimizer's state included: peak %.1f of %.1f "
+            "GiB.",
+            peak / 2**30,
+            total / 2**30,
+        )
+
+
+def _amp_precision(config: DictConfig) -> torch.dtype:
+    """The type of mixed precision on a GPU."""
+    name = config.train.amp.precision
+    if name == "auto":
+        # Older GPUs only emulate it, slowly.
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        name = "bfloat16" if native else "float16"
+    return getattr(torch, name)
