@@ -6,6 +6,7 @@ detector is trained in test_train_net.py.
 
 import csv
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 import train_net
 from in_process import run_main
+from runs import assert_same_tensors
 
 from snnet_vitdet.engine import load_config
 from snnet_vitdet.modeling import stitch_costs
@@ -283,3 +285,45 @@ def test_the_sweep_at_initialisation_runs_every_stitch_of_what_a_training_starts
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == [stitch.name for stitch in StitchSpace(DEPTHS)]
     assert {row["iteration"] for row in rows} == {"0"}
+
+
+SMALL_END = (
+    f"{NET}.exit_projection=False",
+    f"{NET}.exit_norm=kind",
+    "model.backbone._target_=snnet_vitdet.modeling.PyramidPerExit",
+    "model._target_=snnet_vitdet.modeling.ExitAwareRCNN",
+    "model.roi_heads.box_head._target_=snnet_vitdet.modeling.ExitAdapterBoxHead",
+    "train.accumulation.steps=2",
+    "train.ends.period=4",
+    "train.distillation.weight=1",
+    "train.distillation.rpn_weight=1",
+    "train.ema_decay=0.9",
+)
+
+
+def test_all_that_is_for_the_small_end_is_trained_resumed_and_swept_together(
+    tiny_config, tmp_path, restored_logging
+):
+    def config(folder):
+        common = ("train.max_iter=4", "train.checkpointer.period=2", "init.num_images=2")
+        stitches = ("train.eval_stitches=[0]", "sweep.stitch_ids='S,L,FSF-1-3'")
+        return tiny_config(*common, *stitches, *SMALL_END, f"train.output_dir={folder}")
+
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run_main(config(whole))
+    resumed.mkdir()
+    shutil.copy(whole / "model_0000001.pth", resumed)
+    (resumed / "last_checkpoint").write_text("model_0000001.pth")
+    run_main(config(resumed), "--resume")
+    ends = [torch.load(folder / "model_final.pth") for folder in (whole, resumed)]
+    assert_same_tensors(ends[0]["model"], ends[1]["model"])
+    assert_same_tensors(ends[0]["ema"]["weights"], ends[1]["ema"]["weights"])
+    for part in ("backbone.small_exit.simfp_", "backbone.net.exit_norms.", "box_head.adapters."):
+        assert any(part in name for name in ends[0]["model"]), part
+    lines = map(json.loads, (whole / "metrics.json").read_text().splitlines())
+    losses = [line for line in lines if "total_loss" in line]
+    assert losses
+    assert all({"loss_distill", "loss_distill_rpn"} <= line.keys() for line in losses)
+    run_main(config(whole), "--eval-only")
+    with open(whole / "sweep" / "stitches.csv", newline="") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == ["S", "L", "FSF-1-3"]

@@ -40,8 +40,8 @@ def arguments():
     names = [variant.name for variant in VARIANTS]
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=names, default=names, metavar="NAME")
-    parser.add_argument("--pretrain-iter", type=int, default=3000)
-    parser.add_argument("--max-iter", type=int, default=1500)
+    parser.add_argument("--pretrain-iter", type=int, default=2000)
+    parser.add_argument("--max-iter", type=int, default=2000)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default 2)")
     parser.add_argument("--folder", default="output/proxy")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of every run")

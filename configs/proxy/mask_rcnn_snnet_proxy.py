@@ -64,6 +64,6 @@ sampler.step = 0.002
 sweep.stitch_ids = "S,L,FS,SF,SFS-1-3,SFS-2-4,SFS-3-5,FSF-1-3,FSF-2-4,FSF-3-5"
 
 train.output_dir = "output/proxy/snnet"
-train.max_iter = 1500
+train.max_iter = 2000
 train.checkpointer.period = 500
 train.eval_period = 0

@@ -191,6 +191,29 @@ def test_a_baseline_is_exported_as_well(tiny_config, files, tmp_path, rank):
         predictor.set_score_threshold("f1")
 
 
+@pytest.mark.parametrize("name", ["S", "L", "SF-1", "FS-2"])
+def test_a_stitch_takes_the_pyramid_and_the_norm_of_its_exit_along(tiny_config, tmp_path, name):
+    config = tiny_config(
+        f"train.output_dir={tmp_path}",
+        "model.roi_heads.num_classes=3",
+        "model.backbone._target_=snnet_vitdet.modeling.PyramidPerExit",
+        "model.backbone.net.exit_projection=False",
+        "model.backbone.net.exit_norm=kind",
+    )
+    model = randomly(instantiate(config.model))
+    for parameter in model.backbone.net.exit_norms.parameters():
+        torch.nn.init.normal_(parameter, mean=1.0)
+    stitch = model.backbone.net.set_stitch(name)
+    path = tmp_path / "stitch.safetensors"
+    export_stitch(path, model, config, stitch, ["a", "b", "c"])
+    alone = load_exported(path)
+    for level, found in features(alone).items():
+        torch.testing.assert_close(found, features(model)[level], rtol=1e-4, atol=1e-4)
+    assert not any("small_exit" in key for key in alone.state_dict())
+    width = model.backbone.net.exit_widths[stitch.exit]
+    assert alone.backbone.net.output_shape()["last_feat"].channels == width
+
+
 def test_a_cascade_is_exported_as_well(root, tmp_path):
     config = train_net.load_config(
         str(root / "configs/COCO/cascade_mask_rcnn_snnet_deit3_s_l_100ep.py"),

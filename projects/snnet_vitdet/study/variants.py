@@ -66,7 +66,7 @@ _CAUSES = (
     ),
     Variant(
         "uniform",
-        "Does the share of iterations that the ends get matter? Here 1 of 14 each, not 1 of 8.",
+        "Does the share of iterations that the ends get matter? Here 1 of 32 each, not 1 of 15.",
         ("sampler._target_=snnet_vitdet.stitching.UniformSampler",),
     ),
     Variant(
@@ -101,7 +101,7 @@ _REMEDIES = (
     Variant(
         "ends_first",
         "The first quarter of the training with S and L alone.",
-        ("train.ends.first=250",),
+        ("train.ends.first=500",),
     ),
     Variant(
         "distillation",
