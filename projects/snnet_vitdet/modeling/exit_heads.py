@@ -10,11 +10,10 @@ from torch import nn
 
 from snnet_vitdet.errors import InputError
 
+from .exit_norms import EXITS
 from .stitched_vit import StitchedViT, find_stitched_vit
 
 __all__ = ["ExitAdapterBoxHead", "ExitAwareRCNN"]
-
-_EXITS = ("small", "large")
 
 
 class ExitAdapterBoxHead(nn.Module):
@@ -40,7 +39,7 @@ class ExitAdapterBoxHead(nn.Module):
         self.head = FastRCNNConvFCHead(input_shape, **kwargs)
         width = self.output_shape.channels
         self.adapters = nn.ModuleDict()
-        for name in _EXITS:
+        for name in EXITS:
             up = nn.Linear(exit_rank, width)
             nn.init.zeros_(up.weight)
             nn.init.zeros_(up.bias)
@@ -75,7 +74,7 @@ class ExitAdapterBoxHead(nn.Module):
             )
         (backbone,) = self._backbone
         x = self.head(x)
-        return x + self.adapters[_EXITS[backbone.stitch.exit]](x)
+        return x + self.adapters[EXITS[backbone.stitch.exit]](x)
 
 
 class ExitAwareRCNN(GeneralizedRCNN):

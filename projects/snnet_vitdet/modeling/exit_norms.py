@@ -10,10 +10,11 @@ from torch import nn
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.stitching import Stitch, StitchSpace
 
-__all__ = ["EXIT_NORMS", "ExitNorms"]
+__all__ = ["EXITS", "EXIT_NORMS", "ExitNorms"]
 
 EXIT_NORMS = ("exit", "kind")
-_EXITS = ("small", "large")
+EXITS = ("small", "large")
+"""Names of what belongs to an exit, by the anchor that a stitch ends in."""
 
 
 class ExitNorms(nn.ModuleDict):
@@ -44,4 +45,4 @@ class ExitNorms(nn.ModuleDict):
         return super().__getitem__(self._key(stitch))
 
     def _key(self, stitch: Stitch) -> str:
-        return stitch.kind if self._group == "kind" else _EXITS[stitch.exit]
+        return stitch.kind if self._group == "kind" else EXITS[stitch.exit]
