@@ -34,7 +34,7 @@ from runs import (
     weights,
 )
 
-from snnet_vitdet.engine import STOPPED, StitchedTrainer, load_config
+from snnet_vitdet.engine import STOPPED, StitchedTrainer, assembly, load_config
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.stitching import ResourceConstrainedSampler, StitchSpace
@@ -384,17 +384,17 @@ def test_weights_are_there_before_the_model_is_wrapped(
     """Wrapping hands the first process's weights to all; a fit may differ by rounding elsewhere."""
     order = []
 
-    def recording(name):
-        original = getattr(train_net, name)
+    def recording(module, name):
+        original = getattr(module, name)
 
         def call(*args, **kwargs):
             order.append(name)
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(train_net, name, call)
+        monkeypatch.setattr(module, name, call)
 
-    for name in ("fit_stitching_layers", "create_ddp_model"):
-        recording(name)
+    recording(train_net, "fit_stitching_layers")
+    recording(assembly, "create_ddp_model")
     changes = ("train.max_iter=1", "init.num_images=1", "train.eval_stitches=[S]")
     run_main(tiny_config(*changes, f"train.output_dir={tmp_path / 'fitted'}"))
     assert order == ["fit_stitching_layers", "create_ddp_model"]
@@ -404,7 +404,7 @@ def test_weights_are_there_before_the_model_is_wrapped(
         assert_same_tensors(state, weights(uninterrupted))
         return model
 
-    monkeypatch.setattr(train_net, "create_ddp_model", wrap)
+    monkeypatch.setattr(assembly, "create_ddp_model", wrap)
     run_main(
         tiny_config(
             *changes,

@@ -21,7 +21,7 @@ from .preflight import preflight
 from .processes import AUTO, run_in_processes
 from .rehearsal import rehearse, synthetic_batch
 from .run_folder import run_folder, set_up
-from .sampling import build_sampler, ends_plan, mean_gflops, training_shares
+from .samplers import build_sampler, ends_plan, mean_gflops, training_shares
 from .schedule import apply_linear_scaling, training_plan
 from .trainer import StitchedAMPTrainer, StitchedTrainer
 

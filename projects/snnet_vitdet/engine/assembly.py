@@ -15,7 +15,7 @@ from snnet_vitdet.stitching import Cost, CostTable
 
 from .distillation import InPlaceDistillation, distils, teacher_of
 from .rehearsal import rehearse, synthetic_batch
-from .sampling import build_sampler
+from .samplers import build_sampler
 from .trainer import StitchedAMPTrainer, StitchedTrainer
 
 __all__ = ["build_trainer", "costs_of", "distil", "rehearse_training"]

@@ -28,7 +28,7 @@ from snnet_vitdet.stitching import select_stitches
 from .checkpoint import checkpoint_to_evaluate, last_checkpoint
 from .distillation import check_distillation
 from .initialise import anchors_of
-from .sampling import build_sampler, turns_of_ends
+from .samplers import build_sampler, turns_of_ends
 from .trainer import ACCUMULATION_STITCHES, SCOPES
 from .values import check_whole_number
 

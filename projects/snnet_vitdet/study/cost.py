@@ -3,7 +3,7 @@
 from omegaconf import DictConfig
 
 from snnet_vitdet.engine.distillation import distillation_cost
-from snnet_vitdet.engine.sampling import build_sampler, mean_gflops, training_shares
+from snnet_vitdet.engine.samplers import build_sampler, mean_gflops, training_shares
 from snnet_vitdet.stitching import CostTable
 
 __all__ = ["training_cost"]
