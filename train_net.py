@@ -38,7 +38,6 @@ from snnet_vitdet.engine import (
     build_trainer,
     checkpoint_to_evaluate,
     checkpoint_to_resume,
-    costs_of,
     distil,
     ends_plan,
     fit_stitching_layers,
@@ -62,7 +61,7 @@ from snnet_vitdet.evaluation import (
     sweep,
     two_stage_sweep,
 )
-from snnet_vitdet.modeling import find_stitched_vit
+from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, stitch_costs
 from snnet_vitdet.report import plot_pareto
 from snnet_vitdet.stitching import EndsSampler, select_stitches
 
@@ -109,11 +108,12 @@ def do_train(config, resume):
     # Before the rehearsal, for the memory it takes; and of the model as it is without a training.
     decay = config.train.get("ema_decay")
     average = AveragedWeights(model, optimizer, decay) if decay else None
-    distil(config, model)
+    costs = None if find_stitched_vit(model) is None else stitch_costs(config.model)
+    distil(config, model, costs)
     if config.train.rehearsal and config.train.device.startswith("cuda"):
         # Also before it is wrapped: the wrapper notes which parameters have had a gradient.
-        rehearse_training(config, model, optimizer)
-    trainer = build_trainer(config, model, data_loader, optimizer)
+        rehearse_training(config, model, optimizer, costs)
+    trainer = build_trainer(config, model, data_loader, optimizer, costs)
     checkpointer.add_checkpointable("trainer", trainer)
     go_on_from(found, checkpointer, average)
     if resume:
@@ -258,7 +258,8 @@ def do_sweep(config, resume):
     if backbone is not None and config.sweep.mode == "one_pass":
         scorer = CocoScorer(instantiate(config.dataloader.evaluator.dataset_name))
     data_loader = instantiate(config.dataloader.test)
-    costs, provenance = costs_of(config), provenance_of(config, checkpoint, averaged)
+    costs = [baseline_cost(config.model)] if backbone is None else stitch_costs(config.model)
+    provenance = provenance_of(config, checkpoint, averaged)
 
     def run(stitch_ids, folder, subset):
         return sweep(

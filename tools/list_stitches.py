@@ -20,7 +20,7 @@ from snnet_vitdet.engine import (
     mean_gflops,
     training_shares,
 )
-from snnet_vitdet.errors import InputError, exit_with
+from snnet_vitdet.errors import InputError, exit_with, first_line
 from snnet_vitdet.modeling import anchor_alone, baseline_cost, stitch_costs
 from snnet_vitdet.modeling.cost import image_size_of
 from snnet_vitdet.stitching import EndsSampler
@@ -96,7 +96,7 @@ def main():
         exit_with(error)
     except InterpolationToMissingValueError as error:
         exit_with(
-            f"the config leaves data to you ({str(error).splitlines()[0]}); for the costs alone "
+            f"the config leaves data to you ({first_line(error)}); for the costs alone "
             "give model.roi_heads.num_classes=80"
         )
     print(tabulate(rows, COLUMNS, disable_numparse=[1, 2, 3]))

@@ -79,13 +79,18 @@ class Table:
 
     def gaps(self):
         """What is drawn of each variant."""
-        found = defaultdict(list)
+        for (name, key), values in self._by_seed().items():
+            if key == "small_gap":
+                yield Gap(name, [*values.values()], *_mean(values), self._times(name))
+
+    def _by_seed(self):
+        """What was reached, by run and column, then by seed."""
+        of = defaultdict(dict)
         for row in self.rows:
-            if "small_gap" in row:
-                found[row["run"]].append(row["small_gap"])
-        for name, values in found.items():
-            mean, error = paired(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
-            yield Gap(name, values, mean, error, self._times(name))
+            for key in COLUMNS[2:-1]:
+                if key in row:
+                    of[row["run"], key][row["seed"]] = row[key]
+        return of
 
     def _times(self, name):
         """What a variant's training costs over that of the paper's recipe."""
@@ -97,11 +102,7 @@ class Table:
         The cost is that of a training iteration over one of the large ViT alone, then over one of
         the paper's recipe.
         """
-        of = defaultdict(dict)
-        for row in self.rows:
-            for key in COLUMNS[2:-1]:
-                if key in row:
-                    of[row["run"], key][row["seed"]] = row[key]
+        of = self._by_seed()
         columns = ("small end", "less S alone", "large end", "less L alone", "over the line")
         lines = [f"| run | {' | '.join(columns)} | cost |", "| --- " * 7 + "|"]
         for name in dict.fromkeys(row["run"] for row in self.rows):
@@ -117,8 +118,13 @@ class Table:
         return "\n".join(lines)
 
 
+def _mean(values):
+    """Of the seeds, and its standard error."""
+    return paired(values, dict.fromkeys(values, 0.0))
+
+
 def _cell(values, of_paper):
-    mean, error = paired(values, dict.fromkeys(values, 0.0))
+    mean, error = _mean(values)
     text = f"{mean:.2f}"
     if not math.isnan(error):
         text += f" ± {error:.2f}"

@@ -221,7 +221,7 @@ def test_the_features_of_an_extracted_stitch_are_those_of_the_supernet(setting):
             [small_anchor(), large_anchor()],
             stitch.segments,
             net.large.embed_dim if projects else None,
-            exit_norm="exit_norm" in changes,
+            normalises="exit_norm" in changes,
         ).eval()
         chain.load_state_dict(extracted_state(net, stitch))
         net.set_stitch(stitch.id)

@@ -109,7 +109,7 @@ def plan_of_stitch(model_config: DictConfig, stitch: Stitch | None) -> dict:
         if stitch.exit == SMALL and net.get("exit_projection", True):
             walk["projects_to"] = net["large"]["embed_dim"]
         if net.get("exit_norm"):
-            walk["exit_norm"] = True
+            walk["normalises"] = True
         # Of the pyramids, that of its exit, which is like any other.
         plan["backbone"][_PART] = SimpleFeaturePyramid.__name__
     # Low-rank updates are merged, so there are none.

@@ -1,6 +1,6 @@
 """Training: what is checked before it, how it starts, one stitch an iteration, its checkpoints."""
 
-from .assembly import build_trainer, costs_of, distil, rehearse_training
+from .assembly import build_trainer, distil, rehearse_training
 from .averaging import AveragedWeights
 from .checkpoint import (
     ClassNames,
@@ -45,7 +45,6 @@ __all__ = [
     "build_trainer",
     "checkpoint_to_evaluate",
     "checkpoint_to_resume",
-    "costs_of",
     "distil",
     "ends_plan",
     "fit_stitching_layers",

@@ -10,28 +10,17 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
-from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, stitch_costs
-from snnet_vitdet.stitching import Cost, CostTable
+from snnet_vitdet.modeling import find_stitched_vit
+from snnet_vitdet.stitching import CostTable
 
 from .distillation import InPlaceDistillation, distils, teacher_of
 from .rehearsal import rehearse, synthetic_batch
 from .samplers import build_sampler
 from .trainer import StitchedAMPTrainer, StitchedTrainer
 
-__all__ = ["build_trainer", "costs_of", "distil", "rehearse_training"]
+__all__ = ["build_trainer", "distil", "rehearse_training"]
 
 logger = logging.getLogger(__name__)
-
-
-def costs_of(config: DictConfig) -> CostTable | list[Cost]:
-    """Cost of every stitch by id, or of the one network of a baseline.
-
-    Args:
-        config: The whole config.
-    """
-    if "small" in config.model.backbone.net:
-        return stitch_costs(config.model)
-    return [baseline_cost(config.model)]
 
 
 def build_trainer(
@@ -39,6 +28,7 @@ def build_trainer(
     model: nn.Module,
     data_loader: Iterable[Sequence],
     optimizer: torch.optim.Optimizer,
+    costs: CostTable | None,
 ) -> StitchedTrainer:
     """The trainer for the device, with the sampler of a stitched model.
 
@@ -47,6 +37,7 @@ def build_trainer(
         model: The detector; wrapped here if there are several processes.
         data_loader: Of this process.
         optimizer: Of the model's parameters.
+        costs: Of its stitches; None of a baseline, which has none.
     """
     kwargs = {
         "scope": config.train.stitch_scope,
@@ -57,7 +48,7 @@ def build_trainer(
     }
     kwargs["backbone"] = find_stitched_vit(model)
     if kwargs["backbone"] is not None:
-        kwargs["sampler"] = build_sampler(config, costs_of(config))
+        kwargs["sampler"] = build_sampler(config, costs)
     on_gpu = config.train.device.startswith("cuda")
     ddp = dict(config.train.ddp)
     if not on_gpu:
@@ -73,21 +64,24 @@ def build_trainer(
     )
 
 
-def distil(config: DictConfig, model: GeneralizedRCNN) -> None:
+def distil(config: DictConfig, model: GeneralizedRCNN, costs: CostTable | None) -> None:
     """Lets the largest stitch teach the others, if the config asks for it.
 
     Args:
         config: The whole config.
         model: The detector, not wrapped for several processes.
+        costs: Of its stitches; None of a baseline, which has nothing to distil.
     """
     settings = config.train.get("distillation")
     if distils(settings):
-        costs = costs_of(config)
         InPlaceDistillation(model, teacher_of(costs.space, costs.gflops), **settings)
 
 
 def rehearse_training(
-    config: DictConfig, model: GeneralizedRCNN, optimizer: torch.optim.Optimizer
+    config: DictConfig,
+    model: GeneralizedRCNN,
+    optimizer: torch.optim.Optimizer,
+    costs: CostTable | None,
 ) -> None:
     """Finds out in the first minute whether the largest stitch fits into the memory.
 
@@ -95,6 +89,7 @@ def rehearse_training(
         config: The whole config.
         model: The detector, not wrapped for several processes.
         optimizer: Of its parameters.
+        costs: Of its stitches; None of a baseline.
 
     Raises:
         InputError: If it does not.
@@ -110,7 +105,7 @@ def rehearse_training(
     peak = rehearse(
         model.train(),
         optimizer,
-        [cost.gflops for cost in costs_of(config)],
+        () if costs is None else costs.gflops,
         batch,
         precision=_amp_precision(config) if train.amp.enabled else None,
         accumulates=steps > 1,

@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from snnet_vitdet.errors import InputError
+from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.files import write_atomically
 
 from .checkpoint import last_checkpoint
@@ -74,8 +74,9 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     try:
         return LazyConfig.apply_overrides(config, [o.removeprefix("+") for o in overrides])
     except (OmegaConfBaseException, KeyError, NotImplementedError) as error:
-        line = str(error).splitlines()[0]
-        raise InputError(f"overrides {list(overrides)} cannot be applied: {line}") from error
+        raise InputError(
+            f"overrides {list(overrides)} cannot be applied: {first_line(error)}"
+        ) from error
 
 
 def save_config(config: DictConfig, path: str) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from detectron2.modeling import GeneralizedRCNN, SimpleFeaturePyramid
@@ -149,7 +149,11 @@ class InPlaceDistillation:
         own = self._stitched.stitch.id == self.teacher
         if own or get_event_storage().iter % self.every:
             return
-        with self._teaching():
+        with (
+            self._without_trace(),
+            self._stitched.using_stitch(self.teacher),
+            _evaluating(backbone),
+        ):
             # Not the module's call, whose hook this is.
             self._taught = backbone.forward(*inputs)
         if weight := self._weights["loss_distill"]:
@@ -168,7 +172,7 @@ class InPlaceDistillation:
         if self._taught is None:
             return
         levels = [self._taught[name] for name in self._model.proposal_generator.in_features]
-        with self._teaching():
+        with self._without_trace():
             taught = head.forward(levels)
         weight = self._weights["loss_distill_rpn"]
         self._losses["loss_distill_rpn"] = weight * rpn_distance(outputs, taught)
@@ -181,23 +185,18 @@ class InPlaceDistillation:
         return {**losses, **added} if added else None
 
     @contextmanager
-    def _teaching(self) -> Iterator[None]:
-        """The teacher in effect, for a forward that leaves no trace."""
+    def _without_trace(self) -> Iterator[None]:
+        """For a forward that has no gradient and leaves nothing behind."""
         device = self._model.device.type
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            # Autocast's cache would keep the teacher's weights of the lower precision, which have
-            # no gradient, until the student's forward is over.
-            stack.enter_context(
-                torch.autocast(
-                    device,
-                    dtype=torch.get_autocast_dtype(device),
-                    enabled=torch.is_autocast_enabled(device),
-                    cache_enabled=False,
-                )
-            )
-            stack.enter_context(self._stitched.using_stitch(self.teacher))
-            stack.enter_context(_evaluating(self._model.backbone))
+        # Autocast's cache would keep the teacher's weights of the lower precision, which have no
+        # gradient, until the student's forward is over.
+        autocast = torch.autocast(
+            device,
+            dtype=torch.get_autocast_dtype(device),
+            enabled=torch.is_autocast_enabled(device),
+            cache_enabled=False,
+        )
+        with torch.no_grad(), autocast:
             yield
 
 

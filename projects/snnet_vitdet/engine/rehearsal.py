@@ -12,7 +12,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from snnet_vitdet.errors import InputError
+from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.modeling import find_stitched_vit
 
 __all__ = ["memory_to_come", "rehearse", "synthetic_batch"]
@@ -86,7 +86,7 @@ def rehearse(
         raise InputError(
             f"{len(batch)} image{'s' if len(batch) > 1 else ''} of {side} x {side} pixels through "
             f"the most expensive stitch do not fit into the memory of {device} together with the "
-            f"optimizer's state ({str(error).splitlines()[0]}): try {_REMEDIES}"
+            f"optimizer's state ({first_line(error)}): try {_REMEDIES}"
         ) from error
     finally:
         del ballast

@@ -10,11 +10,16 @@ from torch import nn
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.stitching import Stitch, StitchSpace
 
-__all__ = ["EXITS", "EXIT_NORMS", "ExitNorms"]
+__all__ = ["EXITS", "EXIT_NORMS", "ExitNorms", "exit_norm"]
 
 EXIT_NORMS = ("exit", "kind")
 EXITS = ("small", "large")
 """Names of what belongs to an exit, by the anchor that a stitch ends in."""
+
+
+def exit_norm(width: int) -> nn.LayerNorm:
+    """A norm of tokens of a width, as the blocks of a ViT have it."""
+    return nn.LayerNorm(width, eps=1e-6)
 
 
 class ExitNorms(nn.ModuleDict):
@@ -37,8 +42,7 @@ class ExitNorms(nn.ModuleDict):
         self._group = group
         for stitch in space:
             if self._key(stitch) not in self:
-                # As the blocks of a ViT.
-                self.add_module(self._key(stitch), nn.LayerNorm(widths[stitch.exit], eps=1e-6))
+                self.add_module(self._key(stitch), exit_norm(widths[stitch.exit]))
 
     def __getitem__(self, stitch: Stitch) -> nn.LayerNorm:
         """The norm of a stitch."""

@@ -10,6 +10,7 @@ from snnet_vitdet.errors import InputError
 from snnet_vitdet.stitching import LowRankLinear, Stitch
 
 from .anchor import AnchorViT
+from .exit_norms import exit_norm
 from .stitched_vit import StitchedViT
 
 __all__ = ["ExtractedViT", "extracted_state", "merged_state"]
@@ -26,7 +27,7 @@ class ExtractedViT(Backbone):
         anchors: Sequence[AnchorViT],
         segments: Sequence[Sequence[int]],
         projects_to: int | None = None,
-        exit_norm: bool = False,
+        normalises: bool = False,
         out_feature: str = "last_feat",
     ) -> None:
         """
@@ -35,7 +36,7 @@ class ExtractedViT(Backbone):
                 afterwards; made on the meta device, what the walk does not need takes no memory.
             segments: Anchor, first block, and block after the last of every run of blocks.
             projects_to: Width that an exit projection brings the last tokens to, None for none.
-            exit_norm: Whether the last tokens are normalised.
+            normalises: Whether a norm of the exit follows the last tokens.
             out_feature: Name of the output.
 
         Raises:
@@ -60,8 +61,8 @@ class ExtractedViT(Backbone):
         if projects_to is not None:
             layers.append(nn.Linear(width, projects_to))
             width = projects_to
-        if exit_norm:
-            layers.append(nn.LayerNorm(width, eps=1e-6))
+        if normalises:
+            layers.append(exit_norm(width))
         self.layers = nn.ModuleList(layers)
         self.embedding = anchors[segments[0][0]]
         self.embedding.blocks = nn.ModuleList()

@@ -113,10 +113,13 @@ class Blow:
     Attributes:
         phase: When it is meant to happen.
         fault: What.
+        moment: From 0 to 1, when in the phase, or in an iteration or stitch of it, by what an
+            undisturbed run took; drawn if None. A late one may miss its phase in a faster run.
     """
 
     phase: str
     fault: Strike | Damage | FullDisk
+    moment: float | None = None
 
 
 def _strikes(num_processes: int) -> list[Strike]:

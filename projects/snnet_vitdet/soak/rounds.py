@@ -241,7 +241,8 @@ class Round:
         What writes the files stands still for a look, so that what is seen is what is struck.
         """
         durations = self.reference.sweep if sweeps else self.reference.training
-        aim = Aim(blow.phase, rng.random(), rng.random())
+        progress, moment = rng.random(), rng.random()
+        aim = Aim(blow.phase, progress, moment if blow.moment is None else blow.moment)
         if not aim.wait(observer, durations, self.setting.max_iter):
             return None
         trainers = run.trainers()

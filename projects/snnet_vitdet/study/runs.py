@@ -24,6 +24,8 @@ _CONFIGS = {
 ALONE = {"small": "small_alone", "large": "large_alone"}
 """Names of the runs of single ViTs, by the ViT."""
 
+_PRETRAINED = "pretrained_{}"
+
 
 @dataclass(frozen=True)
 class Runner:
@@ -56,7 +58,7 @@ class Runner:
         Raises:
             InputError: If it fails.
         """
-        output = self.folder / f"seed{seed}" / name
+        output = self.output(name, seed)
         results = output / "sweep" / "stitches.json"
         if not (output / "finished").is_file():
             given = (
@@ -69,6 +71,15 @@ class Runner:
                 self._start(output, _CONFIGS[config], flags, given)
             (output / "finished").touch()
         return json.loads(results.read_text(encoding="utf-8"))
+
+    def output(self, name: str, seed: int) -> Path:
+        """The output folder of a run.
+
+        Args:
+            name: Of the run.
+            seed: Of the training.
+        """
+        return self.folder / f"seed{seed}" / name
 
     def _start(
         self, output: Path, config: str, flags: Sequence[str], overrides: Sequence[str]
@@ -126,25 +137,16 @@ class Study:
         """
         with ThreadPoolExecutor(jobs) as pool:
             pretrained = {
-                (seed, vit): pool.submit(self._pretrain, seed, vit)
-                for seed in seeds
-                for vit in ALONE
-            }
-            starts = {
-                seed: _Start(
-                    {vit: self._folder(seed, vit) / "model_final.pth" for vit in ALONE},
-                    [pretrained[seed, vit] for vit in ALONE],
-                )
-                for seed in seeds
+                seed: [pool.submit(self._pretrain, seed, vit) for vit in ALONE] for seed in seeds
             }
             runs = {
-                (seed, name): pool.submit(self._alone, seed, vit, starts[seed])
+                (seed, name): pool.submit(self._alone, seed, vit, pretrained[seed])
                 for vit, name in ALONE.items()
                 for seed in seeds
             }
             for variant in variants:
                 for seed in seeds:
-                    run = pool.submit(self._supernet, seed, variant, starts[seed])
+                    run = pool.submit(self._supernet, seed, variant, pretrained[seed])
                     runs[seed, variant.name] = run
             try:
                 for (seed, name), run in runs.items():
@@ -153,34 +155,32 @@ class Study:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
 
-    def _folder(self, seed: int, vit: str) -> Path:
-        return self.runner.folder / f"seed{seed}" / f"pretrained_{vit}"
-
     def _pretrain(self, seed: int, vit: str) -> list[dict]:
         length = f"train.max_iter={self.pretrain_iter}"
-        return self.runner.run(self._folder(seed, vit).name, vit, [length], seed)
+        return self.runner.run(_PRETRAINED.format(vit), vit, [length], seed)
 
-    def _alone(self, seed: int, vit: str, start: "_Start") -> list[dict]:
-        return self._run(ALONE[vit], vit, [f"init.weights.net={start.weights[vit]}"], seed, start)
+    def _alone(self, seed: int, vit: str, pretrained: Sequence[Future]) -> list[dict]:
+        start = f"init.weights.net={self._weights(seed, vit)}"
+        return self._run(ALONE[vit], vit, [start], seed, pretrained)
 
-    def _supernet(self, seed: int, variant: Variant, start: "_Start") -> list[dict]:
-        from_both = [f"init.weights.{vit}={path}" for vit, path in start.weights.items()]
-        overrides = [*from_both, *variant.overrides]
-        return self._run(variant.name, "supernet", overrides, seed, start)
+    def _supernet(self, seed: int, variant: Variant, pretrained: Sequence[Future]) -> list[dict]:
+        start = [f"init.weights.{vit}={self._weights(seed, vit)}" for vit in ALONE]
+        overrides = [*start, *variant.overrides]
+        return self._run(variant.name, "supernet", overrides, seed, pretrained)
+
+    def _weights(self, seed: int, vit: str) -> Path:
+        return self.runner.output(_PRETRAINED.format(vit), seed) / "model_final.pth"
 
     def _run(
-        self, name: str, config: str, overrides: Sequence[str], seed: int, start: "_Start"
+        self,
+        name: str,
+        config: str,
+        overrides: Sequence[str],
+        seed: int,
+        pretrained: Sequence[Future],
     ) -> list[dict]:
-        # Submitted before this one, so it is under way or over.
-        for pretraining in start.pretraining:
-            pretraining.result()
+        # Submitted before this one, so they are under way or over.
+        for run in pretrained:
+            run.result()
         length = f"train.max_iter={self.max_iter}"
         return self.runner.run(name, config, [length, *overrides], seed)
-
-
-@dataclass(frozen=True)
-class _Start:
-    """What the runs of a seed start from: checkpoints by their ViT, and what makes them."""
-
-    weights: dict[str, Path]
-    pretraining: list[Future]
