@@ -186,11 +186,22 @@ def _join_torchrun(
 
 
 def _run(main: Callable[..., None], *args: object) -> None:
-    """Runs it and leaves the others; at the end of a process, gloo's threads may abort it."""
+    """Runs it and leaves the others."""
     try:
         main(*args)
     except SystemExit:
-        dist.destroy_process_group()
+        _leave()
         raise
     # Not after other errors: who has lost the others may wait for them forever.
+    _leave()
+
+
+def _leave() -> None:
+    """Leaves all groups and ends their threads.
+
+    A thread of gloo that lets go of a tensor while the interpreter ends aborts the process. The
+    threads live as long as their groups, and two of these detectron2 keeps for itself.
+    """
     dist.destroy_process_group()
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
