@@ -106,7 +106,7 @@ def do_train(config, resume):
     elif not resume:
         initialise(config, model, data_loader)
     # Before the rehearsal, for the memory it takes; and of the model as it is without a training.
-    decay = config.train.get("ema_decay")
+    decay = config.train.ema_decay
     average = AveragedWeights(model, optimizer, decay) if decay else None
     costs = None if find_stitched_vit(model) is None else stitch_costs(config.model)
     distil(config, model, costs)

@@ -514,11 +514,6 @@ def test_a_detector_without_stitches_or_of_another_kind_is_refused(tiny_config, 
         InPlaceDistillation(model, L)
 
 
-def test_a_config_of_an_earlier_version_distils_nothing(tiny_config, tmp_path):
-    config = tiny_config(f"train.output_dir={tmp_path}")
-    assert not distils(config.train.distillation)
-    config.train.pop("distillation")
-    preflight(config, evaluation=False, resume=False, num_processes=1)
-    assert not distils(config.train.get("distillation"))
-    costs = stitch_costs(config.model)
-    assert training_cost(config, costs) < 1
+def test_nothing_is_distilled_unless_it_is_asked_for(tiny_config):
+    assert not distils(tiny_config().train.distillation)
+    assert distils(tiny_config("train.distillation.rpn_weight=0.5").train.distillation)

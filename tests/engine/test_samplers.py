@@ -48,16 +48,6 @@ def test_a_config_has_the_sampler_that_it_names_and_stays_as_it_is(tiny_config, 
     assert training_shares(sampler, 10) == sampler.probabilities()
 
 
-@pytest.mark.parametrize("ends", [None, "absent"])
-def test_a_config_of_an_earlier_version_has_no_turns(ends, tiny_config, costs):
-    config = tiny_config()
-    if ends is None:
-        config.train.ends = None
-    else:
-        del config.train["ends"]
-    assert type(build_sampler(config, costs)) is ResourceConstrainedSampler
-
-
 def test_ends_are_named_as_stitches_are_everywhere(make):
     sampler = make("train.ends.period=6", "train.ends.stitches='S,L,FS-1'", "train.ends.first=7")
     assert isinstance(sampler, EndsSampler)

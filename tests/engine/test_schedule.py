@@ -130,14 +130,6 @@ def test_what_is_off_stays_off_and_is_not_told(load):
     assert note.endswith("train.max_iter 177000 → 22125, train.checkpointer.period 7375 → 922.")
 
 
-def test_config_of_an_earlier_version_is_scaled_without_the_keys_it_lacks(load):
-    config = load(f"{BATCH}=64", "train.reference_batch_size=8")
-    del config.train["ends"]
-    apply_linear_scaling(config)
-    assert config.train.max_iter == 22125
-    assert "ends" not in config.train
-
-
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

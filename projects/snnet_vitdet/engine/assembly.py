@@ -43,7 +43,7 @@ def build_trainer(
         "scope": config.train.stitch_scope,
         "accumulation_steps": config.train.accumulation.steps,
         "accumulation_stitch": config.train.accumulation.stitch,
-        "clip_grad_norm": config.train.get("clip_grad_norm"),
+        "clip_grad_norm": config.train.clip_grad_norm,
         "seed": config.train.seed,
     }
     kwargs["backbone"] = find_stitched_vit(model)
@@ -72,7 +72,7 @@ def distil(config: DictConfig, model: GeneralizedRCNN, costs: CostTable | None) 
         model: The detector, not wrapped for several processes.
         costs: Of its stitches; None of a baseline, which has nothing to distil.
     """
-    settings = config.train.get("distillation")
+    settings = config.train.distillation
     if distils(settings):
         InPlaceDistillation(model, teacher_of(costs.space, costs.gflops), **settings)
 
@@ -111,7 +111,7 @@ def rehearse_training(
         accumulates=steps > 1,
         num_processes=comm.get_world_size(),
         # The dearest one is not taught itself.
-        num_stitches=2 if distils(train.get("distillation")) else 1,
+        num_stitches=2 if distils(train.distillation) else 1,
     )
     if peak is not None:
         total = torch.cuda.get_device_properties(train.device).total_memory

@@ -29,6 +29,8 @@ __all__ = ["load_config", "save_config"]
 # Keys that a config.yaml saved by an earlier version has not, with the values of
 # configs/common/train.py.
 _LATER_KEYS = {
+    "train.reference_batch_size": None,
+    "train.clip_grad_norm": None,
     "train.ema_decay": 0.0,
     "train.ends.period": 0,
     "train.ends.first": 0,

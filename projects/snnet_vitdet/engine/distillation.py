@@ -32,9 +32,9 @@ _KEY = "train.distillation"
 _BETA = 1 / 9
 
 
-def distils(settings: Mapping[str, object] | None) -> bool:
-    """Whether the ``train.distillation`` of a config, None in older ones, asks for any."""
-    return bool(settings) and any(settings.get(key, 0) for key in ("weight", "rpn_weight"))
+def distils(settings: Mapping[str, object]) -> bool:
+    """Whether the ``train.distillation`` of a config asks for any."""
+    return bool(settings["weight"] or settings["rpn_weight"])
 
 
 def teacher_of(space: StitchSpace, gflops: Sequence[float]) -> int:
@@ -50,24 +50,22 @@ def teacher_of(space: StitchSpace, gflops: Sequence[float]) -> int:
     )
 
 
-def check_distillation(settings: Mapping[str, object] | None, model: nn.Module) -> None:
+def check_distillation(settings: Mapping[str, object], model: nn.Module) -> None:
     """Checks what a training asks for, and that its model can do it.
 
     Args:
-        settings: ``train.distillation`` of its config; None in older ones.
+        settings: ``train.distillation`` of its config.
         model: The detector.
 
     Raises:
         InputError: For a weight below 0, a period below 1, or a model that has nothing to distil.
     """
-    if settings is None:
-        return
     for name in ("weight", "rpn_weight"):
-        weight = settings.get(name, 0)
+        weight = settings[name]
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
         if not number or not math.isfinite(weight) or weight < 0:
             raise InputError(f"{_KEY}.{name}={weight} must be a number of at least 0")
-    check_whole_number(f"{_KEY}.every", settings.get("every", 1), 1)
+    check_whole_number(f"{_KEY}.every", settings["every"], 1)
     if not distils(settings):
         return
     given = f"{_KEY} is given a weight, but"
@@ -255,18 +253,18 @@ def distillation_cost(train: DictConfig, costs: CostTable, sampler: Sampler) -> 
     expected: stitches may take turns, and ``every`` may then meet some more often than others.
 
     Args:
-        train: Of the config; an older one has no ``distillation``.
+        train: Of the config.
         costs: Of every stitch.
         sampler: Of the training.
     """
-    settings = train.get("distillation")
+    settings = train.distillation
     if not distils(settings):
         return 0.0
     teacher, heads = teacher_of(costs.space, costs.gflops), costs.parts.shared
     forward = costs[teacher].gflops - heads["rpn"].gflops - heads["roi_heads"].gflops
-    if settings.get("rpn_weight", 0):
+    if settings.rpn_weight:
         forward += heads["rpn"].gflops
     slots = range(train.accumulation.steps if train.accumulation.stitch == "own" else 1)
-    iterations = range(0, train.max_iter, settings.get("every", 1))
+    iterations = range(0, train.max_iter, settings.every)
     taught = sum(sampler(i, slot) != teacher for i in iterations for slot in slots)
     return taught / (train.max_iter * len(slots)) * forward / 3

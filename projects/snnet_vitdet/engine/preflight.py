@@ -109,8 +109,8 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
         batch = config.dataloader.train.total_batch_size
         _check_batch(batch, num_processes, config.train.accumulation.steps)
         _check_freezing(config.train, model, num_processes)
-        check_distillation(config.train.get("distillation"), model)
-        _check_averaging(config.train.get("ema_decay", 0.0))
+        check_distillation(config.train.distillation, model)
+        _check_averaging(config.train.ema_decay)
         _check_output_dir(config.train.output_dir, resume)
         if resume:
             _check_same_batch(config)

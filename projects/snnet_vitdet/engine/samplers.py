@@ -22,9 +22,7 @@ def turns_of_ends(config: DictConfig) -> tuple[int, int]:
     Raises:
         InputError: If one of them is no whole number of at least 0.
     """
-    # A config.yaml of an earlier version does not have the key.
-    ends = config.train.get("ends") or {}
-    turns = ends.get("period", 0), ends.get("first", 0)
+    turns = config.train.ends.period, config.train.ends.first
     for key, value in zip(("period", "first"), turns, strict=True):
         check_whole_number(f"train.ends.{key}", value, 0)
     return turns
@@ -54,7 +52,7 @@ def build_sampler(config: DictConfig, costs: CostTable) -> Sampler:
             f"train.ends.first={first} must be at most train.max_iter={config.train.max_iter}: the "
             "other stitches are trained after it"
         )
-    stitches = config.train.ends.get("stitches")
+    stitches = config.train.ends.stitches
     try:
         ends = select_stitches(stitches, costs.space)
     except InputError as error:

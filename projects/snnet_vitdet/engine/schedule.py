@@ -23,8 +23,6 @@ _ITERATIONS = {
     "train.freeze_anchors": 0,
     "train.ends.first": 0,
 }
-# Those of them that a config.yaml of an earlier version does not have.
-_LATER = ("train.ends.first",)
 _REFERENCE = "train.reference_batch_size"
 _BATCH = "dataloader.train.total_batch_size"
 _LR = "optimizer.lr"
@@ -60,7 +58,6 @@ def apply_linear_scaling(config: DictConfig) -> list[str]:
     Raises:
         InputError: If the reference, the batch or a value to be scaled is no number that can be.
     """
-    # A config.yaml of an earlier version does not have the key.
     reference = OmegaConf.select(config, _REFERENCE)
     if reference is None:
         return []
@@ -76,8 +73,6 @@ def apply_linear_scaling(config: DictConfig) -> list[str]:
     scaled = {_LR: (lr, lr * (batch / reference))}
     for key, lowest in _ITERATIONS.items():
         value = OmegaConf.select(config, key)
-        if value is None and key in _LATER:
-            continue
         check_whole_number(key, value, lowest)
         scaled[key] = (value, scale_iterations(value, reference, batch))
     for key, (_, value) in scaled.items():
