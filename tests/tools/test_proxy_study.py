@@ -49,6 +49,11 @@ def made_up(self, name, config, overrides, seed):
     ]
 
 
+def summary_of(printed):
+    """The lines of the table, in any order: runs come in that of their rows."""
+    return sorted(line for line in printed.splitlines() if line.startswith("| "))
+
+
 def test_differences_are_taken_seed_by_seed(study):
     printed = study("--seeds", "0", "1", "--variants", "paper", "exit_norm")
     table = {
@@ -76,8 +81,38 @@ def test_rows_and_picture_are_left_in_the_folder(study, tmp_path):
     assert Image.open(tmp_path / "study/gaps.png").width == 1280
 
 
-def test_a_variant_is_compared_in_cost_with_the_recipe_that_was_not_run(study):
-    assert "exit_norm" in study("--seeds", "0", "--variants", "exit_norm")
+def test_seeds_of_several_machines_are_put_together(study, tmp_path):
+    variants = ["--variants", "paper", "exit_norm"]
+    expected = summary_of(study("--seeds", "0", "1", *variants))
+    both = (tmp_path / "study/study.csv").read_text()
+    study("--seeds", "1", *variants)
+    elsewhere = (tmp_path / "study/study.csv").rename(tmp_path / "elsewhere.csv")
+    rows = ["--rows", str(elsewhere)]
+    assert summary_of(study("--seeds", "0", *variants, *rows)) == expected
+    found = (tmp_path / "study/study.csv").read_text()
+    assert sorted(found.splitlines()) == sorted(both.splitlines())
+    # Nothing is trained: it is drawn and told again.
+    again = ["--rows", str((tmp_path / "study/study.csv").rename(tmp_path / "both.csv"))]
+    (tmp_path / "study/gaps.png").unlink()
+    assert summary_of(study("--seeds", *again)) == expected
+    assert Image.open(tmp_path / "study/gaps.png").width == 1280
+    assert not (tmp_path / "study/study.csv").exists()
+
+
+def test_rows_of_a_seed_that_is_run_here_are_refused(study, tmp_path, capsys):
+    study("--seeds", "0", "--variants", "paper")
+    elsewhere = (tmp_path / "study/study.csv").rename(tmp_path / "elsewhere.csv")
+    with pytest.raises(SystemExit) as ended:
+        study("--seeds", "0", "--variants", "paper", "--rows", str(elsewhere))
+    assert ended.value.code == 2
+    assert "the run small_alone of seed 0 is there twice" in capsys.readouterr().err
+
+
+def test_neither_seeds_nor_rows_is_refused(study, capsys):
+    with pytest.raises(SystemExit) as ended:
+        study("--seeds")
+    assert ended.value.code == 2
+    assert "give --seeds to run, or --rows" in capsys.readouterr().err
 
 
 def test_a_seed_twice_is_refused(study, capsys):

@@ -1,16 +1,19 @@
 """Trainings of one proxy in many variants, with what each gains and costs."""
 
 from .cost import training_cost
-from .runs import Runner, Study
+from .runs import ALONE, Runner, Study
 from .scores import Scores, paired, scores_of
+from .table import StudyTable
 from .variants import PAPER, VARIANTS, Variant
 
 __all__ = [
+    "ALONE",
     "PAPER",
     "VARIANTS",
     "Runner",
     "Scores",
     "Study",
+    "StudyTable",
     "Variant",
     "paired",
     "scores_of",

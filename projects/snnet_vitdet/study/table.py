@@ -1,0 +1,155 @@
+"""The rows of a study, a run each, and what they say of its variants."""
+
+import csv
+import io
+import math
+import os
+from pathlib import Path
+
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.files import write_atomically
+
+from .scores import paired
+from .variants import PAPER
+
+__all__ = ["StudyTable"]
+
+_SCORES = {
+    "small": "small end",
+    "small_gap": "less S alone",
+    "large": "large end",
+    "large_gap": "less L alone",
+    "over_line": "over the line",
+}
+_COST = "cost"
+_KINDS = ("FS", "SF", "FSF", "SFS")
+_COLUMNS = ("seed", "run", *_SCORES, _COST, *_KINDS)
+
+
+class StudyTable:
+    """What each run of a study has reached.
+
+    Columns are ``seed`` and ``run``; box AP of the ends and their gaps to the ViTs alone, and
+    ``over_line``, as in :class:`Scores`; ``cost``, the training's arithmetic over that of the large
+    ViT alone; and the mean AP of each kind. A run of a single ViT has one end alone.
+    """
+
+    def __init__(self) -> None:
+        """Without rows."""
+        self._rows: dict[tuple[int, str], dict[str, float]] = {}
+
+    @property
+    def runs(self) -> list[str]:
+        """Names of the runs, in the order in which they came."""
+        return list(dict.fromkeys(run for _, run in self._rows))
+
+    def add(self, seed: int, run: str, values: dict[str, float]) -> None:
+        """Takes in a row.
+
+        Args:
+            seed: Of the run.
+            run: Its name.
+            values: By column; others than those of the table are left out.
+
+        Raises:
+            InputError: If that run is there already.
+        """
+        if (seed, run) in self._rows:
+            raise InputError(f"the run {run} of seed {seed} is there twice")
+        self._rows[seed, run] = {key: values[key] for key in _COLUMNS if key in values}
+
+    def read(self, path: str | os.PathLike[str]) -> None:
+        """Takes in the rows of a file that :meth:`write` has written.
+
+        Raises:
+            InputError: If it cannot be read, is no such file, or has a run that is there already.
+        """
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            parsed = [
+                (
+                    int(row["seed"]),
+                    row["run"],
+                    {key: float(row[key]) for key in _COLUMNS[2:] if row.get(key)},
+                )
+                for row in rows
+            ]
+        except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} cannot be read as the rows of a study: {error!r}") from error
+        for row in parsed:
+            try:
+                self.add(*row)
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from error
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes all rows as CSV, whole or not at all.
+
+        Raises:
+            InputError: If it cannot be written.
+        """
+        text = io.StringIO()
+        writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            {"seed": seed, "run": run, **values} for (seed, run), values in self._rows.items()
+        )
+        write_atomically(Path(path), text.getvalue().encode())
+
+    def results(self, run: str, column: str) -> dict[int, float]:
+        """What the runs of a name have reached, by seed; empty without any."""
+        return {
+            seed: values[column]
+            for (seed, name), values in self._rows.items()
+            if name == run and column in values
+        }
+
+    def mean(self, run: str, column: str) -> tuple[float, float]:
+        """Of what the runs of a name have reached, with its standard error; NaN of a single one.
+
+        Raises:
+            ValueError: Without any.
+        """
+        results = self.results(run, column)
+        return paired(results, dict.fromkeys(results, 0.0))
+
+    def times(self, run: str) -> float:
+        """What a training costs over that of the paper's recipe; NaN where that is not known."""
+        own, of_paper = self.results(run, _COST), self.results(PAPER.name, _COST)
+        return _first(own) / _first(of_paper)
+
+    def summary(self) -> str:
+        """Means over the seeds, differences to the paper's recipe, as a Markdown table.
+
+        The cost is that of a training iteration over one of the large ViT alone, then over one of
+        the paper's recipe.
+        """
+        lines = [f"| run | {' | '.join(_SCORES.values())} | cost |", "| --- " * 7 + "|"]
+        for run in self.runs:
+            cells = [run]
+            for column in _SCORES:
+                cells.append(self._cell(run, column))
+            cost, times = _first(self.results(run, _COST)), self.times(run)
+            text = "" if math.isnan(cost) else f"{cost:.2f}"
+            cells.append(text + ("" if math.isnan(times) else f" ({times:.2f}×)"))
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+    def _cell(self, run: str, column: str) -> str:
+        own, of_paper = self.results(run, column), self.results(PAPER.name, column)
+        if not own:
+            return ""
+        text = _with_error("{:.2f}", *self.mean(run, column))
+        if run != PAPER.name and own.keys() & of_paper.keys():
+            text += f" ({_with_error('{:+.2f}', *paired(own, of_paper))})"
+        return text
+
+
+def _first(results: dict[int, float]) -> float:
+    """Of what is the same for every seed."""
+    return next(iter(results.values()), math.nan)
+
+
+def _with_error(form: str, mean: float, error: float) -> str:
+    return form.format(mean) + ("" if math.isnan(error) else f" ± {error:.2f}")

@@ -1,0 +1,88 @@
+"""Rows of a study: read, written, and compared seed by seed."""
+
+import math
+
+import pytest
+
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.study import StudyTable
+
+
+def values(small, small_gap, cost=0.5):
+    return {"small": small, "small_gap": small_gap, "cost": cost, "SFS": small + 5}
+
+
+@pytest.fixture
+def table():
+    made = StudyTable()
+    for seed, small in ((0, 30.0), (1, 32.0)):
+        made.add(seed, "small_alone", {"small": small})
+        made.add(seed, "paper", values(25.0 + seed, 25.0 + seed - small))
+        made.add(seed, "other", values(27.0 + 2 * seed, 27.0 + 2 * seed - small, cost=0.75))
+    return made
+
+
+def cells_of(table):
+    """The summary's cells by the name of the run."""
+    rows = [line.strip("|").split("|") for line in table.summary().splitlines()]
+    return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in rows}
+
+
+def test_means_and_differences_are_taken_seed_by_seed(table):
+    assert table.runs == ["small_alone", "paper", "other"]
+    assert table.results("other", "small") == {0: 27.0, 1: 29.0}
+    # Gaps of -3 and -3.
+    assert table.mean("other", "small_gap") == (-3.0, 0.0)
+    assert table.times("other") == 1.5
+    cells = cells_of(table)
+    # Gains of 2 and 3.
+    assert cells["other"][0] == "28.00 ± 1.00 (+2.50 ± 0.50)"
+    assert cells["other"][-1] == "0.75 (1.50×)"
+    assert cells["paper"][1] == "-5.50 ± 0.50"
+    assert cells["small_alone"] == ["31.00 ± 1.00 (+5.50 ± 0.50)", "", "", "", "", ""]
+
+
+def test_a_seed_that_the_recipe_has_not_is_not_compared(table):
+    table.add(7, "other", values(10.0, -10.0, cost=0.75))
+    assert cells_of(table)["other"][0] == "22.00 ± 6.03 (+2.50 ± 0.50)"
+    table.add(7, "third", values(10.0, -10.0))
+    assert cells_of(table)["third"][0] == "10.00"
+
+
+def test_without_the_recipe_there_is_nothing_to_compare_with():
+    table = StudyTable()
+    table.add(0, "other", values(27.0, -3.0))
+    assert math.isnan(table.times("other"))
+    assert cells_of(table)["other"] == ["27.00", "-3.00", "", "", "", "0.50"]
+
+
+def test_rows_of_several_files_are_one_table(table, tmp_path):
+    table.write(tmp_path / "first.csv")
+    second = StudyTable()
+    second.add(2, "paper", values(1 / 3, -1.0))
+    second.write(tmp_path / "second.csv")
+    both = StudyTable()
+    both.read(tmp_path / "first.csv")
+    assert both.summary() == table.summary()
+    both.read(tmp_path / "second.csv")
+    assert both.results("paper", "small") == {0: 25.0, 1: 26.0, 2: 1 / 3}
+    assert both.results("paper", "SFS") == {0: 30.0, 1: 31.0, 2: 1 / 3 + 5}
+    assert both.results("paper", "large") == {}
+
+
+def test_a_run_that_is_there_twice_is_refused(table, tmp_path):
+    with pytest.raises(InputError, match="the run paper of seed 1 is there twice"):
+        table.add(1, "paper", values(1.0, 1.0))
+    table.write(tmp_path / "rows.csv")
+    with pytest.raises(InputError, match=r"rows.csv: the run small_alone of seed 0 is there twice"):
+        table.read(tmp_path / "rows.csv")
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"seed,run\nx,paper\n", b"run,small\npaper,1\n", b"\xff\xfe", b"seed\n0\n"]
+)
+def test_what_is_no_such_file_is_refused(content, tmp_path):
+    if content is not None:
+        (tmp_path / "rows.csv").write_bytes(content)
+    with pytest.raises(InputError, match=r"rows.csv cannot be read as the rows of a study"):
+        StudyTable().read(tmp_path / "rows.csv")
