@@ -30,6 +30,10 @@ from snnet_vitdet.study import training_cost
 L = 1  # id of the large anchor
 NET = "model.backbone.net"
 # Both ViTs draw: what the teacher draws would be seen.
+OWN_PYRAMIDS = (
+    f"{NET}.exit_projection=False",
+    "model.backbone._target_=snnet_vitdet.modeling.PyramidPerExit",
+)
 DROP = (f"{NET}.small.drop_path_rate=0.3", f"{NET}.large.drop_path_rate=0.3")
 
 
@@ -78,11 +82,12 @@ def gradients_of(model):
 
 
 @pytest.mark.parametrize("stitch", ["S", "FS-2", "SF-2"])
-def test_loss_and_gradients_are_those_of_a_detached_teacher(stitch, make):
-    model = make(weight=2.0)
+@pytest.mark.parametrize("pyramids", [(), OWN_PYRAMIDS], ids=["one", "per_exit"])
+def test_the_backbone_has_the_gradients_of_a_detached_teacher(pyramids, stitch, make):
+    model = make(*pyramids, weight=2.0)
     loss = losses_of(model, stitch)["loss_distill"]
     loss.backward()
-    plain = make()
+    plain = make(*pyramids)
     student, teacher = features_by_hand(plain, stitch)
     levels = ["p2", "p3", "p4", "p5"]
     expected = 2 * sum((student[p] - teacher[p]).square().mean() for p in levels) / 4
@@ -90,17 +95,28 @@ def test_loss_and_gradients_are_those_of_a_detached_teacher(stitch, make):
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     assert loss > 0.01
     found, wanted = gradients_of(model), gradients_of(plain)
-    assert found.keys() == wanted.keys()
-    assert any(name.startswith("backbone.simfp_2.") for name in found)
-    for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
-    # What the teacher alone runs, and the heads, learn nothing from it.
+    # Neither the pyramid nor the heads learn anything from it.
+    of_pyramid = {name for name in wanted if not name.startswith("backbone.net.")}
+    assert found.keys() == wanted.keys() - of_pyramid and found and of_pyramid
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-7)
+    # What the teacher alone runs learns nothing from it either.
     large = {n for n in found if n.startswith("backbone.net.large.blocks.")}
     run = model.backbone.net.space[stitch].segments
     blocks = {f"backbone.net.large.blocks.{i}." for a, s, e in run if a == 1 for i in range(s, e)}
     assert all(name.startswith(tuple(blocks)) for name in large)
     assert bool(large) == (stitch != "S")
-    assert all(name.startswith("backbone.") for name in found)
+
+
+def test_a_norm_with_running_statistics_sees_the_student_once(make):
+    norm = ("model.backbone.norm=BN",)
+    plain, model = make(*norm), make(*norm, weight=1.0)
+    for detector in (plain, model):
+        losses_of(detector, "S")
+    counts = {n: b for n, b in model.named_buffers() if n.endswith("num_batches_tracked")}
+    assert counts and all(count == 1 for count in counts.values())
+    for name, buffer in plain.named_buffers():
+        assert torch.equal(model.get_buffer(name), buffer), name
 
 
 def test_other_losses_and_the_random_stream_are_untouched(make):
@@ -433,7 +449,9 @@ def test_the_teacher_is_the_large_anchor_or_the_dearest():
     assert teacher_of(without, [1.0, 3.0, 2.0, 2.5]) == 1
 
 
-def test_cost_is_a_forward_of_the_teacher_for_each_stitch_that_is_taught(tiny_config):
+def test_cost_is_a_forward_of_the_teacher_and_the_pyramid_for_each_stitch_that_is_taught(
+    tiny_config,
+):
     """Of a whole large step, which is three of its forward passes."""
     uniform = "sampler._target_=snnet_vitdet.stitching.UniformSampler"
     config = tiny_config(uniform, "train.max_iter=700")
@@ -442,16 +460,23 @@ def test_cost_is_a_forward_of_the_teacher_for_each_stitch_that_is_taught(tiny_co
     model = instantiate(config.model).eval()
     image = torch.zeros(1, 3, 64, 64)
     with attention_implementation(model.backbone.net.large, "reference"):
-        forward = FlopCountAnalysis(model.backbone, image).total() / 1e9
+        flops = FlopCountAnalysis(model.backbone, image)
+    forward = flops.total() / 1e9
+    # Forward, and back to what goes into it.
+    again = 2 * (forward - flops.by_module()["model.net"] / 1e9)
     step = 3 * max(costs.gflops)
     others = sum(UniformSampler([1.0] * 14)(i) != L for i in range(700)) / 700
     assert 0.85 < others < 1
     config.train.distillation.weight = 1.0
     # As fvcore counts it.
     extra = training_cost(config, costs) - plain
-    assert extra == pytest.approx(others * forward / step, rel=1e-3)
+    assert extra == pytest.approx(others * (forward + again) / step, rel=1e-3)
     config.train.distillation.rpn_weight = 1.0
     rpn = costs.parts.shared["rpn"].gflops
+    extra = training_cost(config, costs) - plain
+    assert extra == pytest.approx(others * (forward + again + rpn) / step, rel=1e-3)
+    # The RPN's outputs are there already.
+    config.train.distillation.weight = 0.0
     extra = training_cost(config, costs) - plain
     assert extra == pytest.approx(others * (forward + rpn) / step, rel=1e-3)
 
@@ -477,8 +502,9 @@ def test_cost_knows_which_turns_are_taught(every, taught, tiny_config):
     costs = stitch_costs(config.model)
     plain = training_cost(config, costs)
     config.train.distillation.update(weight=1.0, every=every)
-    shared = costs.parts.shared
-    forward = costs[L].gflops - shared["rpn"].gflops - shared["roi_heads"].gflops
+    parts = costs.parts
+    forward = costs[L].gflops - parts.shared["rpn"].gflops - parts.shared["roi_heads"].gflops
+    forward += 2 * parts.exits[0].gflops
     # The draws are a sample.
     assert (training_cost(config, costs) - plain) * 3 * costs[L].gflops / forward == pytest.approx(
         taught, rel=0.05

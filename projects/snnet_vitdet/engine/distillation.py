@@ -10,10 +10,11 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.utils.events import get_event_storage
 from omegaconf import DictConfig
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.modeling import find_stitched_vit
+from snnet_vitdet.modeling import PyramidPerExit, StitchedViT, find_stitched_vit
 from snnet_vitdet.stitching import CostTable, Sampler, StitchSpace
 
 from .values import check_whole_number
@@ -93,7 +94,10 @@ class InPlaceDistillation:
 
     * ``loss_distill``: the mean over the levels of the mean squared difference of the pyramid's
       features, which end in a normalisation, so their scale is that of one. p6 is a part of p5.
-    * ``loss_distill_rpn``: see :func:`rpn_distance`.
+      The backbone alone learns from it: the pyramid, which both share, would bring them together by
+      giving features of hardly any scale to all stitches, which the heads can make up for.
+    * ``loss_distill_rpn``: see :func:`rpn_distance`. Of this, all that the student runs learns: the
+      scale of the RPN's outputs is held by its own losses.
 
     Both are 0 where nothing is distilled, so that all processes have the same losses whatever
     stitch they train. They are added by forward hooks, so they are outputs of the detector, which a
@@ -127,11 +131,19 @@ class InPlaceDistillation:
         self._stitched = find_stitched_vit(model)
         # Of the forward that is under way.
         self._losses: dict[str, torch.Tensor] = {}
+        self._tokens: dict[str, torch.Tensor] = {}
         self._taught: dict[str, torch.Tensor] | None = None
+        self._stitched.register_forward_hook(self._after_net)
         model.backbone.register_forward_hook(self._after_backbone)
         if rpn_weight:
             model.proposal_generator.rpn_head.register_forward_hook(self._after_rpn_head)
         model.register_forward_hook(self._after_model)
+
+    def _after_net(
+        self, net: StitchedViT, inputs: tuple[torch.Tensor], outputs: dict[str, torch.Tensor]
+    ) -> None:
+        if self._model.training:
+            self._tokens = outputs
 
     def _after_backbone(
         self,
@@ -139,13 +151,14 @@ class InPlaceDistillation:
         inputs: tuple[torch.Tensor],
         features: dict[str, torch.Tensor],
     ) -> None:
+        tokens, self._tokens = self._tokens, {}
         self._losses, self._taught = {}, None
         if not self._model.training:
             return
         zero = features[next(iter(features))].new_zeros((), dtype=torch.float32)
         self._losses = {name: zero for name, weight in self._weights.items() if weight}
-        own = self._stitched.stitch.id == self.teacher
-        if own or get_event_storage().iter % self.every:
+        teaches = self._stitched.stitch.id == self.teacher
+        if teaches or get_event_storage().iter % self.every:
             return
         with (
             self._without_trace(),
@@ -154,11 +167,12 @@ class InPlaceDistillation:
         ):
             # Not the module's call, whose hook this is.
             self._taught = backbone.forward(*inputs)
+        self._tokens = {}
         if weight := self._weights["loss_distill"]:
-            levels = list(features)[: len(backbone.scale_factors)]
-            distances = [
-                F.mse_loss(features[level].float(), self._taught[level].float()) for level in levels
-            ]
+            own = _as_given(_pyramid(backbone, self._stitched), tokens[backbone.in_feature])
+            # The levels come before what is made of the last one.
+            pairs = zip(own, self._taught.values(), strict=False)
+            distances = [F.mse_loss(level.float(), taught.float()) for level, taught in pairs]
             self._losses["loss_distill"] = weight * torch.stack(distances).mean()
 
     def _after_rpn_head(
@@ -196,6 +210,23 @@ class InPlaceDistillation:
         )
         with torch.no_grad(), autocast:
             yield
+
+
+def _pyramid(backbone: SimpleFeaturePyramid, net: StitchedViT) -> SimpleFeaturePyramid:
+    """The one that the stitch in effect runs."""
+    if isinstance(backbone, PyramidPerExit):
+        return backbone.exit_pyramid(net.stitch.exit)
+    return backbone
+
+
+def _as_given(pyramid: SimpleFeaturePyramid, tokens: torch.Tensor) -> list[torch.Tensor]:
+    """The levels of a pyramid that takes no gradient itself and hands it on; its state stays."""
+    levels = []
+    for stage in pyramid.stages:
+        state = {name: parameter.detach() for name, parameter in stage.named_parameters()}
+        state |= {name: buffer.clone() for name, buffer in stage.named_buffers()}
+        levels.append(functional_call(stage, state, (tokens,)))
+    return levels
 
 
 @contextmanager
@@ -249,8 +280,9 @@ def distillation_cost(train: DictConfig, costs: CostTable, sampler: Sampler) -> 
     """What distillation adds to the mean cost of the stitches in training, in GFLOPs of a forward.
 
     A backward pass costs two forward passes. The teacher makes a forward pass only, through all but
-    the heads, so it adds a third of it to each draw that is taught. The draws are counted, not
-    expected: stitches may take turns, and ``every`` may then meet some more often than others.
+    the heads, so it adds a third of it to each draw that is taught. The student's pyramid is run
+    again, forward and back to what goes into it: two thirds. The draws are counted, not expected:
+    stitches may take turns, and ``every`` may then meet some more often than others.
 
     Args:
         train: Of the config.
@@ -264,7 +296,13 @@ def distillation_cost(train: DictConfig, costs: CostTable, sampler: Sampler) -> 
     forward = costs[teacher].gflops - heads["rpn"].gflops - heads["roi_heads"].gflops
     if settings.rpn_weight:
         forward += heads["rpn"].gflops
+    added = [forward / 3] * len(costs.space)
+    if settings.weight:
+        added = [
+            forward / 3 + costs.parts.exits[stitch.exit].gflops * 2 / 3 for stitch in costs.space
+        ]
+    added[teacher] = 0.0
     slots = range(train.accumulation.steps if train.accumulation.stitch == "own" else 1)
     iterations = range(0, train.max_iter, settings.every)
-    taught = sum(sampler(i, slot) != teacher for i in iterations for slot in slots)
-    return taught / (train.max_iter * len(slots)) * forward / 3
+    total = sum(added[sampler(i, slot)] for i in iterations for slot in slots)
+    return total / (train.max_iter * len(slots))
