@@ -4,6 +4,7 @@ import pytest
 
 from snnet_vitdet.engine import build_sampler, load_config
 from snnet_vitdet.modeling import stitch_costs
+from snnet_vitdet.stitching import select_stitches
 from snnet_vitdet.study import PAPER, VARIANTS, training_cost
 
 SUPERNET = "configs/proxy/mask_rcnn_snnet_proxy.py"
@@ -18,7 +19,10 @@ def make(root):
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_a_variant_is_a_config_that_changes_something(variant, make):
     config = make(variant)
-    stitch_costs(config.model)
+    space = stitch_costs(config.model).space
+    swept = select_stitches(config.sweep.stitch_ids, space)
+    # The ends are what is compared.
+    assert {"S", "L"} <= {space[stitch].name for stitch in swept}
     assert (config == make(PAPER)) == (variant is PAPER)
 
 

@@ -29,7 +29,7 @@ _CAUSES = (
     Variant(
         "ends_alone",
         "Are the many stitches what costs, or sharing pyramid and heads? Only S and L are trained.",
-        (f"{_NET}.kinds=[S,L]",),
+        (f"{_NET}.kinds=[S,L]", "sweep.stitch_ids=all"),
     ),
     Variant(
         "full_rank",
