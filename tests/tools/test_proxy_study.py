@@ -115,6 +115,15 @@ def test_neither_seeds_nor_rows_is_refused(study, capsys):
     assert "give --seeds to run, or --rows" in capsys.readouterr().err
 
 
+def test_the_cost_is_that_of_a_whole_training(study, monkeypatch):
+    monkeypatch.setitem(SCORES, "twice_as_long", SCORES["exit_norm"])
+    variants = ["--variants", "paper", "twice_as_long"]
+    (line,) = [
+        line for line in summary_of(study("--seeds", "0", *variants)) if "twice_as_long" in line
+    ]
+    assert line.endswith("(2.00×) |")
+
+
 def test_a_seed_twice_is_refused(study, capsys):
     with pytest.raises(SystemExit) as ended:
         study("--seeds", "1", "1")

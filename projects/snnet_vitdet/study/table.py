@@ -122,8 +122,8 @@ class StudyTable:
     def summary(self) -> str:
         """Means over the seeds, differences to the paper's recipe, as a Markdown table.
 
-        The cost is that of a training iteration over one of the large ViT alone, then over one of
-        the paper's recipe.
+        The cost is that of a training over that of the large ViT alone, then over that of the
+        paper's recipe.
         """
         lines = [f"| run | {' | '.join(_SCORES.values())} | cost |", "| --- " * 7 + "|"]
         for run in self.runs:

@@ -113,6 +113,11 @@ _REMEDIES = (
         "A moving average of the weights is what is evaluated.",
         ("train.ema_decay=0.99",),
     ),
+    Variant(
+        "twice_as_long",
+        "Twice the iterations, at about the cost of S alone and L alone together.",
+        ("train.max_iter=4000",),
+    ),
 )
 
 VARIANTS = (PAPER, *_CAUSES, *_REMEDIES)
