@@ -23,6 +23,7 @@ class Variant:
 PAPER = Variant("paper", "How much do the ends lose in the paper's recipe?")
 
 _NET, _PYRAMID = "model.backbone.net", "model.backbone._target_=snnet_vitdet.modeling"
+_SMALL_EVERY_2 = ("train.ends.period=2", "train.ends.stitches=S")
 _OWN_PYRAMIDS = (f"{_NET}.exit_projection=False", f"{_PYRAMID}.PyramidPerExit")
 
 _CAUSES = (
@@ -91,7 +92,12 @@ _REMEDIES = (
     Variant(
         "small_every_2",
         "S alone in every second iteration.",
-        ("train.ends.period=2", "train.ends.stitches=S"),
+        _SMALL_EVERY_2,
+    ),
+    Variant(
+        "small_every_2_longer",
+        "The same, which is cheaper, for as long as the paper's recipe costs.",
+        (*_SMALL_EVERY_2, "train.max_iter=2600"),
     ),
     Variant(
         "sandwich",
