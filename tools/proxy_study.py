@@ -97,9 +97,8 @@ def run(args):
     for variant in variants if args.seeds else ():
         overrides = [*args.opts, f"train.max_iter={args.max_iter}", *variant.overrides]
         config = load_config(str(ROOT / SUPERNET), overrides)
-        # A variant may have a length of its own.
-        length = config.train.max_iter / args.max_iter
-        costs[variant.name] = length * training_cost(config, stitch_costs(config.model))
+        cost = training_cost(config, stitch_costs(config.model))
+        costs[variant.name] = variant.length * cost
     folder = Path(args.folder).resolve()
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     runner = Runner(ROOT / "train_net.py", folder, tuple(args.opts), threads)

@@ -27,7 +27,7 @@ if "--eval-only" in sys.argv:
 else:
     (output / "model_final.pth").touch()
 """
-OTHER = Variant("other", "Does it matter?", ("some.key=1",))
+OTHER = Variant("other", "Does it matter?", ("some.key=1",), length=1.5)
 
 
 @pytest.fixture
@@ -61,8 +61,10 @@ def test_every_seed_has_its_pretraining_both_vits_and_the_variants(study, tmp_pa
     assert {
         f"init.weights.small={folder}/pretrained_small/model_final.pth",
         f"init.weights.large={folder}/pretrained_large/model_final.pth",
-        *("some.key=1", "train.max_iter=10", "train.seed=3"),
+        *("some.key=1", "train.max_iter=15", "train.seed=3"),
     } <= set(other)
+    (paper,) = [w for w in seen if w[-1].endswith("seed3/paper") and "--eval-only" not in w]
+    assert "train.max_iter=10" in paper
     (pretraining,) = [
         w for w in seen if w[-1].endswith("seed4/pretrained_small") and "--eval-only" not in w
     ]

@@ -109,7 +109,7 @@ class Study:
         runner: Runs them.
         pretrain_iter: Iterations of each ViT from random weights, alone, whose backbone the others
             start from.
-        max_iter: Iterations of each of the others.
+        max_iter: Iterations of each of the others; a variant may be longer or shorter.
     """
 
     runner: Runner
@@ -161,12 +161,13 @@ class Study:
 
     def _alone(self, seed: int, vit: str, pretrained: Sequence[Future]) -> list[dict]:
         start = f"init.weights.net={self._weights(seed, vit)}"
-        return self._run(ALONE[vit], vit, [start], seed, pretrained)
+        return self._run(ALONE[vit], vit, [start], seed, pretrained, self.max_iter)
 
     def _supernet(self, seed: int, variant: Variant, pretrained: Sequence[Future]) -> list[dict]:
         start = [f"init.weights.{vit}={self._weights(seed, vit)}" for vit in ALONE]
         overrides = [*start, *variant.overrides]
-        return self._run(variant.name, "supernet", overrides, seed, pretrained)
+        length = round(variant.length * self.max_iter)
+        return self._run(variant.name, "supernet", overrides, seed, pretrained, length)
 
     def _weights(self, seed: int, vit: str) -> Path:
         return self.runner.output(_PRETRAINED.format(vit), seed) / "model_final.pth"
@@ -178,9 +179,10 @@ class Study:
         overrides: Sequence[str],
         seed: int,
         pretrained: Sequence[Future],
+        max_iter: int,
     ) -> list[dict]:
         # Submitted before this one, so they are under way or over.
         for run in pretrained:
             run.result()
-        length = f"train.max_iter={self.max_iter}"
+        length = f"train.max_iter={max_iter}"
         return self.runner.run(name, config, [length, *overrides], seed)
