@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
@@ -47,9 +49,20 @@ def files(swept):
 
 
 @pytest.fixture(scope="module")
-def choices(swept, predictor):
-    table = StitchTable.read(swept.train.output_dir)
-    return Choices(predictor.stitches, stitch_costs(swept.model), table)
+def choices(swept, predictor, tmp_path_factory):
+    """With APs that rise with the cost.
+
+    Which stitch is best after so short a training depends on the machine's arithmetic.
+    """
+    folder = tmp_path_factory.mktemp("scored")
+    shutil.copytree(Path(swept.train.output_dir) / "sweep", folder / "sweep")
+    file = folder / "sweep/stitches.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    rising = sorted(rows, key=lambda row: row["gflops"])
+    for place, row in enumerate(rising, start=1):
+        row["bbox_AP"] = row["segm_AP"] = float(place)
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    return Choices(predictor.stitches, stitch_costs(swept.model), StitchTable.read(folder))
 
 
 @pytest.fixture(scope="module")
