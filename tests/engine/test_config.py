@@ -174,3 +174,8 @@ def test_saved_config_of_an_earlier_version_gets_the_keys_it_lacks(tiny_config, 
     assert OmegaConf.to_container(OmegaConf.masked_copy(loaded, ["train", "sweep"])) == defaults
     changed = load_config(str(tmp_path / "config.yaml"), ["sweep.subset=500"])
     assert (changed.sweep.subset, changed.sweep.mode) == (500, "one_pass")
+
+
+@pytest.mark.parametrize("group", ["ends", "distillation"])
+def test_a_group_that_is_set_to_null_is_off(group, tiny_config):
+    assert tiny_config(f"train.{group}=null") == tiny_config()

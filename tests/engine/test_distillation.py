@@ -29,11 +29,11 @@ from snnet_vitdet.study import training_cost
 
 L = 1  # id of the large anchor
 NET = "model.backbone.net"
-# Both ViTs draw: what the teacher draws would be seen.
 OWN_PYRAMIDS = (
     f"{NET}.exit_projection=False",
     "model.backbone._target_=snnet_vitdet.modeling.PyramidPerExit",
 )
+# Both ViTs draw: what the teacher draws would be seen.
 DROP = (f"{NET}.small.drop_path_rate=0.3", f"{NET}.large.drop_path_rate=0.3")
 
 

@@ -74,11 +74,18 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     for override in overrides:
         _check_override(config, override)
     try:
-        return LazyConfig.apply_overrides(config, [o.removeprefix("+") for o in overrides])
+        config = LazyConfig.apply_overrides(config, [o.removeprefix("+") for o in overrides])
     except (OmegaConfBaseException, KeyError, NotImplementedError) as error:
         raise InputError(
             f"overrides {list(overrides)} cannot be applied: {first_line(error)}"
         ) from error
+    # A group that is set to null is off, as it is where a config lacks it.
+    groups = ("train.ends", "train.distillation")
+    null = tuple(f"{g}." for g in groups if OmegaConf.select(config, g, default="") is None)
+    for key, value in _LATER_KEYS.items():
+        if key.startswith(null):
+            OmegaConf.update(config, key, value, force_add=True)
+    return config
 
 
 def save_config(config: DictConfig, path: str) -> None:

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.modeling import PyramidPerExit, StitchedViT, find_stitched_vit
+from snnet_vitdet.modeling import StitchedViT, find_stitched_vit, pyramid_of_exit
 from snnet_vitdet.stitching import CostTable, Sampler, StitchSpace
 
 from .values import check_whole_number
@@ -169,7 +169,8 @@ class InPlaceDistillation:
             self._taught = backbone.forward(*inputs)
         self._tokens = {}
         if weight := self._weights["loss_distill"]:
-            own = _as_given(_pyramid(backbone, self._stitched), tokens[backbone.in_feature])
+            pyramid = pyramid_of_exit(backbone, self._stitched.stitch.exit)
+            own = _as_given(pyramid, tokens[backbone.in_feature])
             # The levels come before what is made of the last one.
             pairs = zip(own, self._taught.values(), strict=False)
             distances = [F.mse_loss(level.float(), taught.float()) for level, taught in pairs]
@@ -210,13 +211,6 @@ class InPlaceDistillation:
         )
         with torch.no_grad(), autocast:
             yield
-
-
-def _pyramid(backbone: SimpleFeaturePyramid, net: StitchedViT) -> SimpleFeaturePyramid:
-    """The one that the stitch in effect runs."""
-    if isinstance(backbone, PyramidPerExit):
-        return backbone.exit_pyramid(net.stitch.exit)
-    return backbone
 
 
 def _as_given(pyramid: SimpleFeaturePyramid, tokens: torch.Tensor) -> list[torch.Tensor]:

@@ -6,7 +6,7 @@ from .cost import anchor_alone, baseline_cost, stitch_costs
 from .exit_heads import ExitAdapterBoxHead, ExitAwareRCNN
 from .extracted import ExtractedViT, extracted_state
 from .families import anchor_arguments, plain_vit_names
-from .pyramid_per_exit import PyramidPerExit
+from .pyramid_per_exit import PyramidPerExit, pyramid_of_exit
 from .stitched_vit import StitchedViT, find_stitched_vit
 from .timm_weights import load_anchor_weights
 
@@ -25,5 +25,6 @@ __all__ = [
     "find_stitched_vit",
     "load_anchor_weights",
     "plain_vit_names",
+    "pyramid_of_exit",
     "stitch_costs",
 ]

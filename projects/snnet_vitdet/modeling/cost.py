@@ -32,7 +32,7 @@ from snnet_vitdet.stitching import (
 
 from .anchor import AnchorViT
 from .attention import attention_implementation
-from .pyramid_per_exit import SMALL_EXIT, GivenFeatures, PyramidPerExit
+from .pyramid_per_exit import SMALL_EXIT, GivenFeatures, pyramid_of_exit
 from .stitched_vit import StitchedViT
 
 __all__ = ["anchor_alone", "baseline_cost", "build_on_meta", "image_size_of", "stitch_costs"]
@@ -177,7 +177,7 @@ def _stitching_layer(layer: StitchingLayer, grid: int) -> Cost:
 def _exit(model: nn.Module, grid: int, anchor: int) -> Cost:
     """Norm and pyramid of the stitches that end in an anchor."""
     pyramid, net = model.backbone, model.backbone.net
-    own = pyramid.exit_pyramid(anchor) if isinstance(pyramid, PyramidPerExit) else pyramid
+    own = pyramid_of_exit(pyramid, anchor)
     if own is pyramid and net.exit_widths[anchor] != net.exit_widths[LARGE]:
         raise InputError(
             "model.backbone.net.exit_projection=False leaves the small anchor's width to the "

@@ -11,7 +11,7 @@ from snnet_vitdet.stitching import LARGE, SMALL
 
 from .stitched_vit import StitchedViT
 
-__all__ = ["SMALL_EXIT", "GivenFeatures", "PyramidPerExit"]
+__all__ = ["SMALL_EXIT", "GivenFeatures", "PyramidPerExit", "pyramid_of_exit"]
 
 SMALL_EXIT = "small_exit"
 """Name of the small anchor's pyramid inside a :class:`PyramidPerExit`."""
@@ -88,3 +88,8 @@ class PyramidPerExit(SimpleFeaturePyramid):
             return super().forward(images)
         features = self.net(images)[self.in_feature]
         return self.exit_pyramid(SMALL)(features)
+
+
+def pyramid_of_exit(pyramid: SimpleFeaturePyramid, exit_anchor: int) -> SimpleFeaturePyramid:
+    """The pyramid of the stitches that end in an anchor; where there is one for all, that one."""
+    return pyramid.exit_pyramid(exit_anchor) if isinstance(pyramid, PyramidPerExit) else pyramid
