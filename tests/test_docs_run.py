@@ -77,8 +77,6 @@ def test_every_command_of_the_page_runs(page, demo, monkeypatch):
         if language:
             exec(compile(text, f"docs/{page}.md", "exec"), {})
         else:
-            # So short a training is right in few places, in how many depends on the machine.
-            text = text.replace("precision=0.5", "precision=0.05")
             _, *arguments = shlex.split(text, comments=True)
             if arguments[:2] == SERVER:
                 monkeypatch.setattr(sys, "argv", arguments[1:])

@@ -22,6 +22,7 @@ from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.report.gap_plot import Gap, plot_gaps
 from snnet_vitdet.study import (
     ALONE,
+    PAPER,
     VARIANTS,
     Runner,
     Study,
@@ -88,17 +89,12 @@ def run(args):
         raise InputError(f"--seeds {args.seeds} names one twice")
     if not args.seeds and not args.rows:
         raise InputError("nothing is asked for: give --seeds to run, or --rows of others that ran")
-    table = StudyTable()
+    table = StudyTable(cost_of(PAPER, args))
     for path in args.rows:
         table.read(path)
     variants = [variant for variant in VARIANTS if variant.name in args.variants]
     # Each with its overrides, so that a mistake is found before anything is trained.
-    costs = {}
-    for variant in variants if args.seeds else ():
-        overrides = [*args.opts, f"train.max_iter={args.max_iter}", *variant.overrides]
-        config = load_config(str(ROOT / SUPERNET), overrides)
-        cost = training_cost(config, stitch_costs(config.model))
-        costs[variant.name] = variant.length * cost
+    costs = {variant.name: cost_of(variant, args) for variant in variants if args.seeds}
     folder = Path(args.folder).resolve()
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     runner = Runner(ROOT / "train_net.py", folder, tuple(args.opts), threads)
@@ -108,6 +104,13 @@ def run(args):
     plot_gaps(list(gaps(table)), folder / "gaps.png", DEAR)
     print(f"\n{table.summary()}")
     print(f"Results in {folder}")
+
+
+def cost_of(variant, args):
+    """Arithmetic of a whole training over that of the large ViT alone for as many iterations."""
+    overrides = [*args.opts, f"train.max_iter={args.max_iter}", *variant.overrides]
+    config = load_config(str(ROOT / SUPERNET), overrides)
+    return variant.length * training_cost(config, stitch_costs(config.model))
 
 
 def gaps(table):

@@ -176,6 +176,16 @@ def test_saved_config_of_an_earlier_version_gets_the_keys_it_lacks(tiny_config, 
     assert (changed.sweep.subset, changed.sweep.mode) == (500, "one_pass")
 
 
+def test_a_config_without_a_sweep_gets_the_keys_of_its_training(tiny_config, tmp_path):
+    config = tiny_config()
+    ends = config.train.pop("ends")
+    del config["sweep"]
+    LazyConfig.save(config, str(tmp_path / "config.yaml"))
+    loaded = load_config(str(tmp_path / "config.yaml"), ["train.ends.period=4"])
+    assert loaded.train.ends == {**ends, "period": 4}
+    assert "sweep" not in loaded
+
+
 @pytest.mark.parametrize("group", ["ends", "distillation"])
 def test_a_group_that_is_set_to_null_is_off(group, tiny_config):
     assert tiny_config(f"train.{group}=null") == tiny_config()

@@ -33,11 +33,6 @@ def test_what_costs_more_has_another_colour():
     assert dear != single == paper
 
 
-def test_a_cost_that_is_not_known_is_not_told():
-    (axes,) = gap_figure([Gap("lone", (1.0,), 1.0, math.nan, math.nan)], dear=1.3).axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["lone"]
-
-
 @pytest.mark.parametrize("count", [1, 18])
 def test_the_file_is_a_picture(tmp_path, count):
     path = tmp_path / "new" / "gaps.png"

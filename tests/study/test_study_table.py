@@ -7,14 +7,16 @@ import pytest
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.study import StudyTable
 
+PAPER_COST = 0.5
 
-def values(small, small_gap, cost=0.5):
+
+def values(small, small_gap, cost=PAPER_COST):
     return {"small": small, "small_gap": small_gap, "cost": cost, "SFS": small + 5}
 
 
 @pytest.fixture
 def table():
-    made = StudyTable()
+    made = StudyTable(PAPER_COST)
     for seed, small in ((0, 30.0), (1, 32.0)):
         made.add(seed, "small_alone", {"small": small})
         made.add(seed, "paper", values(25.0 + seed, 25.0 + seed - small))
@@ -34,6 +36,7 @@ def test_means_and_differences_are_taken_seed_by_seed(table):
     # Gaps of -3 and -3.
     assert table.mean("other", "small_gap") == (-3.0, 0.0)
     assert table.times("other") == 1.5
+    assert math.isnan(table.times("small_alone"))
     cells = cells_of(table)
     # Gains of 2 and 3.
     assert cells["other"][0] == "28.00 ± 1.00 (+2.50 ± 0.50)"
@@ -49,19 +52,18 @@ def test_a_seed_that_the_recipe_has_not_is_not_compared(table):
     assert cells_of(table)["third"][0] == "10.00"
 
 
-def test_without_the_recipe_there_is_nothing_to_compare_with():
-    table = StudyTable()
-    table.add(0, "other", values(27.0, -3.0))
-    assert math.isnan(table.times("other"))
-    assert cells_of(table)["other"] == ["27.00", "-3.00", "", "", "", "0.50"]
+def test_without_the_recipe_there_is_only_its_cost_to_compare_with():
+    table = StudyTable(PAPER_COST)
+    table.add(0, "other", values(27.0, -3.0, cost=0.75))
+    assert cells_of(table)["other"] == ["27.00", "-3.00", "", "", "", "0.75 (1.50×)"]
 
 
 def test_rows_of_several_files_are_one_table(table, tmp_path):
     table.write(tmp_path / "first.csv")
-    second = StudyTable()
+    second = StudyTable(PAPER_COST)
     second.add(2, "paper", values(1 / 3, -1.0))
     second.write(tmp_path / "second.csv")
-    both = StudyTable()
+    both = StudyTable(PAPER_COST)
     both.read(tmp_path / "first.csv")
     assert both.summary() == table.summary()
     both.read(tmp_path / "second.csv")
@@ -85,4 +87,4 @@ def test_what_is_no_such_file_is_refused(content, tmp_path):
     if content is not None:
         (tmp_path / "rows.csv").write_bytes(content)
     with pytest.raises(InputError, match=r"rows.csv cannot be read as the rows of a study"):
-        StudyTable().read(tmp_path / "rows.csv")
+        StudyTable(PAPER_COST).read(tmp_path / "rows.csv")

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from tools import proxy_study
 
+from snnet_vitdet.report.gap_plot import plot_gaps
 from snnet_vitdet.study import Runner
 
 # Small end, large end by seed; of the ViTs alone, the one there is.
@@ -16,6 +17,19 @@ SCORES = {
     "paper": {0: (25.0, 38.0), 1: (28.0, 39.0)},
     "exit_norm": {0: (27.0, 38.0), 1: (31.0, 40.0)},
 }
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Costs of the variants in the picture, by name."""
+    costs = {}
+
+    def gaps_of(gaps, path, dear):
+        costs.update({gap.name: gap.cost for gap in gaps})
+        plot_gaps(gaps, path, dear)
+
+    monkeypatch.setattr(proxy_study, "plot_gaps", gaps_of)
+    return costs
 
 
 @pytest.fixture
@@ -122,6 +136,19 @@ def test_the_cost_is_that_of_a_whole_training(study, monkeypatch):
         line for line in summary_of(study("--seeds", "0", *variants)) if "twice_as_long" in line
     ]
     assert line.endswith("(2.00×) |")
+
+
+def test_the_cost_over_the_papers_is_told_without_it(study, drawn, tmp_path, monkeypatch):
+    monkeypatch.setitem(SCORES, "twice_as_long", SCORES["exit_norm"])
+    study("--seeds", "0", "--variants", "twice_as_long")
+    assert drawn == {"twice_as_long": pytest.approx(2.0)}
+    drawn.clear()
+    rows = (tmp_path / "study/study.csv").rename(tmp_path / "rows.csv")
+    (line,) = [
+        line for line in summary_of(study("--seeds", "--rows", str(rows))) if "twice" in line
+    ]
+    assert line.endswith("(2.00×) |")
+    assert drawn == {"twice_as_long": pytest.approx(2.0)}
 
 
 def test_a_seed_twice_is_refused(study, capsys):

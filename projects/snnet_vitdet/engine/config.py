@@ -68,7 +68,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
         raise InputError(f"config file {config_file} does not exist{hint}")
     config = LazyConfig.load(config_file)
     for key, value in _LATER_KEYS.items():
-        if OmegaConf.select(config, key) is None and "sweep" in config:
+        if key.partition(".")[0] in config and OmegaConf.select(config, key) is None:
             OmegaConf.update(config, key, value, force_add=True)
     _follow_folder(config, config_file)
     for override in overrides:

@@ -1,7 +1,6 @@
 """The picture of a study: how far each variant's small end is from the small ViT alone."""
 
 import io
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,8 +32,7 @@ class Gap:
         values: AP of its small end less that of the small ViT alone, one a seed.
         mean: Of the values.
         error: Standard error of the mean; NaN of a single value.
-        cost: Arithmetic of its training over that of the recipe it is compared with; NaN where that
-            is not known.
+        cost: Arithmetic of its training over that of the recipe it is compared with.
     """
 
     name: str
@@ -74,9 +72,7 @@ def gap_figure(gaps: Sequence[Gap], dear: float) -> Figure:
             gap.mean, row, xerr=gap.error, fmt="o", markersize=6, color=colour, capsize=3, zorder=3
         )
     axes.axvline(0.0, color=_INK, linewidth=1.2, zorder=1)
-    costs = ["" if math.isnan(gap.cost) else f"  ({gap.cost:.2f}×)" for gap in gaps]
-    names = [gap.name + cost for gap, cost in zip(gaps, costs, strict=True)]
-    axes.set_yticks(range(len(gaps)), names)
+    axes.set_yticks(range(len(gaps)), [f"{gap.name}  ({gap.cost:.2f}×)" for gap in gaps])
     axes.invert_yaxis()
     axes.set_xlabel("box AP of the small end less that of the small ViT alone", color=_INK)
     axes.tick_params(labelsize=10, colors=_INK)

@@ -34,8 +34,14 @@ class StudyTable:
     ViT alone; and the mean AP of each kind. A run of a single ViT has one end alone.
     """
 
-    def __init__(self) -> None:
-        """Without rows."""
+    def __init__(self, paper_cost: float) -> None:
+        """Without rows.
+
+        Args:
+            paper_cost: Arithmetic of a training by the paper's recipe over that of the large ViT
+                alone; what the others cost is told beside it, whether or not it was run.
+        """
+        self._paper_cost = paper_cost
         self._rows: dict[tuple[int, str], dict[str, float]] = {}
 
     @property
@@ -115,9 +121,8 @@ class StudyTable:
         return paired(results, dict.fromkeys(results, 0.0))
 
     def times(self, run: str) -> float:
-        """What a training costs over that of the paper's recipe; NaN where that is not known."""
-        own, of_paper = self.results(run, _COST), self.results(PAPER.name, _COST)
-        return _first(own) / _first(of_paper)
+        """What a training costs over that of the paper's recipe; NaN of a single ViT."""
+        return _first(self.results(run, _COST)) / self._paper_cost
 
     def summary(self) -> str:
         """Means over the seeds, differences to the paper's recipe, as a Markdown table.
@@ -131,8 +136,7 @@ class StudyTable:
             for column in _SCORES:
                 cells.append(self._cell(run, column))
             cost, times = _first(self.results(run, _COST)), self.times(run)
-            text = "" if math.isnan(cost) else f"{cost:.2f}"
-            cells.append(text + ("" if math.isnan(times) else f" ({times:.2f}×)"))
+            cells.append("" if math.isnan(cost) else f"{cost:.2f} ({times:.2f}×)")
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 
