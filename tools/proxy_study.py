@@ -18,10 +18,11 @@ from pathlib import Path
 
 from snnet_vitdet.engine import load_config
 from snnet_vitdet.errors import InputError, exit_on_input_error
-from snnet_vitdet.modeling import stitch_costs
+from snnet_vitdet.modeling import baseline_cost, stitch_costs
 from snnet_vitdet.report.gap_plot import Gap, plot_gaps
 from snnet_vitdet.study import (
     ALONE,
+    CONFIGS,
     PAPER,
     VARIANTS,
     Runner,
@@ -32,7 +33,6 @@ from snnet_vitdet.study import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-SUPERNET = "configs/proxy/mask_rcnn_snnet_proxy.py"
 # What a training may cost over the paper's recipe to become the default.
 DEAR = 1.3
 
@@ -63,20 +63,25 @@ def arguments():
 class Takings:
     """Puts what the runs have reached into a table, which is written whenever there is more."""
 
-    def __init__(self, table, path, costs):
+    def __init__(self, table, path, variants, costs):
         self.table, self.path, self.costs = table, path, costs
+        self.vits = {variant.name: variant.vit for variant in variants}
         self.alone = {}
 
     def add(self, seed, name, rows):
-        """Takes in a run; those of single ViTs come first."""
-        ends = {run: vit for vit, run in ALONE.items()}
-        if name in ends:
-            (self.alone[seed, name],) = rows
-            values = {ends[name]: rows[0]["bbox_AP"]}
+        """Takes in a run; those that the others are compared with come first."""
+        if vit := self.vits[name]:
+            (row,) = rows
+            values = {vit: row["bbox_AP"]}
+            if name == ALONE[vit].name:
+                self.alone[seed, vit] = row
+            else:
+                values[f"{vit}_gap"] = row["bbox_AP"] - self.alone[seed, vit]["bbox_AP"]
         else:
-            found = scores_of(rows, *(self.alone[seed, run] for run in ends))
+            found = scores_of(rows, *(self.alone[seed, vit] for vit in ALONE))
             values = {key: value for key, value in vars(found).items() if key != "by_kind"}
-            values |= {"cost": self.costs[name], **found.by_kind}
+            values |= found.by_kind
+        values["cost"] = self.costs[name]
         self.table.add(seed, name, values)
         self.table.write(self.path)
         shown = ", ".join(f"{key} {value:.2f}" for key, value in values.items())
@@ -94,11 +99,12 @@ def run(args):
         table.read(path)
     variants = [variant for variant in VARIANTS if variant.name in args.variants]
     # Each with its overrides, so that a mistake is found before anything is trained.
-    costs = {variant.name: cost_of(variant, args) for variant in variants if args.seeds}
+    runs = [*ALONE.values(), *variants] if args.seeds else []
+    costs = {variant.name: cost_of(variant, args) for variant in runs}
     folder = Path(args.folder).resolve()
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     runner = Runner(ROOT / "train_net.py", folder, tuple(args.opts), threads)
-    takings = Takings(table, folder / "study.csv", costs)
+    takings = Takings(table, folder / "study.csv", runs, costs)
     study = Study(runner, args.pretrain_iter, args.max_iter)
     study.play(args.seeds, variants, args.jobs, takings.add)
     plot_gaps(list(gaps(table)), folder / "gaps.png", DEAR)
@@ -107,10 +113,15 @@ def run(args):
 
 
 def cost_of(variant, args):
-    """Arithmetic of a whole training over that of the large ViT alone for as many iterations."""
+    """Arithmetic of a whole training over that of the large ViT alone, of the usual length."""
     overrides = [*args.opts, f"train.max_iter={args.max_iter}", *variant.overrides]
-    config = load_config(str(ROOT / SUPERNET), overrides)
-    return variant.length * training_cost(config, stitch_costs(config.model))
+    config = load_config(str(ROOT / CONFIGS[variant.vit or "supernet"]), overrides)
+    if variant.vit is None:
+        cost = training_cost(config, stitch_costs(config.model))
+    else:
+        large = load_config(str(ROOT / CONFIGS["large"]), args.opts)
+        cost = baseline_cost(config.model).gflops / baseline_cost(large.model).gflops
+    return variant.length * cost
 
 
 def gaps(table):

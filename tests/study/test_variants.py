@@ -5,18 +5,21 @@ import pytest
 from snnet_vitdet.engine import build_sampler, load_config
 from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.stitching import select_stitches
-from snnet_vitdet.study import PAPER, VARIANTS, training_cost
+from snnet_vitdet.study import ALONE, CONFIGS, PAPER, VARIANTS, training_cost
 
-SUPERNET = "configs/proxy/mask_rcnn_snnet_proxy.py"
+SUPERNETS = [variant for variant in VARIANTS if variant.vit is None]
+SINGLE_VITS = [variant for variant in (*ALONE.values(), *VARIANTS) if variant.vit is not None]
 
 
 @pytest.fixture
 def make(root):
-    """Makes the supernet's config with the overrides of a variant."""
-    return lambda variant: load_config(str(root / SUPERNET), list(variant.overrides))
+    """Makes the config of a variant."""
+    return lambda variant: load_config(
+        str(root / CONFIGS[variant.vit or "supernet"]), list(variant.overrides)
+    )
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", SUPERNETS, ids=lambda variant: variant.name)
 def test_a_variant_is_a_config_that_changes_something(variant, make):
     config = make(variant)
     space = stitch_costs(config.model).space
@@ -27,9 +30,15 @@ def test_a_variant_is_a_config_that_changes_something(variant, make):
 
 
 def test_names_are_folders_of_their_own():
-    names = [variant.name for variant in VARIANTS]
+    names = [variant.name for variant in (*ALONE.values(), *VARIANTS)]
     assert len(set(names)) == len(names)
-    assert not {"small_alone", "large_alone", "pretrained_small", "pretrained_large"} & set(names)
+    assert not {"pretrained_small", "pretrained_large"} & set(names)
+
+
+@pytest.mark.parametrize("variant", SINGLE_VITS, ids=lambda variant: variant.name)
+def test_a_vit_alone_is_that_of_the_supernet(variant, make):
+    net = make(variant).model.backbone.net
+    assert net == make(PAPER).model.backbone.net[variant.vit]
 
 
 def test_the_cost_of_a_training_is_the_mean_over_the_draws(make):
@@ -55,6 +64,7 @@ def test_the_page_has_every_variant_with_its_overrides(root):
     for variant in VARIANTS:
         cells = [f"`{override}`" for override in variant.overrides]
         if variant.length != 1:
-            cells.append(f"{variant.length:g} × `train.max_iter`")
+            of = {None: "", "small": "S alone, ", "large": "L alone, "}[variant.vit]
+            cells.append(f"{of}{variant.length:g} × `train.max_iter`")
         expected[f"`{variant.name}`"] = " ".join(cells)
     assert expected.items() <= rows.items()

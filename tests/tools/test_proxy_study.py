@@ -53,7 +53,7 @@ def made_up(self, name, config, overrides, seed):
         return []
     scores = SCORES[name][seed]
     if len(scores) == 1:
-        cost = 0.2 if name == "small_alone" else 0.3
+        cost = 0.2 if config == "small" else 0.3
         return [{"name": "baseline", "kind": "baseline", "gflops": cost, "bbox_AP": scores[0]}]
     small, large = scores
     return [
@@ -68,14 +68,14 @@ def summary_of(printed):
     return sorted(line for line in printed.splitlines() if line.startswith("| "))
 
 
+def cells_of(printed):
+    """The table's cells by the name of the run."""
+    rows = [line.strip("|").split("|") for line in summary_of(printed)]
+    return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in rows}
+
+
 def test_differences_are_taken_seed_by_seed(study):
-    printed = study("--seeds", "0", "1", "--variants", "paper", "exit_norm")
-    table = {
-        cells[0]: cells[1:]
-        for line in printed.splitlines()
-        if line.startswith("| ")
-        for cells in [[cell.strip() for cell in line.strip("|").split("|")]]
-    }
+    table = cells_of(study("--seeds", "0", "1", "--variants", "paper", "exit_norm"))
     # Means 25, 28 and 27, 31; gaps -5, -4 and -3, -1; gains of 2 and 3.
     assert table["paper"][:2] == ["26.50 ± 1.50", "-4.50 ± 0.50"]
     assert table["exit_norm"][1] == "-2.00 ± 1.00 (+2.50 ± 0.50)"
@@ -132,10 +132,8 @@ def test_neither_seeds_nor_rows_is_refused(study, capsys):
 def test_the_cost_is_that_of_a_whole_training(study, monkeypatch):
     monkeypatch.setitem(SCORES, "twice_as_long", SCORES["exit_norm"])
     variants = ["--variants", "paper", "twice_as_long"]
-    (line,) = [
-        line for line in summary_of(study("--seeds", "0", *variants)) if "twice_as_long" in line
-    ]
-    assert line.endswith("(2.00×) |")
+    cells = cells_of(study("--seeds", "0", *variants))
+    assert cells["twice_as_long"][-1].endswith("(2.00×)")
 
 
 def test_the_cost_over_the_papers_is_told_without_it(study, drawn, tmp_path, monkeypatch):
@@ -144,11 +142,28 @@ def test_the_cost_over_the_papers_is_told_without_it(study, drawn, tmp_path, mon
     assert drawn == {"twice_as_long": pytest.approx(2.0)}
     drawn.clear()
     rows = (tmp_path / "study/study.csv").rename(tmp_path / "rows.csv")
-    (line,) = [
-        line for line in summary_of(study("--seeds", "--rows", str(rows))) if "twice" in line
-    ]
-    assert line.endswith("(2.00×) |")
+    cells = cells_of(study("--seeds", "--rows", str(rows)))
+    assert cells["twice_as_long"][-1].endswith("(2.00×)")
     assert drawn == {"twice_as_long": pytest.approx(2.0)}
+
+
+def test_a_vit_alone_for_longer_is_compared_with_the_same_of_the_usual_length(
+    study, drawn, monkeypatch
+):
+    monkeypatch.setitem(SCORES, "small_alone_longer", {0: (33.0,), 1: (34.0,)})
+    monkeypatch.setitem(SCORES, "large_alone_longer", {0: (43.0,), 1: (45.0,)})
+    both = ("small_alone_longer", "large_alone_longer")
+    cells = cells_of(study("--seeds", "0", "1", "--variants", *both))
+    assert cells["small_alone_longer"][:2] == ["33.50 ± 0.50", "2.50 ± 0.50"]
+    assert cells["large_alone_longer"][2:4] == ["44.00 ± 1.00", "3.50 ± 0.50"]
+    # Of 1.3 times the iterations; S is the cheaper.
+    assert cells["large_alone"][-1].startswith("1.00 ")
+    assert cells["large_alone_longer"][-1].startswith("1.30 ")
+    small = float(cells["small_alone"][-1].split()[0])
+    assert 0.3 < small < 0.6
+    assert float(cells["small_alone_longer"][-1].split()[0]) == pytest.approx(1.3 * small, abs=0.01)
+    # The picture is that of the small end.
+    assert list(drawn) == ["small_alone_longer"]
 
 
 def test_a_seed_twice_is_refused(study, capsys):

@@ -1,13 +1,14 @@
 """Trainings of one proxy in many variants, with what each gains and costs."""
 
 from .cost import training_cost
-from .runs import ALONE, Runner, Study
+from .runs import CONFIGS, Runner, Study
 from .scores import Scores, paired, scores_of
 from .table import StudyTable
-from .variants import PAPER, VARIANTS, Variant
+from .variants import ALONE, PAPER, VARIANTS, Variant
 
 __all__ = [
     "ALONE",
+    "CONFIGS",
     "PAPER",
     "VARIANTS",
     "Runner",

@@ -11,18 +11,16 @@ from pathlib import Path
 
 from snnet_vitdet.errors import InputError
 
-from .variants import Variant
+from .variants import ALONE, Variant
 
-__all__ = ["ALONE", "Runner", "Study"]
+__all__ = ["CONFIGS", "Runner", "Study"]
 
-_CONFIGS = {
+CONFIGS = {
     "small": "configs/proxy/mask_rcnn_vitdet_proxy_s.py",
     "large": "configs/proxy/mask_rcnn_vitdet_proxy_l.py",
     "supernet": "configs/proxy/mask_rcnn_snnet_proxy.py",
 }
-
-ALONE = {"small": "small_alone", "large": "large_alone"}
-"""Names of the runs of single ViTs, by the ViT."""
+"""Config files of the study, as paths from the repository; those of single ViTs by the ViT."""
 
 _PRETRAINED = "pretrained_{}"
 
@@ -68,7 +66,7 @@ class Runner:
                 f"train.output_dir={output}",
             )
             for flags in (["--resume"], ["--resume", "--eval-only"]):
-                self._start(output, _CONFIGS[config], flags, given)
+                self._start(output, CONFIGS[config], flags, given)
             (output / "finished").touch()
         return json.loads(results.read_text(encoding="utf-8"))
 
@@ -127,7 +125,7 @@ class Study:
 
         Args:
             seeds: Of the trainings.
-            variants: Of the supernet.
+            variants: Of the supernet, and ViTs alone for other lengths.
             jobs: How many runs at a time.
             finished: Is called with seed, name and rows of each run that is compared, in their
                 order, the single ViTs first.
@@ -140,14 +138,10 @@ class Study:
                 seed: [pool.submit(self._pretrain, seed, vit) for vit in ALONE] for seed in seeds
             }
             runs = {
-                (seed, name): pool.submit(self._alone, seed, vit, pretrained[seed])
-                for vit, name in ALONE.items()
+                (seed, variant.name): pool.submit(self._variant, seed, variant, pretrained[seed])
+                for variant in (*ALONE.values(), *variants)
                 for seed in seeds
             }
-            for variant in variants:
-                for seed in seeds:
-                    run = pool.submit(self._supernet, seed, variant, pretrained[seed])
-                    runs[seed, variant.name] = run
             try:
                 for (seed, name), run in runs.items():
                     finished(seed, name, run.result())
@@ -159,30 +153,20 @@ class Study:
         length = f"train.max_iter={self.pretrain_iter}"
         return self.runner.run(_PRETRAINED.format(vit), vit, [length], seed)
 
-    def _alone(self, seed: int, vit: str, pretrained: Sequence[Future]) -> list[dict]:
-        start = f"init.weights.net={self._weights(seed, vit)}"
-        return self._run(ALONE[vit], vit, [start], seed, pretrained, self.max_iter)
-
-    def _supernet(self, seed: int, variant: Variant, pretrained: Sequence[Future]) -> list[dict]:
-        start = [f"init.weights.{vit}={self._weights(seed, vit)}" for vit in ALONE]
-        overrides = [*start, *variant.overrides]
-        length = round(variant.length * self.max_iter)
-        return self._run(variant.name, "supernet", overrides, seed, pretrained, length)
-
-    def _weights(self, seed: int, vit: str) -> Path:
-        return self.runner.output(_PRETRAINED.format(vit), seed) / "model_final.pth"
-
-    def _run(
-        self,
-        name: str,
-        config: str,
-        overrides: Sequence[str],
-        seed: int,
-        pretrained: Sequence[Future],
-        max_iter: int,
-    ) -> list[dict]:
+    def _variant(self, seed: int, variant: Variant, pretrained: Sequence[Future]) -> list[dict]:
         # Submitted before this one, so they are under way or over.
         for run in pretrained:
             run.result()
-        length = f"train.max_iter={max_iter}"
-        return self.runner.run(name, config, [length, *overrides], seed)
+        if variant.vit is None:
+            config, starts = "supernet", {vit: vit for vit in ALONE}
+        else:
+            config, starts = variant.vit, {"net": variant.vit}
+        overrides = [
+            f"train.max_iter={round(variant.length * self.max_iter)}",
+            *(f"init.weights.{key}={self._weights(seed, vit)}" for key, vit in starts.items()),
+            *variant.overrides,
+        ]
+        return self.runner.run(variant.name, config, overrides, seed)
+
+    def _weights(self, seed: int, vit: str) -> Path:
+        return self.runner.output(_PRETRAINED.format(vit), seed) / "model_final.pth"

@@ -2,25 +2,34 @@
 
 from dataclasses import dataclass
 
-__all__ = ["PAPER", "VARIANTS", "Variant"]
+__all__ = ["ALONE", "PAPER", "VARIANTS", "Variant"]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train the supernet.
+    """One way to train the supernet, or a ViT alone.
 
     Attributes:
         name: Of its rows and folders.
         question: What it is to answer.
         overrides: What it changes of ``configs/proxy/mask_rcnn_snnet_proxy.py``.
         length: Of its training over that of the others.
+        vit: ``small`` or ``large``: the ViT that is trained alone, for comparison; None: the
+            supernet.
     """
 
     name: str
     question: str
     overrides: tuple[str, ...] = ()
     length: float = 1.0
+    vit: str | None = None
 
+
+ALONE = {
+    vit: Variant(f"{vit}_alone", "What is everything else compared with?", vit=vit)
+    for vit in ("small", "large")
+}
+"""Each ViT trained alone, in every study."""
 
 PAPER = Variant("paper", "How much do the ends lose in the paper's recipe?")
 
@@ -123,10 +132,22 @@ _REMEDIES = (
         ("train.ema_decay=0.99",),
     ),
     Variant(
+        "longer",
+        "The paper's recipe for longer, at 1.3 times its cost.",
+        length=1.3,
+    ),
+    Variant(
         "twice_as_long",
         "Twice the iterations, at about the cost of S alone and L alone together.",
         length=2.0,
     ),
 )
 
-VARIANTS = (PAPER, *_CAUSES, *_REMEDIES)
+_ALONE_FOR_LONGER = (
+    Variant("small_alone_longer", "What does S alone gain from longer?", length=1.3, vit="small"),
+    Variant("large_alone_longer", "What does L alone?", length=1.3, vit="large"),
+    Variant("small_alone_twice_as_long", "S alone, twice as long.", length=2.0, vit="small"),
+    Variant("large_alone_twice_as_long", "L alone, twice as long.", length=2.0, vit="large"),
+)
+
+VARIANTS = (PAPER, *_CAUSES, *_REMEDIES, *_ALONE_FOR_LONGER)
