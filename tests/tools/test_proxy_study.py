@@ -71,16 +71,16 @@ def summary_of(printed):
 def cells_of(printed):
     """The table's cells by the name of the run."""
     rows = [line.strip("|").split("|") for line in summary_of(printed)]
-    return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in rows}
+    return {cells[0].strip(" `"): [cell.strip() for cell in cells[1:]] for cells in rows}
 
 
 def test_differences_are_taken_seed_by_seed(study):
     table = cells_of(study("--seeds", "0", "1", "--variants", "paper", "exit_norm"))
     # Means 25, 28 and 27, 31; gaps -5, -4 and -3, -1; gains of 2 and 3.
-    assert table["paper"][:2] == ["26.50 ± 1.50", "-4.50 ± 0.50"]
-    assert table["exit_norm"][1] == "-2.00 ± 1.00 (+2.50 ± 0.50)"
-    assert table["exit_norm"][3] == "-1.50 ± 0.50 (+0.50 ± 0.50)"
-    assert table["small_alone"][0] == "31.00 ± 1.00 (+4.50 ± 0.50)"
+    assert table["paper"][:3] == ["2", "26.50 ± 1.50", "-4.50 ± 0.50"]
+    assert table["exit_norm"][2] == "-2.00 ± 1.00 (+2.50 ± 0.50)"
+    assert table["exit_norm"][4] == "-1.50 ± 0.50 (+0.50 ± 0.50)"
+    assert table["small_alone"][1] == "31.00 ± 1.00 (+4.50 ± 0.50)"
     assert table["paper"][-1].endswith("(1.00×)")
 
 
@@ -154,8 +154,8 @@ def test_a_vit_alone_for_longer_is_compared_with_the_same_of_the_usual_length(
     monkeypatch.setitem(SCORES, "large_alone_longer", {0: (43.0,), 1: (45.0,)})
     both = ("small_alone_longer", "large_alone_longer")
     cells = cells_of(study("--seeds", "0", "1", "--variants", *both))
-    assert cells["small_alone_longer"][:2] == ["33.50 ± 0.50", "2.50 ± 0.50"]
-    assert cells["large_alone_longer"][2:4] == ["44.00 ± 1.00", "3.50 ± 0.50"]
+    assert cells["small_alone_longer"][1:3] == ["33.50 ± 0.50", "2.50 ± 0.50"]
+    assert cells["large_alone_longer"][3:5] == ["44.00 ± 1.00", "3.50 ± 0.50"]
     # Of 1.3 times the iterations; S is the cheaper.
     assert cells["large_alone"][-1].startswith("1.00 ")
     assert cells["large_alone_longer"][-1].startswith("1.30 ")

@@ -130,11 +130,11 @@ class StudyTable:
         The cost is that of a training over that of the large ViT alone, then over that of the
         paper's recipe.
         """
-        lines = [f"| run | {' | '.join(_SCORES.values())} | cost |", "| --- " * 7 + "|"]
+        heads = ["run", "seeds", *_SCORES.values(), "cost"]
+        lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
         for run in self.runs:
-            cells = [run]
-            for column in _SCORES:
-                cells.append(self._cell(run, column))
+            seeds = sum(name == run for _, name in self._rows)
+            cells = [f"`{run}`", str(seeds), *(self._cell(run, column) for column in _SCORES)]
             cost, times = _first(self.results(run, _COST)), self.times(run)
             cells.append("" if math.isnan(cost) else f"{cost:.2f} ({times:.2f}×)")
             lines.append(f"| {' | '.join(cells)} |")
