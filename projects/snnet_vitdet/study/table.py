@@ -10,7 +10,7 @@ from snnet_vitdet.errors import InputError
 from snnet_vitdet.files import write_atomically
 
 from .scores import paired
-from .variants import PAPER
+from .variants import ALONE, PAPER, VARIANTS
 
 __all__ = ["StudyTable"]
 
@@ -46,8 +46,10 @@ class StudyTable:
 
     @property
     def runs(self) -> list[str]:
-        """Names of the runs, in the order in which they came."""
-        return list(dict.fromkeys(run for _, run in self._rows))
+        """Names of the runs: in the order of the variants, others by their names after them."""
+        order = [variant.name for variant in (*ALONE.values(), *VARIANTS)]
+        there = {run for _, run in self._rows}
+        return [run for run in order if run in there] + sorted(there - set(order))
 
     def add(self, seed: int, run: str, values: dict[str, float]) -> None:
         """Takes in a row.
@@ -125,10 +127,10 @@ class StudyTable:
         return _first(self.results(run, _COST)) / self._paper_cost
 
     def summary(self) -> str:
-        """Means over the seeds, differences to the paper's recipe, as a Markdown table.
+        """Means over the seeds with their standard errors, as a Markdown table.
 
-        The cost is that of a training over that of the large ViT alone, then over that of the
-        paper's recipe.
+        In brackets, the differences to the paper's recipe, taken seed by seed. The cost is that of
+        a training over that of the large ViT alone, then over that of the paper's recipe.
         """
         heads = ["run", "seeds", *_SCORES.values(), "cost"]
         lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
@@ -144,8 +146,11 @@ class StudyTable:
         own, of_paper = self.results(run, column), self.results(PAPER.name, column)
         if not own:
             return ""
-        text = _with_error("{:.2f}", *self.mean(run, column))
-        if run != PAPER.name and own.keys() & of_paper.keys():
+        # Values that are a difference already have their sign, and no second one beside them.
+        gap = column in ("small_gap", "large_gap")
+        form = "{:.2f}" if column in ("small", "large") else "{:+.2f}"
+        text = _with_error(form, *self.mean(run, column))
+        if run != PAPER.name and not gap and own.keys() & of_paper.keys():
             text += f" ({_with_error('{:+.2f}', *paired(own, of_paper))})"
         return text
 
