@@ -5,7 +5,7 @@ import pytest
 from snnet_vitdet.engine import build_sampler, load_config
 from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.stitching import select_stitches
-from snnet_vitdet.study import ALONE, CONFIGS, PAPER, VARIANTS, training_cost
+from snnet_vitdet.study import ALONE, CONFIGS, PAPER, VARIANTS, StudyTable, training_cost
 
 SUPERNETS = [variant for variant in VARIANTS if variant.vit is None]
 SINGLE_VITS = [variant for variant in (*ALONE.values(), *VARIANTS) if variant.vit is not None]
@@ -68,3 +68,10 @@ def test_the_page_has_every_variant_with_its_overrides(root):
             cells.append(f"{of}{variant.length:g} × `train.max_iter`")
         expected[f"`{variant.name}`"] = " ".join(cells)
     assert expected.items() <= rows.items()
+
+
+def test_the_page_has_the_table_of_its_rows(root, make):
+    config = make(PAPER)
+    table = StudyTable(training_cost(config, stitch_costs(config.model)))
+    table.read(root / "docs/accuracy.csv")
+    assert table.summary() in (root / "docs/accuracy.md").read_text(encoding="utf-8")
