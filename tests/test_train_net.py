@@ -378,6 +378,37 @@ def test_micro_batches_and_frozen_anchors_are_resumed_exactly(
 
 
 @pytest.mark.slow
+def test_a_step_that_ends_in_its_second_micro_batch_is_repeated_as_a_whole(
+    tiny_config, tmp_path, monkeypatch, restored_logging
+):
+    """With turns of the ends: the gradient of the first micro-batch is no part of what is saved."""
+
+    def overrides(output):
+        turns = ("train.ends.period=2", "train.ends.stitches=S")
+        return [*fewer_resources(output), *turns, "train.checkpointer.period=1000"]
+
+    run_main(tiny_config(*overrides(tmp_path / "whole")))
+    forward, micro_batches = StitchedTrainer._forward, []
+
+    def wrong_once(self, batch):
+        micro_batches.append(self.iter)
+        if micro_batches.count(4) == 2:
+            raise InputError("some.jpg cannot be used")
+        return forward(self, batch)
+
+    ended = tmp_path / "ended"
+    with monkeypatch.context() as patch:
+        patch.setattr(StitchedTrainer, "_forward", wrong_once)
+        with pytest.raises(InputError, match="some.jpg"):
+            run_main(tiny_config(*overrides(ended)))
+    assert micro_batches == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert (ended / "last_checkpoint").read_text() == "model_0000003.pth"
+    run_main(tiny_config(*overrides(ended)), "--resume")
+    assert trained_iterations(ended) == list(range(6))
+    assert_same_tensors(weights(ended), weights(tmp_path / "whole"))
+
+
+@pytest.mark.slow
 def test_weights_are_there_before_the_model_is_wrapped(
     tiny_config, uninterrupted, tmp_path, monkeypatch, restored_logging
 ):
