@@ -123,7 +123,7 @@ class StudyTable:
         return paired(results, dict.fromkeys(results, 0.0))
 
     def times(self, run: str) -> float:
-        """What a training costs over that of the paper's recipe; NaN of a single ViT."""
+        """What a training costs over that of the paper's recipe; NaN where no row has a cost."""
         return _first(self.results(run, _COST)) / self._paper_cost
 
     def summary(self) -> str:
