@@ -19,6 +19,11 @@ NET = "model.backbone.net"
 # Networks of 12 stages, and of the embedded default's 4, where they are not all.
 SIZES = {"snnetv1": (13, 5), "space_snnetv1": (13, 5), "space_one_cut": (24, 8)}
 UNIFORM = ("snnetv1", "snnetv1_two_way", "sampling_uniform")
+UNIFORM_SAMPLING = {
+    "sampler._target_": UniformSampler,
+    "sampler.step": None,
+    "sampler.grouping": None,
+}
 # The config the ablation belongs to, and what it changes.
 CHANGES = {
     "space_snnetv1": ("s_l", {f"{NET}.max_cuts": 1, f"{NET}.kinds": ["S", "L", "FS"]}),
@@ -28,16 +33,18 @@ CHANGES = {
             f"{NET}.max_cuts": 1,
             f"{NET}.kinds": ["S", "L", "FS"],
             f"{NET}.lora_rank": 0,
-            "sampler._target_": UniformSampler,
-            "sampler.step": None,
+            **UNIFORM_SAMPLING,
         },
     ),
     "snnetv1_two_way": (
         "s_l",
-        {f"{NET}.lora_rank": 0, "sampler._target_": UniformSampler, "sampler.step": None},
+        {f"{NET}.lora_rank": 0, **UNIFORM_SAMPLING},
     ),
     "space_one_cut": ("s_l", {f"{NET}.max_cuts": 1}),
-    "sampling_uniform": ("s_l", {"sampler._target_": UniformSampler, "sampler.step": None}),
+    "sampling_uniform": (
+        "s_l",
+        UNIFORM_SAMPLING,
+    ),
     "sampling_step_50": ("s_l", {"sampler.step": 50.0}),
     "stitching_full_rank": ("s_l", {f"{NET}.lora_rank": 0}),
     "stitching_full_rank_b_l": ("b_l", {f"{NET}.lora_rank": 0}),
@@ -131,9 +138,8 @@ def override(tiny_config):
 
     def override(name):
         changes = dict(CHANGES[name][1])
-        target = changes.pop("sampler._target_", None)
-        if target:
-            changes.pop("sampler.step")
+        if "sampler._target_" in changes:
+            changes = {k: v for k, v in changes.items() if k not in UNIFORM_SAMPLING}
             changes["sampler._target_"] = "snnet_vitdet.stitching.UniformSampler"
         changes = {k: str(v).replace("'", "").replace(" ", "") for k, v in changes.items()}
         return tiny_config(*(f"{key}={value}" for key, value in changes.items()))

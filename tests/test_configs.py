@@ -171,7 +171,7 @@ def test_sampler_takes_the_real_costs_and_reaches_every_stitch(name, load):
     assert len(sampler.probabilities()) == len(space)
     assert min(sampler.probabilities()) > 0
     # Several budgets, or ROS would be no constraint at all.
-    assert len(sampler.bins) >= 5
+    assert len(sampler.groups) >= 5
 
 
 @pytest.mark.parametrize("name", RUNNABLE)

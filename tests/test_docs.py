@@ -129,7 +129,7 @@ def test_experiments_of_the_paper_all_have_a_row():
 @pytest.mark.slow
 def test_counts_are_those_of_the_configs():
     rows = table_rows(REPRODUCE, "config")
-    for name, stitches, bins, mean, share in rows:
+    for name, stitches, groups, mean, share in rows:
         config = load_config(str(ROOT / name.strip("`")))
         costs = stitch_costs(config.model)
         config.sampler.gflops = list(costs.gflops)
@@ -137,8 +137,8 @@ def test_counts_are_those_of_the_configs():
         pairs = zip(sampler.probabilities(), costs.gflops, strict=True)
         expected = sum(probability * gflops for probability, gflops in pairs)
         large = baseline_cost(anchor_alone(config.model, "large")).gflops
-        counted = len(costs.space), getattr(sampler, "bins", "")
-        assert (stitches, bins) == (str(counted[0]), counted[1] and str(len(counted[1]))), name
+        counted = len(costs.space), getattr(sampler, "groups", "")
+        assert (stitches, groups) == (str(counted[0]), counted[1] and str(len(counted[1]))), name
         assert (mean, share) == (f"{expected:.1f}", f"{expected / large:.3f}"), name
     for name, gflops, share in table_rows(REPRODUCE, "baseline"):
         cost = baseline_cost(load_config(str(ROOT / name.strip("`"))).model).gflops
@@ -151,25 +151,32 @@ def test_figure_3_is_counted_as_written():
     rows = table_rows(REPRODUCE, "sampling of the 134 stitches of S and L")
     config = load_config(str(ROOT / SL)).sampler
     config.gflops = list(gflops)
-    for (name, bins, anchors, rarest, commonest), step in zip(
-        rows, (None, 10, 50, 111), strict=True
+    uniform, *others = rows
+    assert uniform[1:] == ["", f"2/134 = {100 * 2 / 134:.1f} %", "1/134", "1/134"]
+    written = [(10, "gap"), (50, "gap"), (10, "round"), (50, "round")]
+    for (name, groups, anchors, rarest, commonest), (step, grouping) in zip(
+        others, written, strict=True
     ):
-        if step is None:
-            probabilities = [1 / 134] * 134
-        else:
-            assert f"step {step}" in name
-            config.step = step
-            sampler = instantiate(config)
-            assert bins == str(len(sampler.bins))
-            probabilities = sampler.probabilities()
+        assert f"step {step}" in name and f"`{grouping}`" in name
+        config.step, config.grouping = step, grouping
+        sampler = instantiate(config)
+        assert groups == str(len(sampler.groups))
+        probabilities = sampler.probabilities()
         share = probabilities[0] + probabilities[1]
-        assert anchors.endswith(f"= {100 * share:.1f} %")
+        assert anchors == f"2/{groups} = {100 * share:.1f} %"
         assert rarest == f"1/{round(1 / min(probabilities))}"
         assert commonest == f"1/{round(1 / max(probabilities))}"
-    config.step = 10
-    alone = [ids[0] for ids in instantiate(config).bins.values() if len(ids) == 1]
+
     space = StitchSpace((12, 24))
-    written = re.search(r"alone in their bins \(([^)]*)\)", " ".join(REPRODUCE.split()))[1].split(
-        ", "
-    )
-    assert {space[i].name for i in alone} == {"S", "L", *written}
+    config.step = 10
+    for grouping, alone in (("gap", set()), ("round", {f"FS-{cut}" for cut in (1, 3, 7, 9, 11)})):
+        config.grouping = grouping
+        members = [ids[0] for ids in instantiate(config).groups if len(ids) == 1]
+        assert {space[i].name for i in members} == {"S", "L", *alone}
+    listed = re.search(r"alone in their groups \(([^)]*)\)", " ".join(REPRODUCE.split()))[1]
+    assert set(listed.split(", ")) == alone
+    counts = []
+    for shift in range(11):
+        config.gflops = [cost + shift for cost in gflops]
+        counts.append(len(instantiate(config).groups))
+    assert f"from {min(counts)} to {max(counts)} groups" in " ".join(REPRODUCE.split())

@@ -29,7 +29,7 @@ LAYERS = "backbone.net.stitching_layers."
 SNNETV1 = (f"{NET}.max_cuts=1", f"{NET}.kinds=[S,L,FS]")
 UNIFORM = "sampler._target_=snnet_vitdet.stitching.UniformSampler"
 # So many iterations draw more than one kind of every space below.
-SEVERAL = 8
+SEVERAL = 10
 
 
 @dataclass
@@ -131,11 +131,11 @@ def test_uniform_sampling_draws_all_stitches_alike(trained, tiny_config):
     assert run.ids != draws(ResourceConstrainedSampler(gflops, step=0.002), SEVERAL)
 
 
-def test_another_step_of_ros_draws_from_other_bins(trained, tiny_config):
+def test_another_step_of_ros_draws_from_other_groups(trained, tiny_config):
     run = trained("sampler.step=0.0005", iterations=SEVERAL)
     gflops = stitch_costs(tiny_config().model).gflops
     default, fine = (ResourceConstrainedSampler(gflops, step) for step in (0.002, 0.0005))
-    assert 1 < len(default.bins) < len(fine.bins)
+    assert 1 < len(default.groups) < len(fine.groups)
     assert run.ids == draws(fine, SEVERAL)
     assert run.ids != draws(default, SEVERAL)
 

@@ -54,9 +54,9 @@ def training_lines(sampler, shares, costs, large_alone):
     if isinstance(sampler, EndsSampler):
         yield ends_plan(sampler, costs.space)
         sampler = sampler.of
-    # Uniform sampling has no bins.
-    if bins := getattr(sampler, "bins", None):
-        yield f"Bins of {sampler.step:g} GFLOPs that hold a stitch: {len(bins)}"
+    # Uniform sampling has no groups.
+    if groups := getattr(sampler, "groups", None):
+        yield f"Groups of {sampler.step:g} GFLOPs: {len(groups)}"
     if costs.space.anchors:
         share = sum(shares[anchor.id] for anchor in costs.space.anchors)
         yield f"Iterations that train an anchor alone: {100 * share:.1f} %"

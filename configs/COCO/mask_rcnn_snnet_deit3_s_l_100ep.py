@@ -37,7 +37,7 @@ lr_multiplier = L(WarmupParamScheduler)(
     warmup_factor=0.001,
 )
 
-sampler = L(ResourceConstrainedSampler)(step=10.0, seed="${train.seed}")
+sampler = L(ResourceConstrainedSampler)(step=10.0, seed="${train.seed}", grouping="gap")
 
 init = dict(
     # A timm name with pretrained weights, a local file, or None.

@@ -1,4 +1,4 @@
-"""Resource-constrained sampling with bins of 50 GFLOPs instead of 10 (section 4.2)."""
+"""Resource-constrained sampling with groups of 50 GFLOPs instead of 10 (section 4.2)."""
 
 from ..COCO.mask_rcnn_snnet_deit3_s_l_100ep import (
     data,

@@ -48,7 +48,7 @@ lr_multiplier = L(WarmupParamScheduler)(
 )
 
 # The stitches cost 1 to 2 GFLOPs.
-sampler = L(ResourceConstrainedSampler)(step=0.1, seed="${train.seed}")
+sampler = L(ResourceConstrainedSampler)(step=0.1, seed="${train.seed}", grouping="gap")
 
 init = dict(
     weights=dict(small=None, large=None),

@@ -176,6 +176,18 @@ def test_saved_config_of_an_earlier_version_gets_the_keys_it_lacks(tiny_config, 
     assert (changed.sweep.subset, changed.sweep.mode) == (500, "one_pass")
 
 
+def test_a_saved_config_without_a_grouping_goes_on_with_rounded_groups(tiny_config, tmp_path):
+    config = tiny_config()
+    assert config.sampler.pop("grouping") == "gap"
+    path = str(tmp_path / "config.yaml")
+    LazyConfig.save(config, path)
+    assert load_config(path).sampler.grouping == "round"
+    assert load_config(path, ["sampler.grouping=gap"]).sampler.grouping == "gap"
+    config.sampler = {"_target_": "snnet_vitdet.stitching.UniformSampler", "seed": 0}
+    LazyConfig.save(config, path)
+    assert "grouping" not in load_config(path).sampler
+
+
 def test_a_config_without_a_sweep_gets_the_keys_of_its_training(tiny_config, tmp_path):
     config = tiny_config()
     ends = config.train.pop("ends")

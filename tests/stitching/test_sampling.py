@@ -8,61 +8,105 @@ import pytest
 import torch
 from two_processes import run_in_two_processes
 
-from snnet_vitdet.stitching import ResourceConstrainedSampler, UniformSampler
+from snnet_vitdet.stitching import ResourceConstrainedSampler, StitchSpace, UniformSampler
 
-# 134 costs between those of the two anchors of S/L, with crowded and lonely bins; nothing halfway.
+# 134 costs between those of the anchors of S/L, with crowded and lonely budgets; none halfway.
 GFLOPS = [round(475.13 + 1332.4 * (i / 133) ** 2, 3) for i in range(134)]
 SAMPLERS = [ResourceConstrainedSampler, UniformSampler]
+GROUPINGS = ["gap", "round"]
 
-# Drawn by version 0.1.0.
+# Drawn by version 0.1.0, whose groups were rounded.
 ROS_STREAM = [130, 15, 79, 86, 56, 99, 83, 104, 69, 107, 25, 121, 91, 87, 92, 55]
 ROS_STREAM_OF_SLOT_1 = [35, 88, 114, 94, 35, 126, 59, 92]
 ROS_FAR_OUT = 121
 UNIFORM_STREAM = [116, 39, 19, 71, 58, 133, 10, 119, 13, 130, 34, 21, 101, 31, 64, 81]
 
 
-def bins_by_hand(gflops, step):
-    """Stitch ids by the nearest multiple of the step, found by comparing distances."""
-    bins = {}
+def groups_by_hand(gflops, step, grouping):
+    """Stitch ids by budget, the cheapest first, found in another way than the sampler's."""
+    if grouping == "gap":
+        left, groups = set(range(len(gflops))), []
+        while left:
+            first = min(gflops[i] for i in left)
+            groups.append(tuple(sorted(i for i in left if gflops[i] - first <= step)))
+            left -= set(groups[-1])
+        return tuple(groups)
+    nearest = {}
     for stitch_id, cost in enumerate(gflops):
         multiples = range(int(cost / step) - 2, int(cost / step) + 3)
-        nearest = min(multiples, key=lambda m: abs(Fraction(cost) - m * Fraction(step)))
-        bins.setdefault(nearest, []).append(stitch_id)
-    return bins
+        multiple = min(multiples, key=lambda m: abs(Fraction(cost) - m * Fraction(step)))
+        nearest.setdefault(multiple, []).append(stitch_id)
+    return tuple(tuple(nearest[multiple]) for multiple in sorted(nearest))
+
+
+def imagenet_gflops(depths=(12, 24), widths=(384, 1024), tokens=197):
+    """Cost of every stitch of DeiT3-S and L as classifiers at 224 pixels, by a ViT's formulas."""
+    space = StitchSpace(depths)
+    block = [tokens * 12 * width**2 + 2 * tokens**2 * width for width in widths]
+    embedding = [(tokens - 1) * 16 * 16 * 3 * width for width in widths]
+    costs = []
+    for stitch in space:
+        first, last = stitch.segments[0].anchor, stitch.segments[-1].anchor
+        cost = embedding[first] + 1000 * widths[last]
+        cost += sum((stop - start) * block[anchor] for anchor, start, stop in stitch.segments)
+        # Each anchor has a classifier of its own: there is no exit projection.
+        crossed = (t for t in stitch.transitions if t != space.exit_transition)
+        cost += sum(tokens * widths[t.source] * widths[t.target] for t in crossed)
+        costs.append(cost / 1e9)
+    return costs
 
 
 def draws(sampler, count=200, slot=0, start=0):
     return [sampler(iteration, slot) for iteration in range(start, start + count)]
 
 
+@pytest.mark.parametrize("grouping", GROUPINGS)
 @pytest.mark.parametrize("step", [10.0, 1.0, 37.5, 5000.0])
-def test_bins_hold_the_stitches_nearest_to_each_multiple_of_the_step(step):
-    sampler = ResourceConstrainedSampler(GFLOPS, step)
-    expected = bins_by_hand(GFLOPS, step)
-    assert sampler.bins == {index: tuple(ids) for index, ids in expected.items()}
-    assert list(sampler.bins) == sorted(expected)
+def test_groups_hold_the_stitches_of_a_budget(step, grouping):
+    sampler = ResourceConstrainedSampler(GFLOPS, step, grouping=grouping)
+    assert sampler.groups == groups_by_hand(GFLOPS, step, grouping)
+
+
+def test_a_gap_is_measured_from_the_first_member_of_a_group():
+    # Neighbours are 6 apart, so a distance to the last member would never exceed 10.
+    costs = [10.0, 16.0, 22.0, 28.0, 34.0]
+    assert ResourceConstrainedSampler(costs, step=10.0).groups == ((0, 1), (2, 3), (4,))
+    # A distance of exactly the step does not exceed it.
+    assert ResourceConstrainedSampler([20.0, 10.0, 20.5], step=10.0).groups == ((0, 1), (2,))
 
 
 def test_a_cost_halfway_between_two_multiples_goes_up():
-    sampler = ResourceConstrainedSampler([5.0, 14.9, 15.0, 25.0, 34.9])
-    assert sampler.bins == {1: (0, 1), 2: (2,), 3: (3, 4)}
+    sampler = ResourceConstrainedSampler([5.0, 14.9, 15.0, 25.0, 34.9], grouping="round")
+    assert sampler.groups == ((0, 1), (2,), (3, 4))
 
 
+def test_gap_gives_the_intervals_and_the_shares_of_section_4_2():
+    """13 FLOPs intervals and 2/13 for the anchors, for S and L on ImageNet with a step of 1."""
+    gflops = imagenet_gflops()
+    assert gflops[:2] == pytest.approx([4.6, 61.6], abs=0.05)  # the two ViTs as they are known
+    sampler = ResourceConstrainedSampler(gflops, step=1.0)
+    assert [len(members) for members in sampler.groups] == [1, *[12] * 11, 1]
+    probabilities = sampler.probabilities()
+    assert probabilities[0] + probabilities[1] == pytest.approx(2 / 13)
+    assert len(ResourceConstrainedSampler(gflops, step=1.0, grouping="round").groups) > 13
+
+
+@pytest.mark.parametrize("grouping", GROUPINGS)
 @pytest.mark.parametrize("step", [10.0, 1.0, 37.5, 5000.0])
-def test_probability_is_one_over_bins_times_size_of_the_bin(step):
+def test_probability_is_one_over_groups_times_size_of_the_group(step, grouping):
     expected = [0.0] * len(GFLOPS)
-    bins = bins_by_hand(GFLOPS, step)
-    for members in bins.values():
+    groups = groups_by_hand(GFLOPS, step, grouping)
+    for members in groups:
         for stitch_id in members:
-            expected[stitch_id] = 1 / (len(bins) * len(members))
-    probabilities = ResourceConstrainedSampler(GFLOPS, step).probabilities()
+            expected[stitch_id] = 1 / (len(groups) * len(members))
+    probabilities = ResourceConstrainedSampler(GFLOPS, step, grouping=grouping).probabilities()
     assert probabilities == pytest.approx(expected, rel=1e-15)
     # 134 additions, each rounded once.
     assert sum(probabilities) == pytest.approx(1.0, abs=134 * 2.3e-16)
 
 
 def test_known_probabilities_of_a_small_space():
-    # Three bins, 10 {0, 1}, 20 {2} and 50 {3, 4, 5}: the empty ones between are no constraint.
+    # Three groups, {0, 1}, {2} and {3, 4, 5}: the budgets between, of no stitch, are none.
     sampler = ResourceConstrainedSampler([9.0, 11.0, 20.0, 48.0, 50.0, 54.0])
     assert sampler.probabilities() == pytest.approx([1 / 6, 1 / 6, 1 / 3, 1 / 9, 1 / 9, 1 / 9])
 
@@ -132,7 +176,7 @@ def test_a_sampler_made_anew_at_a_resume_continues_the_sequence(sampler_type):
 
 def test_the_streams_are_the_ones_of_earlier_versions():
     # A change here makes every interrupted training go on with other stitches.
-    ros = ResourceConstrainedSampler(GFLOPS, step=10.0, seed=0)
+    ros = ResourceConstrainedSampler(GFLOPS, step=10.0, seed=0, grouping="round")
     assert draws(ros, 16) == ROS_STREAM
     assert draws(ros, 8, slot=1) == ROS_STREAM_OF_SLOT_1
     assert draws(UniformSampler(GFLOPS, seed=7), 16) == UNIFORM_STREAM
@@ -170,6 +214,11 @@ def test_a_cost_that_is_not_finite_and_positive_is_an_error(bad):
 def test_a_step_that_is_not_finite_and_positive_is_an_error(bad):
     with pytest.raises(ValueError, match=f"step must be a positive number of GFLOPs, got {bad}"):
         ResourceConstrainedSampler([10.0], step=bad)
+
+
+def test_an_unknown_grouping_is_an_error():
+    with pytest.raises(ValueError, match="grouping must be one of .*gap.*round.*, got 'ceil'"):
+        ResourceConstrainedSampler([10.0], grouping="ceil")
 
 
 @pytest.mark.parametrize("sampler_type", SAMPLERS)

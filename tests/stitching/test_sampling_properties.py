@@ -17,6 +17,7 @@ from snnet_vitdet.stitching import ResourceConstrainedSampler, UniformSampler
 costs = st.lists(st.floats(1e-3, 1e4), min_size=1, max_size=60)
 steps = st.floats(1e-3, 1e4)
 words = st.integers(0, 2**64 - 1)  # any iteration, seed or slot
+groupings = st.sampled_from(["gap", "round"])
 sampler_types = st.sampled_from([ResourceConstrainedSampler, UniformSampler])
 SOME = settings(max_examples=20)
 
@@ -27,28 +28,60 @@ def global_states():
     return random.getstate(), (numpy_state[1].tolist(), numpy_state[2:]), torch_state.tolist()
 
 
-@given(costs, steps)
-def test_bins_hold_every_stitch_once_at_the_multiple_nearest_to_its_cost(gflops, step):
-    bins = ResourceConstrainedSampler(gflops, step).bins
-    assert list(bins) == sorted(bins)
-    assert sorted(i for members in bins.values() for i in members) == list(range(len(gflops)))
-    for multiple, members in bins.items():
+@given(costs, steps, groupings)
+def test_groups_hold_every_stitch_once_in_the_order_of_their_costs(gflops, step, grouping):
+    groups = ResourceConstrainedSampler(gflops, step, grouping=grouping).groups
+    assert sorted(i for members in groups for i in members) == list(range(len(gflops)))
+    for members, after in zip(groups, groups[1:], strict=False):
+        assert max(gflops[i] for i in members) < min(gflops[i] for i in after)
+    for members in groups:
         assert members == tuple(sorted(members))
-        for stitch_id in members:
-            cost = Fraction(gflops[stitch_id])
-            distance = abs(cost - multiple * Fraction(step))
-            # Division and addition each round the quotient once, by 2^-53 of it.
-            assert distance <= Fraction(step) / 2 + (cost + Fraction(step)) * Fraction(2) ** -52
 
 
 @given(costs, steps)
-def test_probabilities_are_one_over_bins_times_size_and_sum_to_1(gflops, step):
-    sampler = ResourceConstrainedSampler(gflops, step)
+def test_a_gap_group_is_as_wide_as_the_step_and_takes_all_that_it_can(gflops, step):
+    groups = ResourceConstrainedSampler(gflops, step, grouping="gap").groups
+    firsts = [min(gflops[i] for i in members) for members in groups]
+    for members, first in zip(groups, firsts, strict=True):
+        assert all(gflops[i] - first <= step for i in members)
+    assert all(b - a > step for a, b in zip(firsts, firsts[1:], strict=False))
+
+
+@given(
+    st.lists(st.integers(1, 10_000), min_size=1, max_size=60), st.integers(1, 100), st.integers(0)
+)
+def test_gap_groups_stay_when_all_costs_grow_by_a_constant(gflops, step, shift):
+    # Whole numbers, whose differences are exact.
+    shift %= 10_000
+    shifted = [cost + shift for cost in gflops]
+    of = ResourceConstrainedSampler
+    assert of(gflops, step).groups == of(shifted, step).groups
+
+
+@given(costs, steps)
+def test_a_rounded_group_has_one_multiple_of_the_step_nearest_to_all(gflops, step):
+    def is_nearest(multiple, cost):
+        distance = abs(Fraction(cost) - multiple * Fraction(step))
+        # Division and addition each round the quotient once, by 2^-53 of it.
+        slack = (Fraction(cost) + Fraction(step)) * Fraction(2) ** -52
+        return distance <= Fraction(step) / 2 + slack
+
+    for members in ResourceConstrainedSampler(gflops, step, grouping="round").groups:
+        about = round(gflops[members[0]] / step)
+        assert any(
+            all(is_nearest(multiple, gflops[i]) for i in members)
+            for multiple in (about - 1, about, about + 1)
+        )
+
+
+@given(costs, steps, groupings)
+def test_probabilities_are_one_over_groups_times_size_and_sum_to_1(gflops, step, grouping):
+    sampler = ResourceConstrainedSampler(gflops, step, grouping=grouping)
     probabilities = sampler.probabilities()
     assert len(probabilities) == len(gflops)
-    for members in sampler.bins.values():
+    for members in sampler.groups:
         for stitch_id in members:
-            expected = 1 / (len(sampler.bins) * len(members))
+            expected = 1 / (len(sampler.groups) * len(members))
             assert probabilities[stitch_id] == pytest.approx(expected, rel=1e-15)
     for found in (probabilities, UniformSampler(gflops).probabilities()):
         # Each addition of at most 60 rounds by 2^-53.
@@ -100,8 +133,8 @@ def test_draws_are_exact_up_to_64_bits(seed, iteration, slot, count):
     digest = hashlib.blake2b(data, digest_size=16).digest()
     first, second = (int.from_bytes(digest[i : i + 8], "little") for i in (0, 8))
     assert UniformSampler([1.0] * count, seed=seed)(iteration, slot) == first % count
-    # Two bins: one stitch at 10 GFLOPs, all others at 20.
-    ros = ResourceConstrainedSampler([10.0] + [20.0] * count, seed=seed)
+    # Two groups: one stitch at 10 GFLOPs, all others at 21.
+    ros = ResourceConstrainedSampler([10.0] + [21.0] * count, seed=seed)
     expected = 1 + second % count if first % 2 else 0
     assert ros(iteration, slot) == expected
 

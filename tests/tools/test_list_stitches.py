@@ -86,15 +86,16 @@ def test_mean_cost_of_an_iteration_is_that_of_the_table(run, tmp_path):
     assert figure(printed, "Training iteration:") == pytest.approx(mean, abs=134 * 5e-7 * 1810)
     large = figure(printed, "ViTDet on the large anchor alone (baseline):")
     assert f"{mean / large:.3f} of the baseline on the large anchor" in printed
-    # An anchor is alone in its bin.
-    num_bins = figure(printed, "Bins of 10 GFLOPs that hold a stitch:")
+    # An anchor is alone in its group.
+    num_groups = figure(printed, "Groups of 10 GFLOPs:")
+    assert num_groups == 21
     share = figure(printed, "Iterations that train an anchor alone:")
-    assert share == pytest.approx(100 * 2 / num_bins, abs=0.05)
+    assert share == pytest.approx(100 * 2 / num_groups, abs=0.05)
 
 
-def test_uniform_sampling_has_no_bins(run):
+def test_uniform_sampling_has_no_groups(run):
     printed = run("--config-file", "configs/ablations/sampling_uniform.py")
-    assert "Bins of" not in printed
+    assert "Groups of" not in printed
     assert "Iterations that train an anchor alone: 1.5 %" in printed
 
 
@@ -114,7 +115,7 @@ def test_ends_that_take_turns_are_in_probabilities_and_mean_cost(run, tmp_path):
     ends = sum(float(row["probability"]) for row in rows if row["name"] in ("S", "L"))
     assert f"Iterations that train an anchor alone: {100 * ends:.1f} %" in printed
     assert "S, L take turns: the first 60 iterations are theirs alone, then each has" in printed
-    assert "Bins of 0.1 GFLOPs" in printed
+    assert "Groups of 0.1 GFLOPs: 5" in printed
 
 
 def test_settings_that_cannot_be_sampled_are_refused(refused):

@@ -70,6 +70,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     for key, value in _LATER_KEYS.items():
         if key.partition(".")[0] in config and OmegaConf.select(config, key) is None:
             OmegaConf.update(config, key, value, force_add=True)
+    _keep_grouping(config, config_file)
     _follow_folder(config, config_file)
     for override in overrides:
         _check_override(config, override)
@@ -99,6 +100,17 @@ def save_config(config: DictConfig, path: str) -> None:
         # Besides the readable one a pickled one, where there is something that YAML cannot hold.
         for file in Path(folder).iterdir():
             write_atomically(Path(path).with_name(file.name), file.read_bytes())
+
+
+def _keep_grouping(config: DictConfig, config_file: str) -> None:
+    """A training that was saved before there was a choice drew from groups of rounded costs.
+
+    Resumed with the default, which is another one since, it would go on with other stitches.
+    """
+    sampler = config.get("sampler", {})
+    ours = str(sampler.get("_target_", "")).endswith(".ResourceConstrainedSampler")
+    if config_file.endswith((".yaml", ".yml")) and ours and "grouping" not in sampler:
+        sampler.grouping = "round"
 
 
 def _follow_folder(config: DictConfig, config_file: str) -> None:
