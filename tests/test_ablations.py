@@ -48,6 +48,7 @@ CHANGES = {
     "sampling_step_50": ("s_l", {"sampler.step": 50.0}),
     "stitching_full_rank": ("s_l", {f"{NET}.lora_rank": 0}),
     "stitching_full_rank_b_l": ("b_l", {f"{NET}.lora_rank": 0}),
+    "lora_alpha_1": ("s_l", {f"{NET}.lora_alpha": 1.0}),
     "stitching_rank_4": ("s_l", {f"{NET}.lora_rank": 4}),
     "stitching_rank_64": ("s_l", {f"{NET}.lora_rank": 64}),
     "stitching_random_start": ("s_l", {"init.stitching_layers": "random"}),

@@ -30,7 +30,7 @@ class StitchingLayer(LowRankLinear):
             out_features: Width of the anchor the walk enters.
             rank: Rank of the update; 0 trains the full matrix.
             alpha: Scale of the update times the rank. None means ``rank``, a factor of 1, as
-                equation 3 has none.
+                equation 3 has none; the authors' code has 1, a factor of 1 / ``rank``.
 
         Raises:
             ValueError: For a rank that is negative or above both widths.
