@@ -50,6 +50,7 @@ from snnet_vitdet.engine import (
     save_config,
     set_up,
     training_plan,
+    training_precision,
 )
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.evaluation import (
@@ -74,13 +75,19 @@ def build_model(config):
     return instantiate(config.model).to(config.train.device)
 
 
-def initialise(config, model, data_loader):
-    """Pretrained anchors, and stitching layers fitted between them."""
+def initialise(config, model, data_loader, precision):
+    """Pretrained anchors, and stitching layers fitted between them for a precision."""
     load_anchors(model, config.init.weights)
     if find_stitched_vit(model) is None:
         return
     if config.init.stitching_layers == "least_squares":
-        fit_stitching_layers(model, data_loader.fit_samples(config.init.num_images))
+        num_images = config.init.num_images
+        fit_stitching_layers(
+            model,
+            data_loader.fit_samples(num_images),
+            data_loader.held_out_samples(num_images),
+            precision,
+        )
 
 
 def do_train(config, resume):
@@ -104,7 +111,7 @@ def do_train(config, resume):
     if not resume and config.train.init_checkpoint:
         checkpointer.load(config.train.init_checkpoint, checkpointables=[], averaged=True)
     elif not resume:
-        initialise(config, model, data_loader)
+        initialise(config, model, data_loader, training_precision(config))
     # Before the rehearsal, for the memory it takes; and of the model as it is without a training.
     decay = config.train.ema_decay
     average = AveragedWeights(model, optimizer, decay) if decay else None
@@ -237,7 +244,8 @@ def load_for_sweep(config, model):
         if it has none.
     """
     if config.sweep.at_initialisation:
-        initialise(config, model, instantiate(config.dataloader.train))
+        precision = getattr(torch, config.sweep.precision)
+        initialise(config, model, instantiate(config.dataloader.train), precision)
         return None, 0, None
     classes = ClassNames(category_names(config.data.test_json))
     checkpoint = checkpoint_to_evaluate(config.train.init_checkpoint, config.train.output_dir)

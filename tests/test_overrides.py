@@ -202,7 +202,7 @@ def test_num_images_reach_the_fit(tiny_config, tmp_path, monkeypatch, restored_l
     seen = []
     fit = train_net.fit_stitching_layers
 
-    def spy(model, samples):
+    def spy(model, samples, *rest):
         seen.append([])
 
         def recorded():
@@ -210,7 +210,7 @@ def test_num_images_reach_the_fit(tiny_config, tmp_path, monkeypatch, restored_l
                 seen[-1].append(sample["file_name"])
                 yield sample
 
-        return fit(model, recorded())
+        return fit(model, recorded(), *rest)
 
     monkeypatch.setattr(train_net, "fit_stitching_layers", spy)
     for count in (1, 5):

@@ -11,11 +11,15 @@ train.seed = 0
 # On a GPU: "bfloat16", "float16" with loss scaling (ViTDet's default), or "auto": bfloat16 where
 # the GPU computes in it, for its range, in which losses do not overflow.
 train.amp = dict(enabled=True, precision="auto")
+# On a GPU: whether float32 may be multiplied as TF32 (10 bits of mantissa), in matrix products and
+# convolutions alike. torch's own default is so for convolutions alone.
+train.tf32 = False
 # Largest norm of the gradient; a larger one is scaled down to it. None: not clipped, as in ViTDet.
 train.clip_grad_norm = None
 # Above 0 (0.9998, or less for short trainings): an exponential moving average of the weights, which
 # is then what is evaluated. It takes memory, and room in every checkpoint, as the weights do.
 train.ema_decay = 0.0
+# Exchange gradients in the type of mixed precision, which halves the traffic.
 train.ddp.fp16_compression = True
 # An iteration runs the blocks and stitching layers of one stitch; the others have no gradient.
 train.ddp.find_unused_parameters = True

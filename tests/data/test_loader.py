@@ -1,4 +1,5 @@
 import itertools
+import math
 import os
 import random
 
@@ -255,3 +256,29 @@ def test_fit_samples_are_a_fixed_choice_shared_by_the_processes(dataset, mapper,
 def test_fit_samples_are_no_more_than_the_data(dataset):
     chosen = names(fit_samples(dataset, random_mapper, 100))
     assert sorted(chosen) == sorted(os.path.basename(record["file_name"]) for record in dataset)
+
+
+def held_out_samples(dataset, mapper, count):
+    loader = build_train_loader(dataset, mapper, total_batch_size=2, num_workers=0)
+    return loader.held_out_samples(count)
+
+
+def test_held_out_samples_are_images_that_the_fit_has_not_seen(dataset, mapper, monkeypatch):
+    fitted = names(fit_samples(dataset, mapper, len(dataset) - 2))
+    whole = list(held_out_samples(dataset, mapper, len(dataset) - 2))
+    assert len(whole) == math.ceil((len(dataset) - 2) / 10)
+    assert not set(names(whole)) & set(fitted)
+    shares = []
+    for rank in (0, 1):
+        as_process(monkeypatch, rank, 2)
+        shares += names(held_out_samples(dataset, mapper, len(dataset) - 2))
+    assert sorted(shares) == sorted(names(whole))
+
+
+def test_held_out_samples_are_other_crops_where_all_images_are_fitted(dataset):
+    fitted = list(fit_samples(dataset, random_mapper, 100))
+    held_out = list(held_out_samples(dataset, random_mapper, 100))
+    assert len(held_out) == math.ceil(len(dataset) / 10)
+    by_name = dict(zip(names(fitted), fitted, strict=True))
+    for name, sample in zip(names(held_out), held_out, strict=True):
+        assert sample != by_name[name]

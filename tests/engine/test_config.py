@@ -167,7 +167,14 @@ def test_saved_config_of_an_earlier_version_gets_the_keys_it_lacks(tiny_config, 
     defaults = OmegaConf.to_container(OmegaConf.masked_copy(config, ["train", "sweep"]))
     for key in ("mode", "subset", "precision", "averaged", "overwrite"):
         del config.sweep[key]
-    for key in ("ends", "distillation", "ema_decay", "clip_grad_norm", "reference_batch_size"):
+    for key in (
+        "ends",
+        "distillation",
+        "ema_decay",
+        "clip_grad_norm",
+        "reference_batch_size",
+        "tf32",
+    ):
         del config.train[key]
     LazyConfig.save(config, str(tmp_path / "config.yaml"))
     loaded = load_config(str(tmp_path / "config.yaml"))

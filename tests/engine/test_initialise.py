@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from snnet_vitdet.engine import fit_stitching_layers, load_anchors
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import anchor_alone
-from snnet_vitdet.stitching import SMALL
+from snnet_vitdet.stitching import SMALL, TokenMoments
 
 OVERRIDES = (
     # Tokens that a fit in training mode would not see.
@@ -25,8 +25,8 @@ def make_model(tiny_config, *overrides):
     return instantiate(tiny_config(*OVERRIDES, *overrides).model)
 
 
-def make_samples(count, seed=0, size=128):
-    """Noise, whose tokens are well-conditioned: 64 an image."""
+def make_samples(count, seed=0, size=64):
+    """Noise, whose tokens are well-conditioned: 16 an image."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
     return [{"image": image, "height": size, "width": size} for image in images]
@@ -84,7 +84,7 @@ def fitted(tiny_config, samples):
     for _, layer in model.backbone.net.stitching_layers.items():
         # As left by an earlier training: the fit has to reset it.
         torch.nn.init.ones_(layer.lora_a)
-    residuals = fit_stitching_layers(model, samples)
+    residuals = fit_stitching_layers(model, samples, make_samples(2, seed=1))
     return model, residuals
 
 
@@ -116,20 +116,77 @@ def test_residual_on_other_images_is_no_worse_than_that_of_lstsq(fitted, samples
         assert ours <= reference * (1 + 1e-4)
 
 
-def test_reported_residuals_are_the_share_of_variance_left_by_layer(fitted, samples):
+def test_reported_residuals_are_the_share_of_held_out_variance_left_by_layer(fitted, samples):
     model, residuals = fitted
-    tokens = tokens_before_cuts(model, samples)
+    seen = tokens_before_cuts(model, samples)
+    unseen = tokens_before_cuts(model, make_samples(2, seed=1))
     names = {f"cut {cut} small to large" for cut in (1, 2, 3, 4)}
     names |= {f"cut {cut} large to small" for cut in (1, 2, 3)}
     assert residuals.keys() == names
     for transition, layer in model.backbone.net.stitching_layers.items():
-        source, target = by_direction(tokens, transition)
+        _, fitted_target = by_direction(seen, transition)
+        source, target = by_direction(unseen, transition)
         with torch.no_grad():
             left = (layer(source.float()).double() - target).square().sum()
-        share = left / (target - target.mean(0)).square().sum()
+        share = left / (target - fitted_target.mean(0)).square().sum()
         direction = "small to large" if transition.source == SMALL else "large to small"
-        expected = pytest.approx(share.item(), rel=1e-3, abs=1e-6)
-        assert residuals[f"cut {transition.cut} {direction}"] == expected
+        found = residuals[f"cut {transition.cut} {direction}"]
+        assert found.exact == pytest.approx(share.item(), rel=1e-3, abs=1e-6)
+        assert found.as_run == pytest.approx(share.item(), rel=1e-5, abs=1e-6)
+
+
+def test_layers_are_fitted_and_judged_in_the_precision_that_runs_them(tiny_config, samples, caplog):
+    model = make_model(tiny_config)
+    with caplog.at_level(logging.INFO, "snnet_vitdet"):
+        residuals = fit_stitching_layers(model, samples, samples[:2], torch.bfloat16)
+    assert "as run in bfloat16: cut 1 small to large" in caplog.text
+    net = model.eval().backbone.net
+    images = [model.preprocess_image([sample]).tensor for sample in samples[:2]]
+    errors, total = 0.0, 0.0
+    mean = torch.cat([large for small, large in [tokens_before_cuts(model, samples)[1]]]).mean(0)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for image in images:
+            _, small, large = next(iter(net.stage_tokens(image)))
+            guess = net.stitching_layers.small_to_large["1"](small)
+            assert guess.dtype == torch.bfloat16
+            errors += (guess.double() - large.double()).square().sum()
+            total += (large.double() - mean).square().sum()
+    found = residuals["cut 1 small to large"]
+    # The mean is that of tokens in bfloat16 there.
+    assert found.as_run == pytest.approx((errors / total).item(), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "tokens"), [(64, 64, 16), (47, 64, 2 * 4), (64, 20, 4 * 1), (9, 9, 1)]
+)
+def test_tokens_of_the_padding_have_no_part_in_the_fit(
+    height, width, tokens, tiny_config, monkeypatch
+):
+    """Whole patches of 16 pixels of the image count, and at least one, of a canvas of 64."""
+    sample = make_samples(1)[0]
+    sample["image"] = sample["image"][:, :height, :width]
+    seen, update = [], TokenMoments.update
+
+    def spy(moments, *pair):
+        seen.extend(pair)
+        update(moments, *pair)
+
+    monkeypatch.setattr(TokenMoments, "update", spy)
+    fit_stitching_layers(make_model(tiny_config), [sample], [sample])
+    assert {pair.shape[:-1].numel() for pair in seen} == {tokens}
+
+
+def test_a_layer_that_is_worse_than_the_mean_is_named_in_a_warning(tiny_config, caplog):
+    model = make_model(tiny_config)
+    # Held out is what the fit has never seen the like of.
+    other = make_samples(1, seed=3)
+    other[0]["image"] = 255 - other[0]["image"] // 64
+    with caplog.at_level(logging.WARNING, "snnet_vitdet"):
+        residuals = fit_stitching_layers(model, make_samples(1, size=32), other)
+    bad = {name for name, residual in residuals.items() if residual.as_run > 1}
+    assert bad
+    (warning,) = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
+    assert {name for name in residuals if f"{name} " in warning} == bad
 
 
 def test_stitched_model_starts_exactly_at_the_fit(fitted, samples):
@@ -148,7 +205,7 @@ def test_fit_restores_the_mode_and_touches_the_stitching_layers_alone(tiny_confi
     model = make_model(tiny_config).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     stitch = model.backbone.net.set_stitch("SFS-1-2")
-    fit_stitching_layers(model, samples[:1])
+    fit_stitching_layers(model, samples[:1], samples[:1])
     assert all(module.training for module in model.modules())
     assert model.backbone.net.stitch == stitch
     changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
@@ -156,24 +213,24 @@ def test_fit_restores_the_mode_and_touches_the_stitching_layers_alone(tiny_confi
     assert all(name.startswith("backbone.net.stitching_layers.") for name in changed)
 
     model.eval()
-    fit_stitching_layers(model, samples[:1])
+    fit_stitching_layers(model, samples[:1], samples[:1])
     assert not any(module.training for module in model.modules())
 
 
-def test_mode_is_restored_if_a_sample_cannot_be_made(tiny_config):
+def test_mode_is_restored_if_a_sample_cannot_be_made(tiny_config, samples):
     def broken():
         yield make_samples(1)[0]
         raise InputError("no such image")
 
     model = make_model(tiny_config).train()
     with pytest.raises(InputError, match="no such image"):
-        fit_stitching_layers(model, broken())
+        fit_stitching_layers(model, broken(), samples)
     assert model.training
 
 
 def test_full_matrix_is_fitted_too_and_stays_trainable(tiny_config, samples):
     model = make_model(tiny_config, "model.backbone.net.lora_rank=0")
-    fit_stitching_layers(model, samples[:3])
+    fit_stitching_layers(model, samples[:3], samples[:1])
     tokens = tokens_before_cuts(model, samples[:3])
     for transition, layer in model.backbone.net.stitching_layers.items():
         source, target = by_direction(tokens, transition)
@@ -187,13 +244,16 @@ def test_full_matrix_is_fitted_too_and_stays_trainable(tiny_config, samples):
 
 def test_fit_without_any_image_is_an_error(tiny_config):
     with pytest.raises(InputError, match="there is no training image"):
-        fit_stitching_layers(make_model(tiny_config), [])
+        fit_stitching_layers(make_model(tiny_config), [], [])
 
 
 def fit_in_a_process(model, folder):
     torch.set_num_threads(1)
-    fit_stitching_layers(model, make_samples(6)[comm.get_rank() :: 2])
-    torch.save(model.backbone.net.stitching_layers.state_dict(), f"{folder}/{comm.get_rank()}.pth")
+    residuals = fit_stitching_layers(
+        model, *(make_samples(count)[comm.get_rank() :: 2] for count in (6, 2))
+    )
+    state = {**model.backbone.net.stitching_layers.state_dict(), "residuals": residuals}
+    torch.save(state, f"{folder}/{comm.get_rank()}.pth")
 
 
 @pytest.mark.slow
@@ -203,8 +263,9 @@ def test_two_processes_with_half_the_images_each_get_the_layers_of_one(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     args = (make_model(tiny_config), str(tmp_path))
     launch(fit_in_a_process, 2, dist_url="auto", args=args)
-    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=False) for rank in (0, 1))
     expected = fitted[0].backbone.net.stitching_layers.state_dict()
+    assert first.pop("residuals") == second.pop("residuals")
     assert first.keys() == second.keys() == expected.keys()
     for name, value in first.items():
         assert torch.equal(value, second[name]), name

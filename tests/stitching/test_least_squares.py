@@ -211,6 +211,61 @@ def test_an_affine_relation_is_recovered_with_no_residual():
     assert moments.residual(0, fit) == pytest.approx(0.0, abs=1e-12)
 
 
+def spread_tokens(deviations, count, seed):
+    """Tokens that vary by very different amounts along directions that no channel has alone."""
+    width = len(deviations)
+    fixed = torch.Generator().manual_seed(100)
+    rotation = torch.linalg.qr(torch.randn(width, width, generator=fixed)).Q
+    mix = torch.randn(width, 24, generator=fixed) / width**0.5
+    g = torch.Generator().manual_seed(seed)
+    directions = torch.randn(count, width, generator=g)
+    target = directions @ mix + 0.6 * torch.randn(count, 24, generator=g)
+    return (directions * deviations) @ rotation, target
+
+
+def share_left(fit, x, y, dtype):
+    """Share of the variance that a map leaves when it runs in a precision."""
+    weight, bias = fit.weight.T.to(dtype), fit.bias.to(dtype)
+    error = torch.nn.functional.linear(x.to(dtype), weight, bias).double() - y.double()
+    return (error.square().sum() / (y - y.mean(0)).double().square().sum()).item()
+
+
+ONE_SMALL = torch.tensor([30.0, *[1.0] * 30, 1e-3])
+SPREAD = torch.logspace(1.5, -3, 32)
+
+
+@pytest.mark.parametrize(
+    ("deviations", "most"), [(ONE_SMALL, 0.35), (SPREAD, 0.55)], ids=["one small", "spread"]
+)
+def test_a_map_for_bfloat16_leaves_there_little_more_than_one_for_float32_in_float32(
+    deviations, most
+):
+    train, test = (spread_tokens(deviations, count, seed) for count, seed in ((4000, 0), (2000, 1)))
+    moments = TokenMoments((32, 24))
+    moments.update(*train)
+    exact = moments.solve(0)
+    rounded = moments.solve(0, torch.finfo(torch.bfloat16).eps)
+    assert share_left(exact, *test, torch.float32) == pytest.approx(0.27, abs=0.02)
+    # What this is about: the exact solution is worse than the mean where it is rounded.
+    assert share_left(exact, *test, torch.bfloat16) > 2
+    assert share_left(rounded, *test, torch.bfloat16) < most
+    # It lives on what is not rounded away, so more precision changes it little.
+    assert share_left(rounded, *test, torch.float32) == pytest.approx(
+        share_left(rounded, *test, torch.bfloat16), abs=0.05
+    )
+
+
+def test_channels_of_their_own_scale_lose_nothing_to_rounding():
+    """Rounding is relative to each channel: small ones beside large ones are as exact as these."""
+    pairs = token_pairs(scales=(torch.logspace(-3, 3, 6), torch.ones(9)))
+    moments = TokenMoments(WIDTHS)
+    moments.update(*pairs)
+    exact, rounded = moments.solve(0), moments.solve(0, torch.finfo(torch.bfloat16).eps)
+    for fit in (exact, rounded):
+        share = share_left(fit, *pairs, torch.bfloat16)
+        assert share == pytest.approx(moments.residual(0, exact), rel=0.01)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("which", [0, 1])
 def test_tokens_that_are_not_finite_are_an_error_and_are_not_added(bad, which):

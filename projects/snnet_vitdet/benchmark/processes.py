@@ -95,7 +95,7 @@ def _trained(config: DictConfig, batch: int, repeats: int, warmup: int) -> dict[
     config.optimizer.params.model = model
     images = synthetic_batch(batch, config.data.image_size, model.roi_heads.num_classes)
     start = time.perf_counter()
-    fit_stitching_layers(model, images)
+    fit_stitching_layers(model, images, images[:1])
     fit_seconds = time.perf_counter() - start
     model = create_ddp_model(model.train(), find_unused_parameters=True, device_ids=None)
     trainer = StitchedTrainer(

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import logging
+import math
 import random
 from collections.abc import Callable, Iterator
 
@@ -137,9 +138,31 @@ class TrainLoader:
         """
         if num_samples > len(self._samples):
             logger.info("Using all %d images, fewer than %d.", len(self._samples), num_samples)
-        order = _permutation(len(self._samples), self._samples.seed, "fit", 0)[:num_samples]
-        for position in range(self._rank, len(order), self._world):
-            sample = self._samples.map(position, int(order[position]), purpose="fit")
+        yield from self._fit_samples(0, min(num_samples, len(self._samples)))
+
+    def held_out_samples(self, num_samples: int) -> Iterator[dict]:
+        """Maps samples that :meth:`fit_samples` does not give, a tenth as many, to judge the fit.
+
+        They are other images or, where the data set has no others, other crops of its images.
+
+        Args:
+            num_samples: as for :meth:`fit_samples`.
+
+        Yields:
+            The mapped dicts of this process.
+
+        Raises:
+            InputError: an image cannot be used.
+        """
+        start = min(num_samples, len(self._samples))
+        yield from self._fit_samples(start, start + math.ceil(start / 10))
+
+    def _fit_samples(self, start: int, stop: int) -> Iterator[dict]:
+        """The samples of some positions of a sequence of its own, shared by the processes."""
+        order = _permutation(len(self._samples), self._samples.seed, "fit", 0)
+        for position in range(start + self._rank, stop, self._world):
+            index = int(order[position % len(order)])
+            sample = self._samples.map(position, index, purpose="fit")
             raise_failures([sample])
             yield sample
 

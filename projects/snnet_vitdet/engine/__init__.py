@@ -16,6 +16,7 @@ from .freezing import FreezeAnchors
 from .initialise import fit_stitching_layers, load_anchors
 from .lr_decay import LayerwiseDecay
 from .metrics import MetricsFile, WriteMetrics
+from .precision import set_float32_arithmetic, training_precision
 from .preemption import STOPPED, StopOnSignal, passing_on_to_children
 from .preflight import preflight
 from .processes import AUTO, run_in_processes
@@ -59,8 +60,10 @@ __all__ = [
     "run_in_processes",
     "save_config",
     "saved_facts",
+    "set_float32_arithmetic",
     "set_up",
     "synthetic_batch",
     "training_plan",
+    "training_precision",
     "training_shares",
 ]

@@ -9,18 +9,26 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
+    bf16_compress_hook,
+    fp16_compress_hook,
+)
+from torch.nn.parallel import DistributedDataParallel
 
 from snnet_vitdet.modeling import find_stitched_vit
 from snnet_vitdet.stitching import CostTable
 
 from .distillation import InPlaceDistillation, distils, teacher_of
+from .precision import training_precision
 from .rehearsal import rehearse, synthetic_batch
 from .samplers import build_sampler
 from .trainer import StitchedAMPTrainer, StitchedTrainer
 
-__all__ = ["build_trainer", "distil", "rehearse_training"]
+__all__ = ["build_trainer", "distil", "rehearse_training", "wrap_for_processes"]
 
 logger = logging.getLogger(__name__)
+
+_COMPRESSION = {torch.float16: fp16_compress_hook, torch.bfloat16: bf16_compress_hook}
 
 
 def build_trainer(
@@ -49,19 +57,31 @@ def build_trainer(
     kwargs["backbone"] = find_stitched_vit(model)
     if kwargs["backbone"] is not None:
         kwargs["sampler"] = build_sampler(config, costs)
-    on_gpu = config.train.device.startswith("cuda")
-    ddp = dict(config.train.ddp)
-    if not on_gpu:
-        # The hook casts to a type that gloo does not reduce, and a CPU has no index.
-        ddp |= {"fp16_compression": False, "device_ids": None}
-    model = create_ddp_model(model, **ddp)
-    if not (config.train.amp.enabled and on_gpu):
+    precision = training_precision(config)
+    model = wrap_for_processes(config, model, precision)
+    if precision == torch.float32:
         return StitchedTrainer(model, data_loader, optimizer, **kwargs)
-    precision = _amp_precision(config)
     scaler = torch.amp.GradScaler(enabled=precision == torch.float16)
     return StitchedAMPTrainer(
         model, data_loader, optimizer, precision=precision, grad_scaler=scaler, **kwargs
     )
+
+
+def wrap_for_processes(config: DictConfig, model: nn.Module, precision: torch.dtype) -> nn.Module:
+    """The model as several processes train it together; itself if there is one process.
+
+    Gradients are exchanged in the type of mixed precision, if they are to be compressed. Float16 is
+    for gradients that the loss scale has brought into its range: without one, which bfloat16 does
+    not need, a part of them would become zero or infinite.
+    """
+    ddp = dict(config.train.ddp)
+    compressed = ddp.pop("fp16_compression", False)
+    if not config.train.device.startswith("cuda"):
+        ddp["device_ids"] = None  # a CPU has no index
+    model = create_ddp_model(model, **ddp)
+    if compressed and precision in _COMPRESSION and isinstance(model, DistributedDataParallel):
+        model.register_comm_hook(None, _COMPRESSION[precision])
+    return model
 
 
 def distil(config: DictConfig, model: GeneralizedRCNN, costs: CostTable | None) -> None:
@@ -107,7 +127,7 @@ def rehearse_training(
         optimizer,
         () if costs is None else costs.gflops,
         batch,
-        precision=_amp_precision(config) if train.amp.enabled else None,
+        precision=training_precision(config),
         accumulates=steps > 1,
         num_processes=comm.get_world_size(),
         # The dearest one is not taught itself.
@@ -121,13 +141,3 @@ def rehearse_training(
             peak / 2**30,
             total / 2**30,
         )
-
-
-def _amp_precision(config: DictConfig) -> torch.dtype:
-    """The type of mixed precision on a GPU."""
-    name = config.train.amp.precision
-    if name == "auto":
-        # Older GPUs only emulate it, slowly.
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        name = "bfloat16" if native else "float16"
-    return getattr(torch, name)

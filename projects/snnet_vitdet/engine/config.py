@@ -31,6 +31,7 @@ __all__ = ["load_config", "save_config"]
 _LATER_KEYS = {
     "train.reference_batch_size": None,
     "train.clip_grad_norm": None,
+    "train.tf32": False,
     "train.ema_decay": 0.0,
     "train.ends.period": 0,
     "train.ends.first": 0,

@@ -5,7 +5,8 @@ images and add their sums, so that all end with the same solution.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -14,9 +15,11 @@ from torch import nn
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import AnchorViT, StitchedViT, load_anchor_weights
-from snnet_vitdet.stitching import SMALL, TokenMoments
+from snnet_vitdet.stitching import SMALL, AffineMap, TokenMoments, Transition
 
-__all__ = ["anchors_of", "fit_stitching_layers", "load_anchors"]
+from .precision import autocast, machine_epsilon
+
+__all__ = ["FitResidual", "anchors_of", "fit_stitching_layers", "load_anchors"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,19 +60,38 @@ def load_anchors(model: nn.Module, weights: Mapping[str, str | None]) -> None:
             logger.info("The anchor %r starts from random weights.", name)
 
 
+class FitResidual(NamedTuple):
+    """Share of the target's variance that a stitching layer leaves; 1 is no better than the mean.
+
+    Attributes:
+        exact: By the least-squares solution in float64.
+        as_run: By the layer, in the precision that it runs in.
+    """
+
+    exact: float
+    as_run: float
+
+
 @torch.no_grad()
-def fit_stitching_layers(model: nn.Module, samples: Iterable[dict]) -> dict[str, float]:
+def fit_stitching_layers(
+    model: nn.Module,
+    samples: Iterable[dict],
+    held_out: Iterable[dict],
+    precision: torch.dtype = torch.float32,
+) -> dict[str, FitResidual]:
     """Fits all stitching layers by least squares on the anchors' tokens (paper, equation 2).
 
-    One forward of each anchor and image serves every layer. Must be called by all processes, each
-    with its own share of the samples.
+    One forward of each anchor and image serves every layer. Tokens of the padding beyond an image
+    are left out. Must be called by all processes, each with its own share of the samples.
 
     Args:
         model: A detectron2 R-CNN on a StitchedViT, with its anchors loaded.
         samples: Mapped training samples, as the model takes them.
+        held_out: Other samples, on which the layers are judged.
+        precision: That the layers will run in: the fit takes its rounding into account.
 
     Returns:
-        The share of the target's variance that is left, by layer.
+        What each layer leaves of its target on the held-out samples, by the name of the layer.
 
     Raises:
         InputError: If there is no sample.
@@ -77,33 +99,94 @@ def fit_stitching_layers(model: nn.Module, samples: Iterable[dict]) -> dict[str,
     backbone: StitchedViT = model.backbone.net
     layers = dict(backbone.stitching_layers.items())
     widths = (backbone.small.embed_dim, backbone.large.embed_dim)
-    cuts = sorted({transition.cut for transition in layers})
-    moments = {cut: TokenMoments(widths, model.device) for cut in cuts}
-    training = model.training
-    model.eval()  # stochastic depth would add noise to the tokens
-    try:
-        for sample in samples:
-            images = model.preprocess_image([sample]).tensor
-            for cut, small, large in backbone.stage_tokens(images):
-                if cut in moments:
-                    moments[cut].update(small, large)
-    finally:
-        model.train(training)
+    moments = {cut: TokenMoments(widths, model.device) for cut in {t.cut for t in layers}}
+    for cut, *tokens in _tokens(model, samples):
+        if cut in moments:
+            moments[cut].update(*tokens)
+    fits = {}
     for moment in moments.values():
         if comm.get_world_size() > 1:
             dist.all_reduce(moment.gram)
         if moment.num_tokens == 0:
             raise InputError("the stitching layers cannot be fitted: there is no training image")
-    residuals = {}
     for transition, layer in layers.items():
         moment = moments[transition.cut]
-        fit = moment.solve(transition.source)
-        layer.load_fit(fit.weight, fit.bias)
-        direction = "small to large" if transition.source == SMALL else "large to small"
-        residuals[f"cut {transition.cut} {direction}"] = moment.residual(transition.source, fit)
-    logger.info(
-        "Fitted %d stitching layers by least squares; share of the variance left: %s.",
-        len(layers),
-        ", ".join(f"{name} {value:.3f}" for name, value in residuals.items()),
-    )
+        fits[transition] = moment.solve(transition.source, machine_epsilon(precision))
+        layer.load_fit(*fits[transition])
+    residuals = _residuals(model, held_out, fits, moments, precision)
+    _log_residuals(residuals, precision)
     return residuals
+
+
+def _tokens(
+    model: nn.Module, samples: Iterable[dict]
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Cut, and the tokens of both anchors before it, of each image: (rows, columns, width)."""
+    training = model.training
+    model.eval()  # stochastic depth would add noise to the tokens
+    try:
+        for sample in samples:
+            images = model.preprocess_image([sample])
+            # Those of the image alone, of whole patches: what pads it to a square is the same
+            # everywhere, and no stitch has to carry it over.
+            sizes = (
+                max(1, side // model.backbone.net.small.patch_size)
+                for side in images.image_sizes[0]
+            )
+            rows, columns = sizes
+            for cut, small, large in model.backbone.net.stage_tokens(images.tensor):
+                yield cut, small[0, :rows, :columns], large[0, :rows, :columns]
+    finally:
+        model.train(training)
+
+
+def _residuals(
+    model: nn.Module,
+    samples: Iterable[dict],
+    fits: Mapping[Transition, AffineMap],
+    moments: Mapping[int, TokenMoments],
+    precision: torch.dtype,
+) -> dict[str, FitResidual]:
+    """What is left of the held-out tokens by each solution and by each layer that has taken it."""
+    layers = model.backbone.net.stitching_layers
+    # Squared errors of the solution, of the layer, and of the mean of what was fitted.
+    errors = {transition: torch.zeros(3, device=model.device).double() for transition in fits}
+    with autocast(model.device, precision):
+        for cut, *tokens in _tokens(model, samples):
+            for transition in (t for t in fits if t.cut == cut):
+                source, target = tokens[transition.source], tokens[transition.target].double()
+                fit, mean = fits[transition], moments[cut].mean(transition.target)
+                as_run = layers[transition](source).double()
+                exact = source.double() @ fit.weight + fit.bias
+                for i, guess in enumerate((exact, as_run, mean)):
+                    errors[transition][i] += (guess - target).square().sum()
+    residuals = {}
+    for transition, sums in errors.items():
+        if comm.get_world_size() > 1:
+            dist.all_reduce(sums)
+        exact, as_run, total = sums.tolist()
+        direction = "small to large" if transition.source == SMALL else "large to small"
+        name = f"cut {transition.cut} {direction}"
+        # Targets that do not vary leave nothing to explain.
+        residuals[name] = FitResidual(exact / total, as_run / total) if total else FitResidual(0, 0)
+    return residuals
+
+
+def _log_residuals(residuals: Mapping[str, FitResidual], precision: torch.dtype) -> None:
+    name = str(precision).removeprefix("torch.")
+    logger.info(
+        "Fitted %d stitching layers by least squares; share of the variance left on held-out "
+        "images, exact and as run in %s: %s.",
+        len(residuals),
+        name,
+        ", ".join(f"{key} {exact:.3f} {run:.3f}" for key, (exact, run) in residuals.items()),
+    )
+    # Not a number is no less a failure.
+    bad = {key: run for key, (_, run) in residuals.items() if not run <= 1}
+    if bad:
+        logger.warning(
+            "Stitching layers that start worse than the mean of their targets, by the share of the "
+            "variance that they leave in %s: %s. More images (init.num_images) make a better fit.",
+            name,
+            ", ".join(f"{key} {run:.3f}" for key, run in bad.items()),
+        )

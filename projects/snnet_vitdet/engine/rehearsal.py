@@ -15,6 +15,8 @@ from torch import nn
 from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.modeling import find_stitched_vit
 
+from .precision import autocast
+
 __all__ = ["memory_to_come", "rehearse", "synthetic_batch"]
 
 _OBJECTS = 50  # an image; COCO has 7 on average and 90 at most
@@ -31,7 +33,7 @@ def rehearse(
     gflops: Sequence[float],
     batch: Sequence[dict],
     *,
-    precision: torch.dtype | None = None,
+    precision: torch.dtype = torch.float32,
     accumulates: bool = False,
     num_processes: int = 1,
     num_stitches: int = 1,
@@ -47,7 +49,7 @@ def rehearse(
         optimizer: Of its parameters; makes no step.
         gflops: Cost of every stitch by id; one number for a detector without stitches.
         batch: Training images, as many as a process puts through at once.
-        precision: For autocast, None for none.
+        precision: That the training computes in.
         accumulates: Whether gradients of other stitches may be there already.
         num_processes: Number of training processes.
         num_stitches: How many of the most expensive stitches to run, one after the other.
@@ -64,7 +66,6 @@ def rehearse(
     if backbone is not None:
         dearest = sorted(range(len(gflops)), key=gflops.__getitem__, reverse=True)
         using = [backbone.using_stitch(stitch) for stitch in dearest[:num_stitches]]
-    autocast = torch.autocast(device.type, dtype=precision) if precision else nullcontext()
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
@@ -75,7 +76,7 @@ def rehearse(
             ballast = torch.empty(size, dtype=torch.uint8, device=device)
         for stitch in using:
             with stitch, EventStorage():
-                with autocast:
+                with autocast(device, precision):
                     loss = sum(model(list(batch)).values())
                 loss.backward()
             del loss

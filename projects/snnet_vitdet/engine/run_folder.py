@@ -12,6 +12,7 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from .config import save_config
+from .precision import set_float32_arithmetic
 
 __all__ = ["run_folder", "set_up"]
 
@@ -45,6 +46,7 @@ def set_up(config: DictConfig, args: argparse.Namespace) -> None:
     without_folder = copy.deepcopy(config)
     without_folder.train.output_dir = None
     default_setup(without_folder, args)
+    set_float32_arithmetic(config.train.tf32)
     path = os.path.join(folder, "config.yaml")
     if comm.is_main_process() and not (args.resume and not args.eval_only and os.path.isfile(path)):
         save_config(config, path)

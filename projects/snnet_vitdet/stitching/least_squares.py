@@ -67,14 +67,23 @@ class TokenMoments:
             raise ValueError("tokens for the least-squares fit hold NaN or infinity")
         self.gram += tokens.T @ tokens
 
-    def solve(self, source: int) -> AffineMap:
+    def mean(self, anchor: int) -> torch.Tensor:
+        """Mean token of an anchor (0 small, 1 large), (width,)."""
+        return self._mean(self._slices(anchor)[0])
+
+    def solve(self, source: int, epsilon: float = torch.finfo(torch.float32).eps) -> AffineMap:
         """The least-squares affine map from one anchor's tokens to the other's.
 
         The bias is eliminated by centring. Directions of the source tokens whose variance vanishes
         against the largest one get the weight zero, as in the minimum-norm solution.
 
+        The map is the best one for tokens and weights that are rounded when it runs: their errors
+        are noise of a known variance, which is added to that of the tokens. A direction below this
+        noise would otherwise get a large weight, and pass on little but the noise.
+
         Args:
             source: 0 to map the small anchor's tokens to the large one's, 1 for the reverse.
+            epsilon: Machine epsilon of the precision that the map will run in.
 
         Returns:
             The map in float64, on the device of the moments.
@@ -92,7 +101,10 @@ class TokenMoments:
         scale = self._standard_deviation(x)
         inverse_scale = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
         correlation = cov_xx * torch.outer(inverse_scale, inverse_scale)
-        eigenvalues, vectors = torch.linalg.eigh(correlation)
+        # Rounding a number a is off by at most |a| epsilon / 2. With the error spread evenly, its
+        # square is a² epsilon² / 24 on average over the mantissas; token and weight are rounded.
+        noise = self._mean_square(x) * inverse_scale.square() * (epsilon**2 / 12)
+        eigenvalues, vectors = torch.linalg.eigh(correlation + torch.diag(noise))
         cutoff = eigenvalues[-1] * len(eigenvalues) * torch.finfo(torch.float64).eps * 10
         inverse = torch.where(eigenvalues > cutoff, 1 / eigenvalues, torch.zeros_like(eigenvalues))
         weight = (vectors * inverse) @ (vectors.T @ (inverse_scale[:, None] * cov_xy))
@@ -124,11 +136,13 @@ class TokenMoments:
     def _mean(self, channels: slice) -> torch.Tensor:
         return self.gram[0, channels] / self.gram[0, 0]
 
+    def _mean_square(self, channels: slice) -> torch.Tensor:
+        return self.gram.diagonal()[channels] / self.gram[0, 0]
+
     def _standard_deviation(self, channels: slice) -> torch.Tensor:
         """Of every channel; 0 for one that varies less than float32 rounds it."""
         variance = self._covariance(channels, channels).diagonal()
-        noise = self.gram.diagonal()[channels] / self.gram[0, 0]
-        noise = noise * torch.finfo(torch.float32).eps ** 2
+        noise = self._mean_square(channels) * torch.finfo(torch.float32).eps ** 2
         return torch.where(variance > noise, variance, torch.zeros_like(variance)).sqrt()
 
     def _covariance(self, rows: slice, columns: slice) -> torch.Tensor:
