@@ -1,5 +1,6 @@
 """What the page answers to its visitors, without the page itself."""
 
+import threading
 from dataclasses import dataclass
 from html import escape
 
@@ -56,6 +57,7 @@ class Answers:
             max_pixels: Of an uploaded picture.
         """
         self._detector, self.choices, self._max_pixels = detector, choices, max_pixels
+        self._one_picture = threading.Lock()
 
     def stitch_id(self, wish: Wish) -> int:
         """The stitch a visitor wants.
@@ -65,7 +67,7 @@ class Answers:
         """
         if wish.budget != BY_NAME:
             return self.choices.within(wish.budget, wish.limit, wish.by)
-        ids = [stitch.id for stitch in self.choices.stitches if stitch.name == wish.name]
+        ids = [i for i, stitch in self.choices.stitches.items() if stitch.name == wish.name]
         if not ids:
             raise InputError(f"The model has no stitch {wish.name!r}.")
         return ids[0]
@@ -107,8 +109,10 @@ class Answers:
         """
         stitch_id = self.stitch_id(wish)
         min_score = self._min_score(stitch_id, wish)
-        image = open_picture(path, self._max_pixels)
-        found = self._detector.detect(image, stitch_id, min_score)
+        # A picture takes many times its file's size: one at a time, however many are asked about.
+        with self._one_picture:
+            image = open_picture(path, self._max_pixels)
+            found = self._detector.detect(image, stitch_id, min_score)
         count = len(found.objects)
         what = f"{count} object{'' if count == 1 else 's'}"
         because = ", this stitch's best F1" if wish.threshold == F1 else ""
