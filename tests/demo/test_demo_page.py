@@ -315,7 +315,7 @@ def exported(swept, predictor, tmp_path):
         model = Predictor(swept, swept.train.init_checkpoint, device="cpu", stitch=name)
         file = folder / f"{name}.safetensors"
         export_stitch(file, model.model, swept, model.stitch, model.class_names)
-    text = Path(swept.train.output_dir, "config.yaml").read_text(encoding="utf-8")
+    text = Path(swept.train.init_checkpoint).with_name("config.yaml").read_text(encoding="utf-8")
     text += f"\nmark: !!python/object/apply:os.mkdir [{str(marker)!r}]\n"
     (folder / "config.yaml").write_text(text, encoding="utf-8")
     return folder, marker
