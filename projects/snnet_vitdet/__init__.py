@@ -3,6 +3,9 @@
 import warnings
 
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.text import log_neutrally
+
+log_neutrally(__name__)
 
 # Of the libraries below, at every start; nothing that whoever reads them could change.
 for _message in (

@@ -2,12 +2,12 @@
 
 import threading
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.report.kinds import kind_label
+from snnet_vitdet.text import escaped
 
 from .choices import BUDGETS, Choices
 from .detector import SharedDetector
@@ -117,7 +117,7 @@ class Answers:
         what = f"{count} object{'' if count == 1 else 's'}"
         because = ", this stitch's best F1" if wish.threshold == F1 else ""
         line = (
-            f"<p><strong>{escape(self.choices.stitches[stitch_id].name)}</strong> found "
+            f"<p><strong>{escaped(self.choices.stitches[stitch_id].name)}</strong> found "
             f"<strong>{what}</strong> with a score of at least {min_score:.2f}{because}, in "
             f"<strong>{found.milliseconds:.0f} ms</strong>.</p>"
         )
@@ -143,8 +143,8 @@ class Answers:
                 facts.append((f"{name}, measured", f"{amount(value)} {unit}"))
         cells = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts)
         return (
-            f'<div class="snnet-facts"><p><strong>{escape(stitch.name)}</strong> '
-            f"{escape(kind_label(stitch.kind))}</p><dl>{cells}</dl></div>"
+            f'<div class="snnet-facts"><p><strong>{escaped(stitch.name)}</strong> '
+            f"{escaped(kind_label(stitch.kind))}</p><dl>{cells}</dl></div>"
         )
 
 
@@ -152,14 +152,14 @@ def message(text: str, error: bool = True) -> str:
     """A sentence for a visitor, as HTML."""
     kind = "error" if error else "hint"
     role = "alert" if error else "status"
-    return f'<p class="snnet-{kind}" role="{role}">{escape(text)}</p>'
+    return f'<p class="snnet-{kind}" role="{role}">{escaped(text)}</p>'
 
 
 def _table(objects) -> str:
     if not objects:
         return ""
     rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{score:.2f}</td></tr>"
+        f"<tr><td>{escaped(name)}</td><td>{score:.2f}</td></tr>"
         for name, score in objects[:_MAX_ROWS]
     )
     more = len(objects) - _MAX_ROWS

@@ -1,6 +1,5 @@
 """The page: controls on one side, what was found on the other, below each other on a phone."""
 
-import html
 from abc import ABCMeta
 from collections.abc import Sequence
 
@@ -8,6 +7,7 @@ import gradio as gr
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.results import SCORES
+from snnet_vitdet.text import escaped, neutral
 
 from .answers import BY_NAME, F1, Answers, Wish, message
 from .choices import BUDGETS
@@ -57,8 +57,10 @@ def build_page(answers: Answers, heading: str, examples: Sequence[str] = ()) -> 
     Returns:
         A page, to be launched with ``LOOK``.
     """
-    with gr.Blocks(title=heading, analytics_enabled=False, delete_cache=_DELETE_CACHE) as page:
-        gr.HTML(f"<h2>{html.escape(heading)}</h2>", elem_id="heading")
+    with gr.Blocks(
+        title=neutral(heading), analytics_enabled=False, delete_cache=_DELETE_CACHE
+    ) as page:
+        gr.HTML(f"<h2>{escaped(heading)}</h2>", elem_id="heading")
         if not answers.choices.scores:
             gr.Markdown(_UNSCORED, elem_id="unscored")
         with gr.Row():
@@ -172,7 +174,7 @@ def _connect(answers, controls, image, plot, picture, said) -> None:
             return answers.detect(path, Wish(*state))
         except InputError as error:
             # Beside the message, which stays: on a phone, it is far below where the file went in.
-            gr.Warning(html.escape(str(error)), title="Nothing detected")
+            gr.Warning(escaped(error), title="Nothing detected")
             return None, message(str(error))
 
     # Of many changes while an answer is on its way, only the last one is asked for.
