@@ -15,6 +15,8 @@ import sys
 import warnings
 from dataclasses import dataclass
 
+import snnet_vitdet.omp  # noqa: F401  # isort: skip
+
 from omegaconf import OmegaConf
 from tabulate import tabulate
 from tqdm import tqdm

@@ -15,6 +15,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import snnet_vitdet.omp  # noqa: F401  # isort: skip
+
 import numpy as np
 
 from snnet_vitdet.data import coco_dicts

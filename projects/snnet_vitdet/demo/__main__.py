@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+import snnet_vitdet.omp  # noqa: F401  # isort: skip
+
 from snnet_vitdet.errors import InputError, exit_on_input_error
 
 _CONFIG = "config.yaml"
