@@ -1,5 +1,6 @@
 """Names out of files do nothing where they are shown: on a screen, in a log, a page, a picture."""
 
+import json
 import logging
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
+from snnet_vitdet.data import coco_dicts
 from snnet_vitdet.demo.answers import message
 from snnet_vitdet.deploy import draw_detections
 from snnet_vitdet.errors import InputError, exit_with
@@ -60,6 +62,26 @@ def test_errors_and_logs_are_neutral(capsys, caplog):
     logging.getLogger("snnet_vitdet.anything").warning("class %s of\n%d", NAME.replace("\n", ""), 3)
     (record,) = caplog.records
     assert acting_in(record.getMessage()) == ["\n"] and record.getMessage().endswith(" of\n3")
+
+
+def test_what_detectron2_logs_by_class_is_neutral(caplog):
+    logging.getLogger("detectron2.evaluation.coco_evaluation").warning("%s", NAME)
+    (record,) = caplog.records
+    assert acting_in(record.getMessage()) == ["\n"]
+
+
+def test_classes_of_annotations_are_logged_neutrally(tmp_path, caplog):
+    annotation = dict(id=1, image_id=1, category_id=1, bbox=[1, 1, 5, 5], area=25, iscrowd=0)
+    annotation["segmentation"] = [[1, 1, 6, 1, 6, 6, 1, 6]]
+    data = {
+        "images": [dict(id=1, file_name="a.png", width=9, height=9)],
+        "annotations": [annotation],
+        "categories": [dict(id=1, name="a\x1b[1m\u202e"), dict(id=2, name="dog")],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(data), encoding="utf-8")
+    with caplog.at_level(logging.INFO):
+        assert len(coco_dicts(str(tmp_path / "a.json"), str(tmp_path), filter_empty=True)) == 1
+    assert "dog" in caplog.text and acting_in(caplog.text.replace("\n", "")) == []
 
 
 def test_records_of_other_packages_stay_as_they_are(caplog):

@@ -45,17 +45,17 @@ def plot_text(text: object) -> str:
     return neutral(text).replace("$", r"\$")
 
 
-def log_neutrally(package: str) -> None:
-    """Makes all records of a package's loggers neutral, whoever writes them, and where.
+def log_neutrally(*packages: str) -> None:
+    """Makes all records of some packages' loggers neutral, whoever writes them, and where.
 
     Args:
-        package: Its name. Records of others stay as they are.
+        *packages: Their names. Records of others stay as they are.
     """
     make = logging.getLogRecordFactory()
 
     def record(*args, **kwargs):
         made = make(*args, **kwargs)
-        if made.name.partition(".")[0] == package:
+        if any(f"{made.name}.".startswith(f"{package}.") for package in packages):
             made.msg, made.args = neutral(made.getMessage(), keep="\n\t"), ()
         return made
 
