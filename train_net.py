@@ -14,6 +14,8 @@ import copy
 import logging
 import os
 
+import snnet_vitdet.omp  # noqa: F401  # isort: skip
+
 import torch
 from detectron2.config import instantiate
 from detectron2.engine import default_argument_parser, hooks

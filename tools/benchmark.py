@@ -14,6 +14,8 @@ import json
 import os
 import platform
 
+import snnet_vitdet.omp  # noqa: F401  # isort: skip
+
 import torch
 
 from snnet_vitdet.benchmark import (

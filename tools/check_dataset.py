@@ -15,6 +15,8 @@ import sys
 import warnings
 from dataclasses import dataclass
 
+import snnet_vitdet.omp  # noqa: F401  # isort: skip
+
 from omegaconf import OmegaConf
 from tabulate import tabulate
 from tqdm import tqdm
@@ -31,6 +33,7 @@ from snnet_vitdet.engine import ClassNames, StrictCheckpointer, load_config, pre
 from snnet_vitdet.engine.checkpoint import last_checkpoint
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.modeling.cost import build_on_meta
+from snnet_vitdet.text import neutral
 
 PURPOSES = ("train", "test")
 PATHS = ("train_json", "train_images", "test_json", "test_images")
@@ -196,7 +199,7 @@ def classes_of(parts):
     summaries = [part.found.summary for part in parts]
     names = {key: name for s in reversed(summaries) for key, name in s.categories.items()}
     rows = [
-        (key, names[key], *(s.instances.get(key, "absent") for s in summaries))
+        (neutral(key), neutral(names[key]), *(s.instances.get(key, "absent") for s in summaries))
         for key in sorted(names)
     ]
     return ["id", "class", *(part.purpose for part in parts)], rows
@@ -207,7 +210,8 @@ def print_summary(parts):
     readable = [part for part in parts if part.found.summary is not None]
     for part in readable:
         print(f"\n{part.purpose.capitalize()} data (what is in order)")
-        print(tabulate(facts_of(part), tablefmt="plain", disable_numparse=True))
+        facts = [(label, neutral(value)) for label, value in facts_of(part)]
+        print(tabulate(facts, tablefmt="plain", disable_numparse=True))
     if readable:
         header, rows = classes_of(readable)
         print("\nObjects by class")
@@ -220,7 +224,7 @@ def print_list(title, sentences):
     if sentences:
         print(f"\n{title}")
     for sentence in sentences:
-        print(f"- {sentence}")
+        print(f"- {neutral(sentence)}")
 
 
 def run(args):

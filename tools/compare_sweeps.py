@@ -18,6 +18,8 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
+import snnet_vitdet.omp  # noqa: F401  # isort: skip
+
 from tabulate import tabulate
 
 from snnet_vitdet.deploy import StitchTable

@@ -15,6 +15,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import snnet_vitdet.omp  # noqa: F401  # isort: skip
+
 import numpy as np
 
 from snnet_vitdet.data import coco_dicts
@@ -30,6 +32,7 @@ from snnet_vitdet.deploy import (
 )
 from snnet_vitdet.engine import load_config
 from snnet_vitdet.errors import InputError, exit_on_input_error
+from snnet_vitdet.text import neutral
 
 BUDGETS = ("max_gflops", "max_latency_ms", "max_memory_mb")
 # TorchScript is compared on so many images.
@@ -124,7 +127,7 @@ def run(args):
     """Writes, compares and prints."""
     if args.info:
         # Its hundred numbers would push all else off the screen.
-        print(replace(read_export(args.info), curve=None).to_json(indent=1))
+        print(neutral(replace(read_export(args.info), curve=None).to_json(indent=1), keep="\n"))
         return
     config = load_config(args.config_file, args.opts)
     predictor = predictor_for(args, config)

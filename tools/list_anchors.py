@@ -10,6 +10,8 @@ weights: the models are built without memory (torch's meta device).
 
 import argparse
 
+import snnet_vitdet.omp  # noqa: F401  # isort: skip
+
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.modeling import anchor_arguments, plain_vit_names
 

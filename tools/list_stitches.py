@@ -10,6 +10,8 @@ Needs neither weights nor data nor network: the model is built without memory (t
 import argparse
 import csv
 
+import snnet_vitdet.omp  # noqa: F401  # isort: skip
+
 from omegaconf.errors import InterpolationToMissingValueError
 from tabulate import tabulate
 

@@ -9,6 +9,8 @@ memory, too. It is one file, which needs no network and no server.
 
 import argparse
 
+import snnet_vitdet.omp  # noqa: F401  # isort: skip
+
 from snnet_vitdet.deploy import Predictor, write_sweep_report
 from snnet_vitdet.engine import load_config
 from snnet_vitdet.errors import exit_on_input_error

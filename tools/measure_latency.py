@@ -16,6 +16,8 @@ import os
 import platform
 from pathlib import Path
 
+import snnet_vitdet.omp  # noqa: F401  # isort: skip
+
 import numpy as np
 import torch
 

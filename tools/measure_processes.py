@@ -12,6 +12,8 @@ import csv
 import os
 from dataclasses import asdict
 
+import snnet_vitdet.omp  # noqa: F401  # isort: skip
+
 from snnet_vitdet.benchmark import load_without_data, measure_processes
 from snnet_vitdet.errors import InputError, exit_on_input_error
 

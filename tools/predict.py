@@ -14,6 +14,8 @@ import argparse
 import os
 from pathlib import Path
 
+import snnet_vitdet.omp  # noqa: F401  # isort: skip
+
 import cv2
 import numpy as np
 from tqdm import tqdm

@@ -16,6 +16,8 @@ import argparse
 import os
 from pathlib import Path
 
+import snnet_vitdet.omp  # noqa: F401  # isort: skip
+
 from snnet_vitdet.engine import load_config
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.modeling import baseline_cost, stitch_costs

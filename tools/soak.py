@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+import snnet_vitdet.omp  # noqa: F401  # isort: skip
+
 from snnet_vitdet.engine import load_config
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.files import write_atomically

@@ -17,6 +17,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import snnet_vitdet.omp  # noqa: F401  # isort: skip
+
 import torch
 from detectron2.engine import default_argument_parser
 

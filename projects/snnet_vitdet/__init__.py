@@ -3,6 +3,10 @@
 import warnings
 
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.text import log_neutrally
+
+# Scores are logged by class there. The rest of detectron2's records are partly in colours.
+log_neutrally(__name__, "detectron2.evaluation")
 
 # Of the libraries below, at every start; nothing that whoever reads them could change.
 for _message in (

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from snnet_vitdet.text import neutral
+
 __all__ = ["InputError", "exit_on_input_error", "exit_with", "first_line"]
 
 
@@ -16,10 +18,14 @@ class InputError(ValueError):
     a ``ValueError``.
     """
 
+    def __init__(self, message: object = "") -> None:
+        # What it names may be called anything.
+        super().__init__(neutral(message))
+
 
 def exit_with(error: InputError | str) -> NoReturn:
     """Ends a command-line program: the sentence on the standard error output, status 2."""
-    sys.stderr.write(f"error: {error}\n")
+    sys.stderr.write(f"error: {neutral(error)}\n")
     sys.exit(2)
 
 

@@ -83,7 +83,7 @@ def test_only_what_was_scored_and_measured_is_drawn():
 def test_a_sweep_of_another_model_is_refused():
     other = list(StitchSpace((6, 12)))
     with pytest.raises(InputError, match="it is the sweep of another model"):
-        Choices(other, COSTS * 3, table_of(range(14)))
+        Choices(other, COSTS[:1] * len(other), table_of(range(14)))
 
 
 def test_the_plot_has_every_point_and_marks_the_chosen(swept):

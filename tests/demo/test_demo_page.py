@@ -23,12 +23,13 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from snnet_vitdet import Predictor, StitchTable
 from snnet_vitdet.demo import __main__ as program
-from snnet_vitdet.demo.answers import Answers
+from snnet_vitdet.demo.answers import Answers, Wish
 from snnet_vitdet.demo.choices import Choices
 from snnet_vitdet.demo.detector import SharedDetector
 from snnet_vitdet.demo.page import build_page
-from snnet_vitdet.demo.server import private_uploads, served
-from snnet_vitdet.deploy import image_files, to_rgb
+from snnet_vitdet.demo.server import served
+from snnet_vitdet.demo.uploads import private_uploads
+from snnet_vitdet.deploy import export_stitch, image_files, to_rgb
 from snnet_vitdet.modeling import stitch_costs
 
 # Training and sweeping take some seconds, and so does a browser.
@@ -307,6 +308,66 @@ def test_the_program_prints_its_address_and_ends_cleanly(swept, root, tmp_path):
 
 
 @pytest.fixture
+def exported(swept, predictor, tmp_path):
+    """A folder of two exported stitches, with a config that leaves a mark if it runs."""
+    marker, folder = tmp_path / "it ran", tmp_path / "from elsewhere"
+    for name in ("FS-2", "L"):
+        model = Predictor(swept, swept.train.init_checkpoint, device="cpu", stitch=name)
+        file = folder / f"{name}.safetensors"
+        export_stitch(file, model.model, swept, model.stitch, model.class_names)
+    text = Path(swept.train.init_checkpoint).with_name("config.yaml").read_text(encoding="utf-8")
+    text += f"\nmark: !!python/object/apply:os.mkdir [{str(marker)!r}]\n"
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    return folder, marker
+
+
+def loaded(monkeypatch, *args):
+    """What the program makes of its arguments."""
+    monkeypatch.setattr(sys, "argv", ["demo", "--device=cpu", *map(str, args)])
+    return program.served_model(program.arguments())
+
+
+def test_exported_stitches_are_offered_and_nothing_is_run(exported, files, predictor, monkeypatch):
+    folder, marker = exported
+    answers, heading, examples = loaded(monkeypatch, "--exported", folder)
+    assert heading == "from elsewhere: 2 exported detectors" and examples == []
+    build_page(answers, heading)
+    names = [stitch.name for stitch in answers.choices.stitches.values()]
+    assert names == ["L", "FS-2"]
+    assert answers.choices.scores == ["box", "mask"] and answers.choices.has_best_f1
+    detector = SharedDetector(predictor)
+    for i, stitch in answers.choices.stitches.items():
+        assert stitch == predictor.stitches[i]
+        wish = Wish("name", 0, stitch.name, "box", "fixed", 0.02)
+        picture, said = answers.detect(files[0], wish)
+        expected = detector.detect(to_rgb(files[0]), i, 0.02)
+        assert f"<strong>{stitch.name}</strong> found <strong>{len(expected.objects)} " in said
+        assert picture.shape == expected.picture.shape
+    low, high, _ = answers.choices.limits("gflops")
+    assert {answers.choices.within("gflops", limit, "box") for limit in (low, high)} <= {1, 3}
+    answers, heading, _ = loaded(monkeypatch, "--exported", folder / "L.safetensors")
+    assert heading == "L: 1 exported detector" and list(answers.choices.stitches) == [1]
+    build_page(answers, heading)
+    assert not marker.exists()
+
+
+def test_a_config_that_is_run_is_named(exported, swept, monkeypatch, caplog):
+    folder, marker = exported
+    shutil.copy(swept.train.init_checkpoint, folder / "model_final.pth")
+    loaded(monkeypatch, "--weights", folder / "model_final.pth")
+    assert marker.exists()
+    (said,) = (r.getMessage() for r in caplog.records if r.name == "snnet_vitdet.engine.config")
+    assert str(folder / "config.yaml") in said and "--exported" in said
+
+
+def test_exported_files_of_two_trainings_are_refused(exported, refused):
+    folder, _ = exported
+    shutil.copy(folder / "L.safetensors", folder / "M.safetensors")
+    said = refused("--exported", folder, "--port", free_port())
+    assert "M.safetensors" in said and "both have stitch L" in said
+
+
+@pytest.fixture
 def refused(monkeypatch, capsys):
     """The sentence the program ends with."""
 
@@ -328,7 +389,12 @@ def test_what_cannot_be_served_is_said_in_a_sentence(refused, swept, tmp_path, m
     assert f"cannot listen on 127.0.0.1, port {port}" in said and "another --port" in said
     assert "--port must be from 1 to 65535, got 0" in refused("--weights", weights, "--port", 0)
     assert "give --config-file or --weights" in refused()
-    assert "has a single stitch" in refused("--weights", tmp_path / "FS-2.safetensors")
+    assert "give it with --exported" in refused("--weights", tmp_path / "FS-2.safetensors")
+    said = refused("--weights", weights, "--exported", tmp_path, "train.seed=1")
+    assert "--weights, train.seed=1 cannot be given with --exported" in said
+    assert "has no exported files" in refused("--exported", tmp_path, "--port", free_port())
+    said = refused("--weights", weights, "--allow-host", "http://gpu:7860")
+    assert "--allow-host 'http://gpu:7860' is no name" in said
     assert "config.yaml: give --config-file" in refused("--weights", tmp_path / "model.pth")
     said = refused("--weights", weights, "--max-upload-mb", 0)
     assert "--max-upload-mb must be above 0, got 0" in said

@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import snnet_vitdet.omp  # noqa: F401  # isort: skip
+
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 

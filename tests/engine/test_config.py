@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 from detectron2.config import LazyConfig, instantiate
 from omegaconf import OmegaConf
@@ -26,6 +28,22 @@ def test_a_trainings_own_config_means_the_folder_it_lies_in(tmp_path):
     (tmp_path / "last_checkpoint").write_text("model_final.pth")
     assert load_config(saved).train.output_dir == str(tmp_path)
     assert load_config(saved, ["train.output_dir=other"]).train.output_dir == "other"
+
+
+def test_a_saved_config_is_named_before_what_it_names_is_run(tmp_path, caplog):
+    """Whoever loads it: predict, train_net, demo, a program of somebody's own."""
+    config, marker = tmp_path / "config.yaml", tmp_path / "it ran"
+    config.write_text(f"a: !!python/object/apply:os.mkdir [{str(marker)!r}]\n")
+    warned_before = []
+    logging.getLogger("snnet_vitdet.engine.config").addFilter(
+        watch := lambda record: warned_before.append(not marker.exists()) or True
+    )
+    try:
+        load_config(str(config))
+    finally:
+        logging.getLogger("snnet_vitdet.engine.config").removeFilter(watch)
+    assert marker.exists() and warned_before == [True]
+    assert str(config) in caplog.text and "runs nothing" in caplog.text
 
 
 def test_missing_file_error_names_the_nearest_files_that_exist():

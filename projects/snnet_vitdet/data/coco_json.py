@@ -14,6 +14,7 @@ from detectron2.data.build import (
 from detectron2.data.datasets import register_coco_instances
 
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.text import neutral
 
 __all__ = [
     "category_names",
@@ -55,7 +56,7 @@ def coco_dicts(json_file: str, image_root: str, filter_empty: bool) -> list[dict
             raise InputError(
                 f"{json_file} has no image with an annotated object: training needs at least one."
             )
-    print_instances_class_histogram(dicts, MetadataCatalog.get(name).thing_classes)
+    print_instances_class_histogram(dicts, list(map(neutral, category_names(json_file))))
     return dicts
 
 

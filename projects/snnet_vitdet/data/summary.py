@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from snnet_vitdet.text import neutral
+
 __all__ = ["EXAMPLES", "DatasetSummary", "agree", "some"]
 
 EXAMPLES = 3
@@ -63,7 +65,7 @@ def some(items: list, total: int | None = None, separator: str = ", ") -> str:
         separator: what stands between them.
     """
     total = len(items) if total is None else total
-    shown = separator.join(str(item) for item in items[:EXAMPLES])
+    shown = separator.join(map(neutral, items[:EXAMPLES]))
     return shown if total <= EXAMPLES else f"{shown} and {total - EXAMPLES} more"
 
 

@@ -1,12 +1,13 @@
 """What the page answers to its visitors, without the page itself."""
 
+import threading
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.report.kinds import kind_label
+from snnet_vitdet.text import escaped
 
 from .choices import BUDGETS, Choices
 from .detector import SharedDetector
@@ -56,6 +57,7 @@ class Answers:
             max_pixels: Of an uploaded picture.
         """
         self._detector, self.choices, self._max_pixels = detector, choices, max_pixels
+        self._one_picture = threading.Lock()
 
     def stitch_id(self, wish: Wish) -> int:
         """The stitch a visitor wants.
@@ -65,7 +67,7 @@ class Answers:
         """
         if wish.budget != BY_NAME:
             return self.choices.within(wish.budget, wish.limit, wish.by)
-        ids = [stitch.id for stitch in self.choices.stitches if stitch.name == wish.name]
+        ids = [i for i, stitch in self.choices.stitches.items() if stitch.name == wish.name]
         if not ids:
             raise InputError(f"The model has no stitch {wish.name!r}.")
         return ids[0]
@@ -107,13 +109,15 @@ class Answers:
         """
         stitch_id = self.stitch_id(wish)
         min_score = self._min_score(stitch_id, wish)
-        image = open_picture(path, self._max_pixels)
-        found = self._detector.detect(image, stitch_id, min_score)
+        # A picture takes many times its file's size: one at a time, however many are asked about.
+        with self._one_picture:
+            image = open_picture(path, self._max_pixels)
+            found = self._detector.detect(image, stitch_id, min_score)
         count = len(found.objects)
         what = f"{count} object{'' if count == 1 else 's'}"
         because = ", this stitch's best F1" if wish.threshold == F1 else ""
         line = (
-            f"<p><strong>{escape(self.choices.stitches[stitch_id].name)}</strong> found "
+            f"<p><strong>{escaped(self.choices.stitches[stitch_id].name)}</strong> found "
             f"<strong>{what}</strong> with a score of at least {min_score:.2f}{because}, in "
             f"<strong>{found.milliseconds:.0f} ms</strong>.</p>"
         )
@@ -139,8 +143,8 @@ class Answers:
                 facts.append((f"{name}, measured", f"{amount(value)} {unit}"))
         cells = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts)
         return (
-            f'<div class="snnet-facts"><p><strong>{escape(stitch.name)}</strong> '
-            f"{escape(kind_label(stitch.kind))}</p><dl>{cells}</dl></div>"
+            f'<div class="snnet-facts"><p><strong>{escaped(stitch.name)}</strong> '
+            f"{escaped(kind_label(stitch.kind))}</p><dl>{cells}</dl></div>"
         )
 
 
@@ -148,14 +152,14 @@ def message(text: str, error: bool = True) -> str:
     """A sentence for a visitor, as HTML."""
     kind = "error" if error else "hint"
     role = "alert" if error else "status"
-    return f'<p class="snnet-{kind}" role="{role}">{escape(text)}</p>'
+    return f'<p class="snnet-{kind}" role="{role}">{escaped(text)}</p>'
 
 
 def _table(objects) -> str:
     if not objects:
         return ""
     rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{score:.2f}</td></tr>"
+        f"<tr><td>{escaped(name)}</td><td>{score:.2f}</td></tr>"
         for name, score in objects[:_MAX_ROWS]
     )
     more = len(objects) - _MAX_ROWS

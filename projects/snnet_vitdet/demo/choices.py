@@ -36,25 +36,27 @@ class Point:
 
 
 class Choices:
-    """All stitches of a model, with what is known of them."""
+    """The stitches there are, with what is known of them."""
 
     def __init__(
         self, stitches: Sequence[Stitch], costs: Sequence[Cost], table: StitchTable | None
     ) -> None:
         """
         Args:
-            stitches: All of the model, by id.
-            costs: Of each, by id.
+            stitches: All of a model, or some, ordered by id.
+            costs: Of each, in the same order.
             table: What a sweep found; None without one.
 
         Raises:
             InputError: If the sweep is of another model.
         """
-        self.stitches = tuple(stitches)
+        ids = [stitch.id for stitch in stitches]
+        self.stitches = dict(zip(ids, stitches, strict=True))
+        """By id."""
         self.table = table
-        self._costs = tuple(costs)
+        self._costs = dict(zip(ids, costs, strict=True))
         self._entries = {entry.id: entry for entry in table} if table else {}
-        names = {stitch.id: stitch.name for stitch in self.stitches}
+        names = {i: stitch.name for i, stitch in self.stitches.items()}
         for entry in self._entries.values():
             if names.get(entry.id) != entry.name:
                 raise InputError(
@@ -154,7 +156,7 @@ class Choices:
 
     def _candidates(self, budget: str) -> list[int]:
         """Those with a known cost; after a sweep, of those it has compared."""
-        ids = range(len(self.stitches))
+        ids = list(self.stitches)
         if self.scores:
             ids = [i for i in ids if i in self._compared]
         return [i for i in ids if self.cost(i, budget) is not None]

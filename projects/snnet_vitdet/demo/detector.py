@@ -8,6 +8,7 @@ import numpy as np
 
 from snnet_vitdet.deploy import Predictor, draw_detections
 
+from .exported import ExportedStitches
 from .pictures import MAX_SIDE
 
 __all__ = ["Detected", "SharedDetector"]
@@ -34,7 +35,7 @@ class Detected:
 class SharedDetector:
     """Detects for one visitor at a time: the stitch in effect is a state of the model."""
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Predictor | ExportedStitches) -> None:
         """
         Args:
             predictor: It is taken over: only this object may use it from now on.
@@ -43,9 +44,9 @@ class SharedDetector:
         self._predictor = predictor
         self._lock = threading.Lock()
 
-    def warm_up(self) -> None:
-        """Runs once: the first run of a process is slower than all that follow."""
-        self.detect(np.full((64, 64, 3), 128, dtype=np.uint8), 0, 1.0)
+    def warm_up(self, stitch_id: int) -> None:
+        """Runs a stitch once: the first run of a process is slower than all that follow."""
+        self.detect(np.full((64, 64, 3), 128, dtype=np.uint8), stitch_id, 1.0)
 
     def detect(self, image: np.ndarray, stitch_id: int, min_score: float) -> Detected:
         """Detects with a stitch, whatever other threads ask for meanwhile.

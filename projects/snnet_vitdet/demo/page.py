@@ -1,18 +1,18 @@
 """The page: controls on one side, what was found on the other, below each other on a phone."""
 
-import html
 from abc import ABCMeta
 from collections.abc import Sequence
-from pathlib import Path
 
 import gradio as gr
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.results import SCORES
+from snnet_vitdet.text import escaped, neutral
 
 from .answers import BY_NAME, F1, Answers, Wish, message
 from .choices import BUDGETS
 from .style import CSS, RELEASE_BY_KEYBOARD, THEME
+from .uploads import take_uploads_alone
 
 __all__ = ["LOOK", "build_page"]
 
@@ -21,25 +21,18 @@ LOOK = {"theme": THEME, "css": CSS, "js": RELEASE_BY_KEYBOARD}
 
 _FIXED = "fixed"
 _UNSCORED = (
-    "This model has **no sweep**: nothing says which stitch detects better. Within a budget, the "
-    "stitch that computes the most is taken. `train_net.py --eval-only` scores them."
+    "There is **no sweep**: nothing says which stitch detects better. Within a budget, the stitch "
+    "that computes the most is taken. `train_net.py --eval-only` scores them."
 )
 _HINT = message("Drop an image, or pick one of the examples.", error=False)
 # Visitors' pictures are deleted after a day, looked for every hour.
 _DELETE_CACHE = (3600, 86400)
 
 
-async def _keep_upload(self, path):
-    """Takes over a visitor's file; gradio would fetch an address for whoever sends one."""
-    if not Path(path).is_file():
-        raise gr.Error("Only files that were uploaded are taken.")
-    return await gr.Image.async_move_resource_to_block_cache(self, path)
-
-
 def _path_of_upload(self, payload):
-    """The path, which gradio has checked to be an upload's.
+    """The path of what a visitor uploaded.
 
-    Itself, it would open whatever Pillow opens, however large, and answer with an exception.
+    gradio itself would open whatever Pillow opens, however large, and answer with an exception.
     """
     return None if payload is None else payload.path
 
@@ -49,36 +42,32 @@ _UploadedImage = ABCMeta.__new__(
     type(gr.Image),
     "_UploadedImage",
     (gr.Image,),
-    {
-        "is_template": True,
-        "async_move_resource_to_block_cache": _keep_upload,
-        "preprocess": _path_of_upload,
-    },
+    {"is_template": True, "preprocess": _path_of_upload},
 )
 
 
-def build_page(answers: Answers, title: str, examples: Sequence[str] = ()) -> gr.Blocks:
+def build_page(answers: Answers, heading: str, examples: Sequence[str] = ()) -> gr.Blocks:
     """Builds the page.
 
     Args:
         answers: What it asks.
-        title: Of the page.
+        heading: What it is of.
         examples: Paths of images to start with.
 
     Returns:
         A page, to be launched with ``LOOK``.
     """
-    count = len(answers.choices.stitches)
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=_DELETE_CACHE) as page:
-        gr.Markdown(f"## {title}: {count} detectors in one model")
+    with gr.Blocks(
+        title=neutral(heading), analytics_enabled=False, delete_cache=_DELETE_CACHE
+    ) as page:
+        gr.HTML(f"<h2>{escaped(heading)}</h2>", elem_id="heading")
         if not answers.choices.scores:
             gr.Markdown(_UNSCORED, elem_id="unscored")
         with gr.Row():
             with gr.Column(scale=5, min_width=320):
                 image = _UploadedImage(label="Image", height=160, elem_id="image", buttons=[])
                 if examples:
-                    samples = [[path] for path in examples]
-                    gr.Examples(samples, [image], label="Examples", elem_id="examples")
+                    _examples(examples, image)
                 wish = _budget_controls(answers)
                 plot = gr.HTML(elem_id="plot")
             with gr.Column(scale=6, min_width=320):
@@ -93,14 +82,31 @@ def build_page(answers: Answers, title: str, examples: Sequence[str] = ()) -> gr
                 wish |= _settings(answers)
         plot.value = answers.preview(Wish(**{key: each.value for key, each in wish.items()}))
         _connect(answers, wish, image, plot, picture, said)
+    take_uploads_alone(page)
     # Who floods the page is turned away before the memory is full of pictures.
     return page.queue(max_size=32)
+
+
+def _examples(paths: Sequence[str], image: gr.Image) -> None:
+    """Pictures to click on. A visitor asks for one by its index."""
+    samples = [[path] for path in paths]
+    options = dict(label="Examples", elem_id="examples")
+    examples = gr.Dataset(components=[image], samples=samples, type="index", **options)
+    # gradio has copied them to where it serves files from.
+    copies = [sample["path"] for (sample,) in examples.samples]
+
+    def copy_of(index):
+        if index not in range(len(copies)):
+            raise gr.Error("There is no such example.", print_exception=False)
+        return copies[int(index)]
+
+    examples.click(copy_of, examples, image, show_progress="hidden", api_visibility="private")
 
 
 def _budget_controls(answers: Answers) -> dict[str, gr.components.Component]:
     """What the stitch is chosen with, by the names of ``Wish``'s attributes."""
     budgets = answers.choices.budgets
-    names = [stitch.name for stitch in answers.choices.stitches]
+    names = [stitch.name for stitch in answers.choices.stitches.values()]
     kinds = [(BUDGETS[budget][0], budget) for budget in budgets] + [("name", BY_NAME)]
     with gr.Group():
         budget = gr.Radio(kinds, value=budgets[0], label="Choose by", elem_id="budget")
@@ -168,7 +174,7 @@ def _connect(answers, controls, image, plot, picture, said) -> None:
             return answers.detect(path, Wish(*state))
         except InputError as error:
             # Beside the message, which stays: on a phone, it is far below where the file went in.
-            gr.Warning(html.escape(str(error)), title="Nothing detected")
+            gr.Warning(escaped(error), title="Nothing detected")
             return None, message(str(error))
 
     # Of many changes while an answer is on its way, only the last one is asked for.
@@ -185,7 +191,6 @@ def _connect(answers, controls, image, plot, picture, said) -> None:
     )
     gr.on(
         [controls[key].input for key in ("limit", "name", "by")],
-        queue=False,
         **previewed,
     )
     gr.on(

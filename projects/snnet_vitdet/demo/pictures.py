@@ -33,6 +33,9 @@ def open_picture(path: str | os.PathLike[str], max_pixels: int) -> np.ndarray:
     Raises:
         InputError: If it is no image, damaged, or too large.
     """
+    # To open a pipe would wait for whoever writes into it, which may be nobody.
+    if not os.path.isfile(path):
+        raise InputError("This is not a file that can be read: upload it again.")
     try:
         image = Image.open(path, formats=_FORMATS)
         width, height = image.size

@@ -1,13 +1,13 @@
 """The stitches as an SVG picture with one of them marked, drawn faster than a slider moves."""
 
 from collections.abc import Sequence
-from html import escape
 
 from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import MaxNLocator
 
 from snnet_vitdet.evaluation import pareto_front
 from snnet_vitdet.report.kinds import ANCHORS, kind_label, kind_styles
+from snnet_vitdet.text import escaped
 
 from .choices import Point
 
@@ -51,7 +51,7 @@ def plot_svg(
         said += f"; chosen: {marked.name} with {amount(marked.y)} at {amount(marked.x)}"
     parts = [
         f'<svg class="snnet-plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="{escape(said)}">',
+        f'aria-label="{escaped(said)}">',
         "<defs>",
         *(f'<path id="snnet-{kind}" d="{_shape(kind, style)}"/>' for kind, style in styles.items()),
         "</defs>",
@@ -74,7 +74,7 @@ def plot_svg(
         parts.append(
             f'<use href="#snnet-{point.kind}" x="{x_of(point.x):.1f}" y="{y_of(point.y):.1f}" '
             f'fill="{styles[point.kind][0]}" data-stitch="{point.name}">'
-            f"<title>{escape(title)}</title></use>"
+            f"<title>{escaped(title)}</title></use>"
         )
     if marked:
         parts += _mark(marked, x_of(marked.x), y_of(marked.y))
@@ -116,11 +116,11 @@ def _axes(x_of, y_of, x_range, y_range, x_label, y_label):
         yield f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>'
     yield f'<path class="axis" d="M{_LEFT} {_TOP}V{bottom}H{right}"/>'
     middle = (_LEFT + right) / 2
-    yield f'<text x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>'
+    yield f'<text x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{escaped(x_label)}</text>'
     middle = (_TOP + bottom) / 2
     yield (
         f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">'
-        f"{escape(y_label)}</text>"
+        f"{escaped(y_label)}</text>"
     )
 
 
@@ -147,15 +147,15 @@ def _mark(point: Point, x: float, y: float) -> list[str]:
         f'<circle class="ring halo" cx="{x:.1f}" cy="{y:.1f}" r="10"/>',
         f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="10"/>',
         f'<text class="chosen" x="{text_x:.1f}" y="{text_y:.1f}" '
-        f'text-anchor="{"end" if left else "start"}">{escape(point.name)}</text>',
+        f'text-anchor="{"end" if left else "start"}">{escaped(point.name)}</text>',
     ]
 
 
 def _legend(styles) -> str:
     items = "".join(
         f'<li><svg viewBox="-8 -8 16 16" aria-hidden="true"><path fill="{style[0]}" '
-        f'd="{_shape(kind, style, radius=7)}"/></svg><b>{escape(kind)}</b> '
-        f"{escape(kind_label(kind))}</li>"
+        f'd="{_shape(kind, style, radius=7)}"/></svg><b>{escaped(kind)}</b> '
+        f"{escaped(kind_label(kind))}</li>"
         for kind, style in styles.items()
     )
     return f'<ul class="snnet-legend">{items}</ul>'

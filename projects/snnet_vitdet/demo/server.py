@@ -1,18 +1,18 @@
 """Serves the page: to this machine alone, files of the page's own alone."""
 
 import contextlib
-import os
 import socket
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from snnet_vitdet.errors import InputError
 
+from .gate import Gate
 from .page import LOOK
 
-__all__ = ["check_address", "private_uploads", "served"]
+__all__ = ["check_address", "served"]
 
 
 def check_address(host: str, port: int) -> None:
@@ -33,29 +33,18 @@ def check_address(host: str, port: int) -> None:
 
 
 @contextlib.contextmanager
-def private_uploads() -> Iterator[str]:
-    """A folder for what gradio stores, gone afterwards; pages must be built within."""
-    before = os.environ.get("GRADIO_TEMP_DIR")
-    with tempfile.TemporaryDirectory(prefix="snnet-demo-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        try:
-            yield folder
-        finally:
-            if before is None:
-                del os.environ["GRADIO_TEMP_DIR"]
-            else:
-                os.environ["GRADIO_TEMP_DIR"] = before
-
-
-@contextlib.contextmanager
-def served(page: gr.Blocks, host: str, port: int, max_upload_mb: float) -> Iterator[str]:
+def served(
+    page: gr.Blocks, host: str, port: int, max_upload_mb: float, names: Sequence[str] = ()
+) -> Iterator[str]:
     """Serves a page for as long as the context lasts.
 
     Args:
         page: What to serve.
         host: Address to listen on.
         port: Port to listen on.
-        max_upload_mb: Larger files are refused.
+        max_upload_mb: Requests with more are refused, in one file or in many.
+        names: By which the page may be called, besides localhost, ``host`` and any address in
+            numbers.
 
     Yields:
         The page's address.
@@ -63,11 +52,14 @@ def served(page: gr.Blocks, host: str, port: int, max_upload_mb: float) -> Itera
     Raises:
         InputError: If nothing can listen there.
     """
+    max_upload = int(max_upload_mb * 1e6)
+    own = {name.lower() for name in ("localhost", host, *names)}
     try:
         page.launch(
             server_name=host,
             server_port=port,
-            max_file_size=int(max_upload_mb * 1e6),
+            max_file_size=max_upload,
+            app_kwargs={"middleware": [Middleware(Gate, own, max_upload)]},
             prevent_thread_lock=True,
             quiet=True,
             inline=False,

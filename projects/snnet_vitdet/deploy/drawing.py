@@ -4,6 +4,8 @@ import numpy as np
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
+from snnet_vitdet.text import plot_text
+
 __all__ = ["draw_detections"]
 
 # Okabe and Ito's palette, which readers with any colour vision tell apart; classes take turns.
@@ -41,7 +43,7 @@ def draw_detections(image: np.ndarray, instances: Instances, min_side: int = 0) 
     drawn = visualizer.overlay_instances(
         boxes=instances.pred_boxes.tensor.numpy(),
         masks=masks,
-        labels=labels,
+        labels=[plot_text(label) for label in labels],
         assigned_colors=[_COLOURS[i % len(_COLOURS)] for i in classes],
         alpha=0.4,
     )

@@ -6,6 +6,7 @@ change nothing and be noticed after the training, if ever.
 
 import difflib
 import inspect
+import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ from snnet_vitdet.files import write_atomically
 from .checkpoint import last_checkpoint
 
 __all__ = ["load_config", "save_config"]
+
+logger = logging.getLogger(__name__)
 
 # Keys that a config.yaml saved by an earlier version has not, with the values of
 # configs/common/train.py.
@@ -67,6 +70,13 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
         near = difflib.get_close_matches(config_file, there, n=3, cutoff=0.5) or there
         hint = f"; there are {', '.join(near)}" if near else ""
         raise InputError(f"config file {config_file} does not exist{hint}")
+    # Everybody expects it of a .py file, and nobody of a .yaml. Said before it happens.
+    if not config_file.endswith(".py"):
+        logger.warning(
+            "Running what %s names: a config can call any function. Of a stranger, take an "
+            "exported file instead (--exported of predict and demo), which runs nothing.",
+            config_file,
+        )
     config = LazyConfig.load(config_file)
     for key, value in _LATER_KEYS.items():
         if key.partition(".")[0] in config and OmegaConf.select(config, key) is None:

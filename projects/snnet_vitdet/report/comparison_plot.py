@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from snnet_vitdet.evaluation.comparison import Candidate
 from snnet_vitdet.files import write_atomically
+from snnet_vitdet.text import plot_text
 
 __all__ = ["comparison_figure", "plot_comparison"]
 
@@ -89,10 +90,9 @@ def comparison_figure(candidates: Sequence[Candidate], cost_label: str, score_la
                 zorder=4,
             )
         runs = f" ({len(candidate.runs)} runs)" if len(candidate.runs) > 1 else ""
-        handles.append(
-            Line2D([], [], color=colour, marker=marker, linewidth=1.8, label=candidate.name + runs)
-        )
-    axes.set_xlabel(cost_label, fontsize=11, color=_INK)
+        label = plot_text(candidate.name + runs)
+        handles.append(Line2D([], [], color=colour, marker=marker, linewidth=1.8, label=label))
+    axes.set_xlabel(plot_text(cost_label), fontsize=11, color=_INK)
     axes.set_ylabel(score_label, fontsize=11, color=_INK)
     axes.tick_params(labelsize=10, colors=_INK)
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))

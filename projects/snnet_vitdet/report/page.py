@@ -13,7 +13,6 @@ import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import pareto_front
 from snnet_vitdet.evaluation.results import TASKS
 from snnet_vitdet.files import write_atomically
+from snnet_vitdet.text import escaped, neutral
 
 from .kinds import ANCHORS, kind_label, kind_styles
 from .results_table import Column, Row, cell_text, marker_html, present_columns, table_html
@@ -116,7 +116,7 @@ def report_html(
     script = f'"use strict";\n(() => {{\n{script}\n}})();\n'
     template = string.Template((assets / "page.html").read_text(encoding="utf-8"))
     return template.substitute(
-        title=escape(title),
+        title=escaped(title),
         policy=(
             "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
             f"style-src '{_hash(style)}'; script-src '{_hash(script)}'"
@@ -129,14 +129,14 @@ def report_html(
             for kind, (colour, shape) in styles.items()
         ),
         facts="".join(
-            f"<div><dt>{escape(label)}</dt><dd>{escape(text)}</dd></div>"
+            f"<div><dt>{escaped(label)}</dt><dd>{escaped(text)}</dd></div>"
             for label, text in [*_facts(rows, columns), *facts]
         ),
         table=table_html(rows, columns, marker_ids),
         samples=_samples_html(samples, marker_ids)
         if samples
-        else f'<p class="note">{escape(no_samples)}</p>',
-        training=escape(_training_text(training)),
+        else f'<p class="note">{escaped(no_samples)}</p>',
+        training=escaped(_training_text(training)),
     )
 
 
@@ -146,6 +146,7 @@ def _plain(row: Row, columns: Sequence[Column]) -> dict[str, object]:
     for column in columns:
         value = row.get(column.key)
         is_nan = isinstance(value, float) and math.isnan(value)
+        value = neutral(value) if isinstance(value, str) else value
         plain[column.key] = None if is_nan else value
         plain["text"][column.key] = cell_text(row, column)
     return plain
@@ -227,12 +228,12 @@ def _samples_html(samples: Samples, marker_ids: Mapping[str, str]) -> str:
     for column in samples.columns:
         marker = marker_html(marker_ids[column.kind]) if column.kind in marker_ids else ""
         heads.append(
-            f"<li>{marker}<strong>{escape(column.title)}</strong> {escape(column.caption)}</li>"
+            f"<li>{marker}<strong>{escaped(column.title)}</strong> {escaped(column.caption)}</li>"
         )
     rows = []
     for row in samples.rows:
         figures = "".join(map(_figure, samples.columns, row.pictures))
-        rows.append(f'<h3>{escape(row.file_name)}</h3><div class="pictures">{figures}</div>')
+        rows.append(f'<h3>{escaped(row.file_name)}</h3><div class="pictures">{figures}</div>')
     rows.append('<p class="note needs-script hint">A click on a picture enlarges it.</p>')
     return f'<ul class="columns">{"".join(heads)}</ul>{"".join(rows)}'
 
@@ -241,6 +242,6 @@ def _figure(column: SampleColumn, picture: SamplePicture) -> str:
     return (
         f'<figure><img src="data:image/webp;base64,{base64.b64encode(picture.webp).decode()}" '
         f'width="{picture.width}" height="{picture.height}" '
-        f'alt="{escape(column.title)}: {escape(picture.text)}">'
-        f"<figcaption>{escape(column.title)}</figcaption></figure>"
+        f'alt="{escaped(column.title)}: {escaped(picture.text)}">'
+        f"<figcaption>{escaped(column.title)}</figcaption></figure>"
     )

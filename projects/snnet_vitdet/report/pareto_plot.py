@@ -18,6 +18,7 @@ from matplotlib.transforms import Bbox
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.pareto import pareto_front
 from snnet_vitdet.files import write_atomically
+from snnet_vitdet.text import plot_text
 
 from .kinds import ANCHORS, kind_label, kind_styles
 
@@ -84,7 +85,7 @@ def pareto_figure(table_rows: Sequence[Mapping[str, Any]], *, title: str | None 
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08, wspace=0.03)
     if title:
-        figure.suptitle(title, fontsize=13, fontweight="bold", color=_INK)
+        figure.suptitle(plot_text(title), fontsize=13, fontweight="bold", color=_INK)
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
     for axes, task in zip(panels, tasks, strict=True):
         _draw_panel(axes, table_rows, task, kinds)

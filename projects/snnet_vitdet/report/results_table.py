@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
 from snnet_vitdet.evaluation.results import AP_NAMES, TASKS
+from snnet_vitdet.text import escaped, neutral
 
 __all__ = ["Column", "cell_text", "marker_html", "present_columns", "table_html"]
 
@@ -89,7 +89,7 @@ def table_html(
     """
     head = "".join(
         f'<th scope="col" data-key="{column.key}" class="{_css(column)}">'
-        f"{escape(column.label)}</th>"
+        f"{escaped(column.label)}</th>"
         for column in columns
     )
     body = "\n".join(
@@ -110,7 +110,7 @@ def cell_text(row: Row, column: Column) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:.{column.decimals}f}"
-    return str(value)
+    return neutral(value)
 
 
 def marker_html(marker_id: str) -> str:
@@ -119,7 +119,7 @@ def marker_html(marker_id: str) -> str:
 
 
 def _cell(row: Row, column: Column, marker_ids: Mapping[str, str]) -> str:
-    text = escape(cell_text(row, column))
+    text = escaped(cell_text(row, column))
     if column.key != "name":
         return f'<td class="{_css(column)}">{text}</td>' if _css(column) else f"<td>{text}</td>"
     return f'<th scope="row">{marker_html(marker_ids[row["kind"]])}{text}</th>'

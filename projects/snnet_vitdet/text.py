@@ -1,0 +1,66 @@
+"""Names out of files, as they may be shown: on a screen, in a log, on a page, in a picture.
+
+A class or a file can be called anything. Control characters in a name would move a terminal's
+cursor or colour its text, and marks of direction would turn around what stands beside them.
+"""
+
+import html
+import logging
+import unicodedata
+
+__all__ = ["escaped", "log_neutrally", "neutral", "plot_text"]
+
+# Control characters, lone halves of characters, and ends of lines and paragraphs.
+_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")
+# Marks of direction. Other characters without a width belong to names: they join letters or emoji.
+_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def neutral(text: object, keep: str = "") -> str:
+    r"""A text without characters that act on what shows it.
+
+    >>> neutral("cat\x1b[31m\u202egpj.exe")
+    'cat\\x1b[31m\\u202egpj.exe'
+
+    Args:
+        text: Or anything that has one.
+        keep: Such characters that are wanted, as ends of lines in a text of several.
+
+    Returns:
+        The text with each of these characters written as Python would.
+    """
+    text = str(text)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c in keep or not _acts(c) else ascii(c)[1:-1] for c in text)
+
+
+def escaped(text: object) -> str:
+    """A text to stand in HTML, within elements and quoted attributes, see :func:`neutral`."""
+    return html.escape(neutral(text))
+
+
+def plot_text(text: object) -> str:
+    """A text to stand in a picture of matplotlib, which takes what is between dollars for maths."""
+    return neutral(text).replace("$", r"\$")
+
+
+def log_neutrally(*packages: str) -> None:
+    """Makes all records of some packages' loggers neutral, whoever writes them, and where.
+
+    Args:
+        *packages: Their names. Records of others stay as they are.
+    """
+    make = logging.getLogRecordFactory()
+
+    def record(*args, **kwargs):
+        made = make(*args, **kwargs)
+        if any(f"{made.name}.".startswith(f"{package}.") for package in packages):
+            made.msg, made.args = neutral(made.getMessage(), keep="\n\t"), ()
+        return made
+
+    logging.setLogRecordFactory(record)
+
+
+def _acts(character: str) -> bool:
+    return character in _DIRECTIONS or unicodedata.category(character) in _CATEGORIES

@@ -1,0 +1,364 @@
+"""What is asked of the served page by whoever does not use it as a page."""
+
+import io
+import json
+import os
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="the page is an option: requirements-demo.txt")
+
+import httpx
+
+from snnet_vitdet.demo.answers import Answers
+from snnet_vitdet.demo.choices import Choices
+from snnet_vitdet.demo.detector import Detected
+from snnet_vitdet.demo.page import build_page
+from snnet_vitdet.demo.server import served
+from snnet_vitdet.demo.uploads import private_uploads
+from snnet_vitdet.stitching import Cost, StitchSpace
+
+SPACE = StitchSpace((4, 8))
+COSTS = [Cost(flops=(100 + 10 * i) * 1e9, params=5e6) for i in range(len(SPACE))]
+META = {"_type": "gradio.FileData"}
+STATE = ["gflops", 155, SPACE[0].name, "box", "fixed", 0.5]
+MAX_UPLOAD_MB = 0.3
+# Of seconds, for a machine with much else to do; nothing waits that long where all is well.
+PATIENCE = 60
+
+
+class Recorder:
+    """A detector that finds nothing, and remembers how many it was asked to at once."""
+
+    def __init__(self):
+        self.seen, self.running, self.most = 0, 0, 0
+
+    def detect(self, image, stitch_id, min_score):
+        self.seen, self.running = self.seen + 1, self.running + 1
+        self.most = max(self.most, self.running)
+        time.sleep(0.02)
+        self.running -= 1
+        return Detected(image, (), 1.0)
+
+
+def picture(path=None, side=40):
+    pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, format="PNG")
+    if path is not None:
+        path.write_bytes(content.getvalue())
+    return content.getvalue()
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return Recorder()
+
+
+@pytest.fixture(scope="module")
+def secret(tmp_path_factory):
+    """An image of the machine that nobody has uploaded."""
+    path = tmp_path_factory.mktemp("private") / "secret.png"
+    picture(path, 50)
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(detector, tmp_path_factory):
+    """Address and folder of uploads of a served page, called example.org by its proxy."""
+    examples = tmp_path_factory.mktemp("examples")
+    for name in ("a.png", "b.png"):
+        picture(examples / name)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    answers = Answers(detector, Choices(list(SPACE), COSTS, None), max_pixels=1_000_000)
+    with private_uploads() as folder:
+        built = build_page(answers, "A test", sorted(map(str, examples.iterdir())))
+        with served(built, "127.0.0.1", port, MAX_UPLOAD_MB, ["Example.org"]) as address:
+            yield address, folder
+
+
+@pytest.fixture(scope="module")
+def ask(page):
+    """Sends a request through the queue as the page's script does; gives how it ended."""
+    address, _ = page
+    dependencies = httpx.get(f"{address}config").json()["dependencies"]
+    # The first of an event is the one to ask: of "input", the plot.
+    ids = {each["targets"][0][1]: each["id"] for each in reversed(dependencies)}
+    sessions = iter(range(1000))
+
+    def run(event, data):
+        session = f"session{next(sessions)}"
+        request = {"data": data, "fn_index": ids[event], "session_hash": session}
+        join = f"{address}gradio_api/queue/join"
+        httpx.post(join, json=request, timeout=PATIENCE).raise_for_status()
+        url = f"{address}gradio_api/queue/data?session_hash={session}"
+        with httpx.stream("GET", url, timeout=PATIENCE) as lines:
+            for line in lines.iter_lines():
+                if "process_completed" in line:
+                    return json.loads(line.removeprefix("data:"))
+        raise AssertionError("the request never ended")
+
+    return run
+
+
+def upload(address, *files, **headers):
+    parts = [("files", file) for file in files]
+    url = f"{address}gradio_api/upload"
+    return httpx.post(url, files=parts, headers=headers, timeout=PATIENCE)
+
+
+def test_an_upload_is_detected_in_and_what_was_found_is_served(page, ask):
+    address, folder = page
+    (path,) = upload(address, ("a.png", picture())).json()
+    assert path.startswith(folder)
+    ended = ask("change", [{"path": path, "meta": META}, *STATE])
+    found, said = ended["output"]["data"]
+    assert ended["success"] and "0 objects" in said
+    for served_path in (path, found["path"]):
+        answer = httpx.get(f"{address}gradio_api/file={served_path}")
+        assert answer.status_code == 200
+        assert Image.open(io.BytesIO(answer.content)).size == (40, 40)
+
+
+def test_an_example_is_taken_by_its_index_alone(page, ask):
+    ended = ask("click", [1])
+    (image,) = ended["output"]["data"]
+    path = image["path"]
+    assert os.path.basename(path) == "b.png"
+    assert ask("change", [{"path": path, "meta": META}, *STATE])["success"]
+    for no_index in (2, -1, "0", [0], {"path": path}, {"path": "/etc/passwd", "meta": META}):
+        ended = ask("click", [no_index])
+        assert not ended["success"] and "data" not in ended["output"]
+
+
+def outside(kind, secret, tmp_path, folder):
+    """The path of something that nobody has uploaded."""
+    if kind == "file":
+        return secret
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "pipe.png")
+        return tmp_path / "pipe.png"
+    if kind == "pipe among uploads":
+        os.mkfifo(f"{folder}/pipe.png")
+        return f"{folder}/pipe.png"
+    if kind == "link among uploads":
+        os.symlink(secret, f"{folder}/link.png")
+        return f"{folder}/link.png"
+    if kind == "loop among uploads":
+        os.symlink("loop.png", f"{folder}/loop.png")
+        return f"{folder}/loop.png"
+    if kind == "way up":
+        return f"{folder}/../{os.path.relpath(secret, os.path.dirname(folder))}"
+    return {"device": "/dev/zero", "folder": folder, "address": "http://127.0.0.1:1/a.png"}[kind]
+
+
+KINDS = (
+    "file",
+    "pipe",
+    "pipe among uploads",
+    "link among uploads",
+    "loop among uploads",
+    "way up",
+    "device",
+    "folder",
+    "address",
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_uploads_are_read_and_served(kind, page, ask, detector, secret, tmp_path):
+    address, folder = page
+    path, seen = str(outside(kind, secret, tmp_path, folder)), detector.seen
+    try:
+        for image in (
+            {"path": path},
+            {"path": path, "meta": META},
+            {"path": path, "meta": {}},
+            {"path": path, "url": path, "meta": META},
+            {"path": None, "url": path},
+            {"url": path},
+            {"a": {"path": path, "meta": META}},
+            [{"path": path, "meta": META}],
+        ):
+            ended = ask("change", [image, *STATE])
+            assert not ended["success"] and "data" not in ended["output"]
+            assert ended["output"]["error"] == "Only files that were uploaded are taken."
+        # Nor does any other control read or fetch it.
+        state = [{"path": path, "meta": META}, *STATE[1:]]
+        assert "were uploaded" in ask("change", [None, *state])["output"]["error"]
+        answer = httpx.get(f"{address}gradio_api/file={path}", timeout=PATIENCE)
+        assert answer.status_code == 403 and path not in answer.text
+    finally:
+        for name in ("pipe.png", "link.png", "loop.png"):
+            if os.path.lexists(f"{folder}/{name}"):
+                os.remove(f"{folder}/{name}")
+    assert detector.seen == seen
+    # Nobody else is kept waiting.
+    assert ask("input", STATE)["success"]
+
+
+def test_a_path_that_is_none_is_refused(ask):
+    for path in ("", "\0", "a" * 10_000, "~", "file:///etc/passwd", "data:image/png;base64,AAAA"):
+        ended = ask("change", [{"path": path}, *STATE])
+        assert not ended["success"] and "were uploaded" in ended["output"]["error"]
+
+
+def test_no_request_goes_around_the_queue(page, detector):
+    address, _ = page
+    (path,) = upload(address, ("a.png", picture())).json()
+    dependencies = httpx.get(f"{address}config").json()["dependencies"]
+    assert dependencies and all(dependency["queue"] for dependency in dependencies)
+    seen = detector.seen
+    for dependency in dependencies:
+        body = {
+            "data": [{"path": path, "meta": META}, *STATE],
+            "fn_index": dependency["id"],
+            "session_hash": "direct",
+        }
+        name = dependency["api_name"] or "predict"
+        for route in ("run/predict", f"run/{name}", f"api/{name}/", f"call/{name}", "run"):
+            answer = httpx.post(f"{address}gradio_api/{route}", json=body)
+            assert answer.status_code == 404
+    assert detector.seen == seen
+
+
+def test_pictures_are_decoded_one_at_a_time(page, detector, monkeypatch):
+    """Whoever asks, and however: decoded, a picture takes many times what its file does."""
+    decoding, most, open_picture = [], [], Image.open
+
+    def opened(*args, **kwargs):
+        decoding.append(1)
+        most.append(len(decoding))
+        time.sleep(0.02)
+        try:
+            return open_picture(*args, **kwargs)
+        finally:
+            decoding.pop()
+
+    monkeypatch.setattr(Image, "open", opened)
+    address, _ = page
+    (path,) = upload(address, ("a.png", picture())).json()
+    answers = Answers(detector, Choices(list(SPACE), COSTS, None), max_pixels=1_000_000)
+    from snnet_vitdet.demo.answers import Wish
+
+    detector.most = 0
+    threads = [threading.Thread(target=answers.detect, args=[path, Wish(*STATE)]) for _ in "12345"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 5 and max(most) == 1 and detector.most == 1
+
+
+# What a browser needs, found by watching one; everything else that gradio serves is closed.
+SERVED = {
+    *("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json"),
+    *("/static/{path:path}", "/assets/{path:path}"),
+    *("/gradio_api/app_id", "/gradio_api/startup-events"),
+    *("/gradio_api/queue/data", "/gradio_api/upload_progress"),
+    *("/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/file={path_or_url:path}"),
+}
+
+
+def routes_of(routes, prefix=""):
+    for route in routes:
+        if hasattr(route, "original_router"):
+            yield from routes_of(route.original_router.routes, prefix)
+        elif getattr(route, "methods", None):
+            yield from ((method, route.path) for method in route.methods)
+
+
+def test_what_the_page_does_not_need_is_closed(page):
+    import gradio as gr
+
+    address, _ = page
+    with gr.Blocks() as other:
+        gr.Image()
+    found = set(routes_of(gr.routes.App.create_app(other).routes))
+    assert len(found) > 60
+    closed = {(method, path) for method, path in found if path not in SERVED}
+    assert len(closed) > 40
+    for method, path in sorted(closed):
+        url = address.rstrip("/") + path.replace("{url_path:path}", "http://127.0.0.1:1/")
+        for part, value in (("{size}", "1"), ("{component_id}", "1"), (":path", "")):
+            url = url.replace(part, value)
+        answer = httpx.request(method, url.replace("{", "").replace("}", ""), timeout=PATIENCE)
+        assert answer.status_code == 404, (method, path)
+        if method != "HEAD":
+            assert answer.text in ("There is no such page.", "There is nothing to post to here.")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:{port}", 200),
+        ("localhost:{port}", 200),
+        ("LOCALHOST", 200),
+        ("[::1]:{port}", 200),
+        # Another site cannot have its pages come from an address in numbers.
+        ("192.168.1.7:{port}", 200),
+        ("example.org", 200),
+        ("attacker.example:{port}", 403),
+        ("localhost.attacker.example", 403),
+        ("127.0.0.1.attacker.example", 403),
+        ("sub.example.org", 403),
+        ("127.0.0.1@attacker.example", 403),
+        ("attacker.example#127.0.0.1", 403),
+        ("", 403),
+    ],
+)
+def test_the_page_goes_by_its_own_names_alone(host, status, page):
+    """Else another site's pages could ask it in a visitor's browser: DNS rebinding."""
+    address, _ = page
+    headers = {"Host": host.format(port=httpx.URL(address).port)}
+    paths = ("", "config", "gradio_api/app_id", "gradio_api/queue/data?session_hash=a", "theme.css")
+    for path in paths[: 3 if status == 200 else 5]:
+        answer = httpx.get(f"{address}{path}", headers=headers)
+        assert answer.status_code == status
+    if status != 200:
+        assert "--allow-host" in answer.text
+        assert upload(address, ("a.png", b"0"), **headers).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://127.0.0.1:1234", 200),
+        ("https://example.org", 200),
+        ("http://attacker.example", 403),
+        ("http://192.168.1.7", 403),
+        ("null", 403),
+    ],
+)
+def test_pages_of_other_sites_cannot_ask(origin, status, page):
+    address, _ = page
+    assert upload(address, ("a.png", b"0"), Origin=origin).status_code == status
+    assert httpx.get(f"{address}config", headers={"Origin": origin}).status_code == status
+
+
+def test_an_upload_is_limited_as_a_whole(page):
+    address, folder = page
+
+    def stored():
+        return {os.path.join(at, name) for at, _, names in os.walk(folder) for name in names}
+
+    before = stored()
+    assert upload(address, ("a.png", b"1" * 300_001)).status_code == 413
+    many = [(f"{i}.png", bytes([i]) * 100_000) for i in range(8)]
+    assert upload(address, *many).status_code == 413
+    # Nor is there a way around: a length that is not told, or told wrongly.
+    raw = {"Content-Type": "multipart/form-data; boundary=b"}
+    url = f"{address}gradio_api/upload"
+    assert httpx.post(url, content=iter([b"0" * 1000]), headers=raw).status_code == 411
+    join = f"{address}gradio_api/queue/join"
+    large = {"data": ["x" * 200_000], "fn_index": 0, "session_hash": "s"}
+    assert httpx.post(join, json=large).status_code == 413
+    assert stored() == before
+    assert upload(address, ("a.png", b"2" * 290_000)).status_code == 200
+    assert len(stored()) == len(before) + 1
