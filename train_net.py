@@ -19,7 +19,7 @@ from detectron2.config import instantiate
 from detectron2.engine import default_argument_parser, hooks
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import CommonMetricPrinter, TensorboardXWriter
+from detectron2.utils.events import CommonMetricPrinter
 from detectron2.utils.logger import setup_logger
 
 from snnet_vitdet.data import category_names
@@ -32,6 +32,7 @@ from snnet_vitdet.engine import (
     MetricsFile,
     StopOnSignal,
     StrictCheckpointer,
+    TensorBoardFile,
     WriteMetrics,
     alone_in,
     apply_linear_scaling,
@@ -183,7 +184,7 @@ def do_train(config, resume):
             stop,
             hooks.EvalHook(config.train.eval_period, evaluate),
             hooks.PeriodicWriter(
-                [CommonMetricPrinter(config.train.max_iter), metrics, TensorboardXWriter(folder)],
+                [CommonMetricPrinter(config.train.max_iter), metrics, TensorBoardFile(folder)],
                 period=log_period,
             )
             if main

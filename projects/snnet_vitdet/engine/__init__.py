@@ -15,7 +15,7 @@ from .folder_lock import alone_in
 from .freezing import FreezeAnchors
 from .initialise import fit_stitching_layers, load_anchors
 from .lr_decay import LayerwiseDecay
-from .metrics import MetricsFile, WriteMetrics
+from .metrics import MetricsFile, TensorBoardFile, WriteMetrics
 from .preemption import STOPPED, StopOnSignal, passing_on_to_children
 from .preflight import preflight
 from .processes import AUTO, run_in_processes
@@ -38,6 +38,7 @@ __all__ = [
     "StitchedAMPTrainer",
     "StitchedTrainer",
     "StrictCheckpointer",
+    "TensorBoardFile",
     "WriteMetrics",
     "alone_in",
     "apply_linear_scaling",
