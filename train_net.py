@@ -48,7 +48,7 @@ from snnet_vitdet.engine import (
     rehearse_training,
     run_folder,
     run_in_processes,
-    save_config,
+    save_resumed_config,
     set_up,
     training_plan,
 )
@@ -117,10 +117,7 @@ def do_train(config, resume):
     trainer = build_trainer(config, model, data_loader, optimizer, costs)
     checkpointer.add_checkpointable("trainer", trainer)
     go_on_from(found, checkpointer, average)
-    if resume:
-        if comm.is_main_process():
-            save_config(as_given, os.path.join(config.train.output_dir, "config.yaml"))
-    else:
+    if not resume:
         # What every later start of this training goes back to; resuming adds 1.
         trainer.iter = -1
         checkpointer.save("model_init")
@@ -131,6 +128,8 @@ def do_train(config, resume):
         if not os.path.isfile(os.path.join(config.train.output_dir, "model_final.pth")):
             checkpointer.save_copy(found, "model_final")
         return
+    if resume and comm.is_main_process():
+        save_resumed_config(as_given, start_iter)
     data_loader.start_iteration = start_iter
     plan = training_plan(
         batch=config.dataloader.train.total_batch_size,

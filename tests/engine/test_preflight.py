@@ -401,7 +401,7 @@ def test_going_on_with_another_batch_is_refused(check, tmp_path):
     (output / "last_checkpoint").write_text("model_0000009.pth")
     (output / "model_0000009.pth").touch()
     check(resume=True)
-    message = "total_batch_size=4, but the training in .* has 2 images an iteration: resume it with"
+    message = "training in .* has .*total_batch_size=2, .* now has .*=4: resume it with .*=2, or"
     with pytest.raises(InputError, match=message):
         check(other, resume=True)
 

@@ -20,6 +20,7 @@ from .preemption import STOPPED, StopOnSignal, passing_on_to_children
 from .preflight import preflight
 from .processes import AUTO, run_in_processes
 from .rehearsal import rehearse, synthetic_batch
+from .resuming import save_resumed_config
 from .run_folder import run_folder, set_up
 from .samplers import build_sampler, ends_plan, mean_gflops, training_shares
 from .schedule import apply_linear_scaling, training_plan
@@ -59,6 +60,7 @@ __all__ = [
     "run_folder",
     "run_in_processes",
     "save_config",
+    "save_resumed_config",
     "saved_facts",
     "set_up",
     "synthetic_batch",

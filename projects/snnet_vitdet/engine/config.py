@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from glob import glob
 from pathlib import Path
 
+import yaml
 from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,11 +25,9 @@ from snnet_vitdet.files import write_atomically
 
 from .checkpoint import last_checkpoint
 
-__all__ = ["load_config", "save_config"]
+__all__ = ["LATER_KEYS", "load_config", "save_config"]
 
-# Keys that a config.yaml saved by an earlier version has not, with the values of
-# configs/common/train.py.
-_LATER_KEYS = {
+LATER_KEYS = {
     "train.reference_batch_size": None,
     "train.clip_grad_norm": None,
     "train.ema_decay": 0.0,
@@ -44,6 +43,8 @@ _LATER_KEYS = {
     "sweep.averaged": True,
     "sweep.overwrite": False,
 }
+"""Keys that a config.yaml saved by an earlier version has not, with the values of
+configs/common/train.py."""
 
 
 def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -66,8 +67,8 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
         near = difflib.get_close_matches(config_file, there, n=3, cutoff=0.5) or there
         hint = f"; there are {', '.join(near)}" if near else ""
         raise InputError(f"config file {config_file} does not exist{hint}")
-    config = LazyConfig.load(config_file)
-    for key, value in _LATER_KEYS.items():
+    config = _loaded(config_file)
+    for key, value in LATER_KEYS.items():
         if key.partition(".")[0] in config and OmegaConf.select(config, key) is None:
             OmegaConf.update(config, key, value, force_add=True)
     _follow_folder(config, config_file)
@@ -82,7 +83,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     # A group that is set to null is off, as it is where a config lacks it.
     groups = ("train.ends", "train.distillation")
     null = tuple(f"{g}." for g in groups if OmegaConf.select(config, g, default="") is None)
-    for key, value in _LATER_KEYS.items():
+    for key, value in LATER_KEYS.items():
         if key.startswith(null):
             OmegaConf.update(config, key, value, force_add=True)
     return config
@@ -99,6 +100,24 @@ def save_config(config: DictConfig, path: str) -> None:
         # Besides the readable one a pickled one, where there is something that YAML cannot hold.
         for file in Path(folder).iterdir():
             write_atomically(Path(path).with_name(file.name), file.read_bytes())
+
+
+def _loaded(config_file: str) -> DictConfig:
+    if config_file.endswith(".py"):
+        return LazyConfig.load(config_file)
+    try:
+        config = LazyConfig.load(config_file)
+        if missing := sorted({"data", "dataloader", "model", "train"} - set(config)):
+            raise ValueError(f"it has no {', '.join(missing)}")
+    except (
+        *(OSError, OmegaConfBaseException, RecursionError, TypeError, ValueError),
+        yaml.YAMLError,
+    ) as error:
+        raise InputError(
+            f"config file {config_file} cannot be read ({first_line(error)}): it is damaged or no "
+            "config that a run has saved; give the .py file that the training began with"
+        ) from error
+    return config
 
 
 def _follow_folder(config: DictConfig, config_file: str) -> None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils.registry import locate
@@ -28,6 +28,7 @@ from snnet_vitdet.stitching import select_stitches
 from .checkpoint import checkpoint_to_evaluate, last_checkpoint
 from .distillation import check_distillation
 from .initialise import anchors_of
+from .resuming import check_resumed_settings
 from .samplers import build_sampler, turns_of_ends
 from .schedule import check_schedule
 from .trainer import ACCUMULATION_STITCHES, SCOPES
@@ -129,7 +130,7 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
             check_whole_number("train.checkpointer.max_to_keep", kept, 1)
         _check_output_dir(config.train.output_dir, resume)
         if resume:
-            _check_same_batch(config)
+            check_resumed_settings(config)
     elif not resume and not config.sweep.overwrite:
         _check_sweep_dir(config.train.output_dir)
     if starts and not config.train.init_checkpoint:
@@ -288,20 +289,6 @@ def _check_output_dir(output_dir: str, resume: bool) -> None:
         raise InputError(
             f"{output_dir} already holds a training ({last}): add --resume to continue it, or "
             "choose another train.output_dir"
-        )
-
-
-def _check_same_batch(config: DictConfig) -> None:
-    """Refuses to go on with another batch: checkpoints count iterations, not images."""
-    path = os.path.join(config.train.output_dir, "config.yaml")
-    if not last_checkpoint(config.train.output_dir) or not os.path.isfile(path):
-        return
-    key = "dataloader.train.total_batch_size"
-    before, now = OmegaConf.select(LazyConfig.load(path), key), OmegaConf.select(config, key)
-    if before not in (None, now):
-        raise InputError(
-            f"{key}={now}, but the training in {config.train.output_dir} has {before} images an "
-            f"iteration: resume it with {key}={before}"
         )
 
 
