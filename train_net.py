@@ -14,6 +14,8 @@ import copy
 import logging
 import os
 
+import snnet_vitdet  # noqa: F401  # isort: skip  (first: it silences what others say at start)
+
 import torch
 from detectron2.config import instantiate
 from detectron2.engine import default_argument_parser, hooks
