@@ -162,3 +162,26 @@ def test_a_training_goes_on_with_other_settings_and_its_files_say_so(
     assert config.sampler.step == 0.003 and config.train.max_iter == 4
     said = "sampler.step=0.003, train.max_iter=4 instead of sampler.step=0.002, train.max_iter=2"
     assert said in (output / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_an_edited_config_does_not_hide_the_learning_rate_of_the_checkpoint(
+    tiny_config, tmp_path, restored_logging
+):
+    output = tmp_path / "output"
+    own = [f"train.output_dir='{output}'", "train.eval_period=0", "init.num_images=1"]
+    run_main(tiny_config(*own, "train.max_iter=2", "train.checkpointer.period=1"))
+    path = output / "config.yaml"
+    saved = path.read_text()
+    for old, new, named in (
+        ("lr: 0.0005", "lr: 0.001", "lr=0.0005 where the config has lr=0.001"),
+        ("weight_decay: 0.1", "weight_decay: 0.2", "weight_decay=0.1 where the config has"),
+    ):
+        assert old in saved
+        path.write_text(saved.replace(old, new))
+        config = load_config(str(path), ["train.max_iter=3"])
+        check_resumed_settings(config)
+        with pytest.raises(InputError, match=f"the optimizer of the checkpoint has {named}"):
+            run_main(config, "--resume")
+    path.write_text(saved)
+    run_main(load_config(str(path), ["train.max_iter=3"]), "--resume")

@@ -76,6 +76,9 @@ def last_checkpoint(output_dir: str) -> str:
 
     It is the one that the training noted in its folder. Where the note is lost, it is the one of
     the latest iteration: what is there must not be taken for nothing and be overwritten.
+
+    Raises:
+        InputError: If the note names a file outside of the folder, or cannot be read.
     """
     if noted := _noted(output_dir):
         return noted

@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 
+import torch
 import yaml
 from omegaconf import DictConfig
 
@@ -14,7 +15,7 @@ from snnet_vitdet.files import write_atomically
 from .checkpoint import last_checkpoint
 from .config import LATER_KEYS, save_config
 
-__all__ = ["check_resumed_settings", "save_resumed_config"]
+__all__ = ["check_resumed_optimizer", "check_resumed_settings", "save_resumed_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,35 @@ def check_resumed_settings(config: DictConfig) -> None:
             f"but the config now has {_text(changes, 1)}: resume it with {_text(changes, 0)}, or "
             "start another training from its checkpoint with train.init_checkpoint"
         )
+
+
+def check_resumed_optimizer(optimizer: torch.optim.Optimizer, state: Mapping) -> None:
+    """Refuses to go on with a checkpoint whose optimizer has other settings than the config gave.
+
+    This holds whatever a config.yaml says, which somebody may have edited.
+
+    Args:
+        optimizer: As the config has built it.
+        state: Of the checkpoint's optimizer, which would replace these settings.
+
+    Raises:
+        InputError: If a number of a group differs.
+    """
+    for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):
+        # The schedule changes the one, and keeps the other.
+        saved = {**saved, "lr": saved.get("initial_lr", saved.get("lr"))}
+        for key in ("lr", "weight_decay", "betas", "momentum", "eps"):
+            if key in own and key in saved and not _same(own[key], saved[key]):
+                raise InputError(
+                    f"the optimizer of the checkpoint has {key}={saved[key]} where the config has "
+                    f"{key}={own[key]}, for the same parameters: resume it with the optimizer.* "
+                    "it began with, or start another training from the checkpoint with "
+                    "train.init_checkpoint"
+                )
+
+
+def _same(own: object, saved: object) -> bool:
+    return list(own) == list(saved) if isinstance(own, tuple | list) else own == saved
 
 
 def save_resumed_config(config: DictConfig, iteration: int) -> None:
