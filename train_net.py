@@ -21,7 +21,7 @@ from detectron2.config import instantiate
 from detectron2.engine import default_argument_parser, hooks
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import CommonMetricPrinter, TensorboardXWriter
+from detectron2.utils.events import CommonMetricPrinter
 from detectron2.utils.logger import setup_logger
 
 from snnet_vitdet.data import category_names
@@ -34,6 +34,7 @@ from snnet_vitdet.engine import (
     MetricsFile,
     StopOnSignal,
     StrictCheckpointer,
+    TensorBoardFile,
     WriteMetrics,
     alone_in,
     apply_linear_scaling,
@@ -49,7 +50,7 @@ from snnet_vitdet.engine import (
     rehearse_training,
     run_folder,
     run_in_processes,
-    save_config,
+    save_resumed_config,
     set_up,
     training_plan,
     training_precision,
@@ -125,10 +126,7 @@ def do_train(config, resume):
     trainer = build_trainer(config, model, data_loader, optimizer, costs)
     checkpointer.add_checkpointable("trainer", trainer)
     go_on_from(found, checkpointer, average)
-    if resume:
-        if comm.is_main_process():
-            save_config(as_given, os.path.join(config.train.output_dir, "config.yaml"))
-    else:
+    if not resume:
         # What every later start of this training goes back to; resuming adds 1.
         trainer.iter = -1
         checkpointer.save("model_init")
@@ -139,6 +137,8 @@ def do_train(config, resume):
         if not os.path.isfile(os.path.join(config.train.output_dir, "model_final.pth")):
             checkpointer.save_copy(found, "model_final")
         return
+    if resume and comm.is_main_process():
+        save_resumed_config(as_given, start_iter)
     data_loader.start_iteration = start_iter
     plan = training_plan(
         batch=config.dataloader.train.total_batch_size,
@@ -192,7 +192,7 @@ def do_train(config, resume):
             stop,
             hooks.EvalHook(config.train.eval_period, evaluate),
             hooks.PeriodicWriter(
-                [CommonMetricPrinter(config.train.max_iter), metrics, TensorboardXWriter(folder)],
+                [CommonMetricPrinter(config.train.max_iter), metrics, TensorBoardFile(folder)],
                 period=log_period,
             )
             if main

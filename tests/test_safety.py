@@ -18,9 +18,15 @@ RUNS_CODE = {
     *("pickle.load", "pickle.loads", "cloudpickle.load", "cloudpickle.loads", "marshal.loads"),
     *("torch.jit.load", "joblib.load", "runpy.run_path", "importlib.import_module"),
     *("np.load", "numpy.load"),
+    # Harmless with weights_only, and still for the one reader of weight files alone.
+    *("torch.load", "torch.hub.load", "load_state_dict_from_url"),
 }
 # And why it may stand there.
 ALLOWED = {
+    # By a loader that makes plain values alone.
+    ("projects/snnet_vitdet/engine/resuming.py", "yaml.load"),
+    # With weights_only=True, see below.
+    ("projects/snnet_vitdet/weight_files.py", "torch.load"),
     # What this process has pickled itself a moment ago.
     ("projects/snnet_vitdet/data/failures.py", "pickle.loads"),
     # With allow_pickle=False, see below.

@@ -1,5 +1,6 @@
 """SN-Netv2 for detection: stitched plain ViTs as backbones of detectron2 detectors."""
 
+import logging
 import warnings
 
 from snnet_vitdet.errors import InputError
@@ -13,8 +14,19 @@ for _message in (
     "`torch.jit.script` is deprecated",
     "torch.meshgrid",
     "pkg_resources is deprecated",
+    # Of masks that detectron2 has resized with Pillow, and copies at once.
+    "The given NumPy array is not writable",
 ):
     warnings.filterwarnings("ignore", _message)
+for _logger, _message in (
+    # Of a call in detectron2's poolers.
+    ("torch.fx._symbolic_trace", "is_fx_tracing will return true for both"),
+    # Where detectron2 lists the environment, on a machine without a GPU.
+    ("torch.utils.cpp_extension", "No CUDA runtime is found"),
+):
+    logging.getLogger(_logger).addFilter(
+        lambda record, message=_message: not str(record.msg).startswith(message)
+    )
 
 __all__ = ["InputError", "Predictor", "StitchTable"]
 

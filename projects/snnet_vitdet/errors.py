@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from snnet_vitdet.text import neutral
 
-__all__ = ["InputError", "exit_on_input_error", "exit_with", "first_line"]
+__all__ = ["InputError", "cannot_write", "exit_on_input_error", "exit_with", "first_line"]
 
 
 class InputError(ValueError):
@@ -36,6 +36,20 @@ def exit_on_input_error() -> Iterator[None]:
         yield
     except InputError as error:
         exit_with(error)
+
+
+def cannot_write(path: object, error: Exception) -> InputError:
+    """What to raise where a file cannot be written.
+
+    Args:
+        path: Of the file.
+        error: What its writer has raised.
+    """
+    reason = getattr(error, "strerror", None) or first_line(error)
+    return InputError(
+        f"cannot write {path}: {reason}. Check the folder's permissions and free space, or "
+        "write to another folder"
+    )
 
 
 def first_line(error: BaseException) -> str:

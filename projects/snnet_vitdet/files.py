@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from snnet_vitdet.errors import InputError
+from snnet_vitdet.errors import cannot_write
 
 __all__ = ["replacing", "write_atomically"]
 
@@ -41,12 +41,7 @@ def replacing(path: str | os.PathLike[str], *errors: type[Exception]) -> Iterato
         finally:
             temporary.unlink(missing_ok=True)
     except (OSError, *errors) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = getattr(error, "strerror", None) or lines[0]
-        raise InputError(
-            f"cannot write {path}: {reason}. Check the folder's permissions and free space, or "
-            "write to another folder"
-        ) from error
+        raise cannot_write(path, error) from error
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:

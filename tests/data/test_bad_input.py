@@ -718,7 +718,7 @@ def test_truncated_checkpoint_is_told_with_the_data(check_dataset, tmp_path):
     finished = check_dataset(whole(), "train", f"train.init_checkpoint='{path}'")
     assert finished.code == 2
     assert "some.pth cannot be read" in finished.printed
-    assert "it is truncated or no checkpoint" in finished.printed
+    assert "it is truncated or no weight file" in finished.printed
 
 
 # ----------------------------------------------------------------------------------------- the page

@@ -91,7 +91,9 @@ def test_long_lists_of_keys_are_cut(tmp_path):
 
 def test_truncated_file_is_named_with_the_remedy(checkpoint):
     checkpoint.write_bytes(checkpoint.read_bytes()[:-200])
-    with pytest.raises(InputError, match=r"model_final\.pth cannot be read \(.*use an earlier one"):
+    with pytest.raises(
+        InputError, match=r"model_final\.pth cannot be read \(.*use an earlier checkpoint"
+    ):
         load(checkpoint, make_model())
 
 
@@ -203,7 +205,7 @@ def test_moving_average_of_another_model_is_refused_as_the_model_is(averaged):
     with pytest.raises(InputError, match=r"1 missing \(backbone.bias\); 1 misshapen \(backbone.w"):
         StrictCheckpointer(make_model()).load(str(averaged), averaged=True)
     torch.save({**content, "ema": make_model().state_dict()}, averaged)
-    with pytest.raises(InputError, match="the ema of the checkpoint is no moving average as"):
+    with pytest.raises(InputError, match="the part 'ema' of checkpoint .* is not as"):
         StrictCheckpointer(make_model()).load(str(averaged), averaged=True)
 
 
@@ -255,6 +257,21 @@ def test_a_lost_note_of_the_last_checkpoint_does_not_let_a_training_begin_anew(
     # What is for inspection is none.
     assert (training / "inspected.pth").exists()
     assert checkpoint_to_resume(str(training)) == ""
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x01", b"\0" * 15, b"model_final.pth\n\x07"])
+def test_a_note_that_is_no_name_is_taken_for_a_lost_one(training, caplog, content):
+    (training / "last_checkpoint").write_bytes(content)
+    with caplog.at_level(logging.WARNING, "snnet_vitdet"):
+        assert checkpoint_to_resume(str(training)) == str(training / "model_final.pth")
+    assert "last_checkpoint is gone or empty" in caplog.text
+
+
+def test_a_note_of_a_file_that_is_not_there_leads_to_the_latest_checkpoint(training, caplog):
+    (training / "last_checkpoint").write_text("model_of_yesterday")
+    with caplog.at_level(logging.WARNING, "snnet_vitdet"):
+        assert checkpoint_to_resume(str(training)) == str(training / "model_final.pth")
+    assert "Instead of model_of_yesterday, the training goes on from model_final.pth" in caplog.text
 
 
 def test_a_copy_of_a_checkpoint_has_all_it_holds_and_is_the_last_one(training):

@@ -69,6 +69,28 @@ def test_gpu_that_is_not_there_is_refused_with_both_remedies(device, check, monk
     [
         ("train.device=gpu", "train.device=gpu is no device"),
         ("train.seed=-1", "train.seed=-1 must be a whole number of at least 0"),
+        ("train.seed=4294967296", "train.seed=4294967296 must be .* of at most 4294967295"),
+        ("train.log_period=0", "train.log_period=0 must be a whole number of at least 1"),
+        ("train.eval_period=-1", "train.eval_period=-1 must be a whole number of at least 0"),
+        ("train.checkpointer.period=0", "checkpointer.period=0 must be a whole number of at least"),
+        ("train.checkpointer.max_to_keep=0", "max_to_keep=0 must be a whole number of at least 1"),
+        ("dataloader.train.num_workers=-1", "train.num_workers=-1 must be a whole number of at"),
+        ("dataloader.test.num_workers=-1", "test.num_workers=-1 must be a whole number of at lea"),
+        ("optimizer.lr=-1e-4", "optimizer.lr=-0.0001 must be a number above 0"),
+        ("optimizer.lr=nan", "optimizer.lr=nan must be a number above 0"),
+        ("optimizer.lr=inf", "optimizer.lr=inf must be a number above 0"),
+        ("optimizer.lr=fast", "optimizer.lr=fast must be a number above 0"),
+        (
+            "optimizer.params.overrides.pos_embed={lr:nan}",
+            "optimizer.lr of a group of parameters=nan must be a number of at least 0",
+        ),
+        ("optimizer.weight_decay=-1", "the optimizer .* cannot be built: Invalid weight_decay"),
+        ("optimizer.betas=[2,0.9]", "the optimizer .* cannot be built: Invalid beta parameter"),
+        ("lr_multiplier.warmup_length=2", "the lr_multiplier of this config fails: where in Par"),
+        (
+            "lr_multiplier.scheduler.values=[1.0,-0.1,0.01]",
+            "lr_multiplier after 800 of 1000 parts of the training=-0.1 must be a number of at lea",
+        ),
         ("train.max_iter=0", "train.max_iter=0 must be a whole number of at least 1"),
         ("train.max_iter=1e3", "train.max_iter=1000.0 must be a whole number"),
         (
@@ -121,6 +143,12 @@ def test_gpu_that_is_not_there_is_refused_with_both_remedies(device, check, monk
 def test_value_that_cannot_work_is_refused(override, expected, check):
     with pytest.raises(InputError, match=expected):
         check(override)
+
+
+def test_the_highest_seed_leaves_one_for_each_process(check):
+    check("train.seed=4294967294", num_processes=2)
+    with pytest.raises(InputError, match="train.seed=4294967295 must be .* of at most 4294967294"):
+        check("train.seed=4294967295", num_processes=2)
 
 
 def test_keys_that_are_left_to_the_user_are_listed_with_an_example(check):
@@ -373,7 +401,7 @@ def test_going_on_with_another_batch_is_refused(check, tmp_path):
     (output / "last_checkpoint").write_text("model_0000009.pth")
     (output / "model_0000009.pth").touch()
     check(resume=True)
-    message = "total_batch_size=4, but the training in .* has 2 images an iteration: resume it with"
+    message = "training in .* has .*total_batch_size=2, .* now has .*=4: resume it with .*=2, or"
     with pytest.raises(InputError, match=message):
         check(other, resume=True)
 

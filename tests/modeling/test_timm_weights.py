@@ -222,10 +222,14 @@ class Code:
         return os.mkdir, (self.path,)
 
 
-@pytest.mark.parametrize("pickled_by", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o))])
-def test_code_in_a_file_is_refused_and_not_run(tmp_path, pickled_by):
-    path, trace = tmp_path / "w.pth", tmp_path / "trace"
-    pickled_by(timm_state() | {"extra": Code(str(trace))}, path)
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ""])
+def test_code_in_a_file_is_refused_and_not_run(tmp_path, suffix):
+    path, trace = tmp_path / f"w{suffix}", tmp_path / "trace"
+    content = timm_state() | {"extra": Code(str(trace))}
+    if suffix == ".pth":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
     assert_refused(
         str(path),
         f"weight file {path} cannot be read as plain tensors",

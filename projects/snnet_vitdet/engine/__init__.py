@@ -15,12 +15,13 @@ from .folder_lock import alone_in
 from .freezing import FreezeAnchors
 from .initialise import fit_stitching_layers, load_anchors
 from .lr_decay import LayerwiseDecay
-from .metrics import MetricsFile, WriteMetrics
+from .metrics import MetricsFile, TensorBoardFile, WriteMetrics
 from .precision import set_float32_arithmetic, training_precision
 from .preemption import STOPPED, StopOnSignal, passing_on_to_children
 from .preflight import preflight
 from .processes import AUTO, run_in_processes
 from .rehearsal import rehearse, synthetic_batch
+from .resuming import save_resumed_config
 from .run_folder import run_folder, set_up
 from .samplers import build_sampler, ends_plan, mean_gflops, training_shares
 from .schedule import apply_linear_scaling, training_plan
@@ -39,6 +40,7 @@ __all__ = [
     "StitchedAMPTrainer",
     "StitchedTrainer",
     "StrictCheckpointer",
+    "TensorBoardFile",
     "WriteMetrics",
     "alone_in",
     "apply_linear_scaling",
@@ -59,6 +61,7 @@ __all__ = [
     "run_folder",
     "run_in_processes",
     "save_config",
+    "save_resumed_config",
     "saved_facts",
     "set_float32_arithmetic",
     "set_up",

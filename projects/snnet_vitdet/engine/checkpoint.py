@@ -5,8 +5,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.files import replacing, write_atomically
+from snnet_vitdet.weight_files import check_state_dict, read_weight_file
 
 __all__ = [
     "ClassNames",
@@ -25,6 +25,21 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+# Whether a part of a checkpoint, where it has one, is as this project saves it.
+_FORMS = {
+    "classes": lambda part: (
+        isinstance(part, dict)
+        and isinstance(part["thing_classes"], list)
+        and all(isinstance(name, str) for name in part["thing_classes"])
+    ),
+    "trainer": lambda part: isinstance(part, dict) and type(part["iteration"]) is int,
+    "ema": lambda part: (
+        isinstance(part, dict)
+        and isinstance(part["weights"], dict)
+        and type(part["num_steps"]) is int
+    ),
+}
 
 
 class ClassNames:
@@ -61,6 +76,9 @@ def last_checkpoint(output_dir: str) -> str:
 
     It is the one that the training noted in its folder. Where the note is lost, it is the one of
     the latest iteration: what is there must not be taken for nothing and be overwritten.
+
+    Raises:
+        InputError: If the note names a file outside of the folder, or cannot be read.
     """
     if noted := _noted(output_dir):
         return noted
@@ -69,11 +87,29 @@ def last_checkpoint(output_dir: str) -> str:
 
 
 def _noted(output_dir: str) -> str:
+    """What the file last_checkpoint says; empty if it is gone, empty or no text."""
     tag = os.path.join(output_dir, "last_checkpoint")
     if not os.path.isfile(tag):
         return ""
-    with open(tag, encoding="utf-8") as file:
-        return file.read().strip()
+    try:
+        with open(tag, encoding="utf-8") as file:
+            # A name is shorter than this on every file system.
+            name = file.read(1024).strip()
+    except UnicodeDecodeError:
+        return ""
+    except OSError as error:
+        raise InputError(
+            f"{tag} cannot be read ({error.strerror}): check its permissions"
+        ) from error
+    if not name.isprintable():
+        return ""
+    # A folder from elsewhere must not lead to other files of the machine.
+    if name != os.path.basename(name) or name in (os.curdir, os.pardir):
+        raise InputError(
+            f"{tag} names {name!r}, which is not a file of its own folder: write the name of one "
+            "into it, or remove it"
+        )
+    return name
 
 
 def checkpoint_to_evaluate(init_checkpoint: str, output_dir: str) -> str:
@@ -137,7 +173,12 @@ def checkpoint_to_resume(output_dir: str) -> str:
 
 def _before(last: str, names: Sequence[str]) -> list[str]:
     """The checkpoints that were written before the last one, the latest of them first."""
-    earlier = [name for name in names if _iteration(name) < _iteration(last)]
+    # Of a last one that is named otherwise, all are.
+    earlier = [
+        name
+        for name in names
+        if not math.isnan(_iteration(name)) and not _iteration(name) >= _iteration(last)
+    ]
     return sorted(earlier, key=_iteration, reverse=True)
 
 
@@ -157,27 +198,33 @@ def saved_facts(checkpoint: str) -> tuple[list[str] | None, int | None]:
     Raises:
         InputError: If the file is no checkpoint.
     """
-    with _readable(checkpoint):
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        names = list(saved["classes"]["thing_classes"]) if "classes" in saved else None
-        # The checkpoint has the index of the last iteration.
-        iterations = saved["trainer"]["iteration"] + 1 if "trainer" in saved else None
-        return names, iterations
+    saved = _parts(checkpoint, on_disk=True)
+    names = saved["classes"]["thing_classes"] if "classes" in saved else None
+    # The checkpoint has the index of the last iteration.
+    iterations = saved["trainer"]["iteration"] + 1 if "trainer" in saved else None
+    return names, iterations
 
 
-@contextmanager
-def _readable(filename: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # torch raises many types for damaged files
-        # And long texts, of which the first sentence says what it is.
-        line = first_line(error).partition(". ")[0]
-        if os.path.isfile(filename) and not os.path.getsize(filename):
-            line = "it is empty"
-        raise InputError(
-            f"checkpoint {filename} cannot be read ({line}): it is truncated or no checkpoint; "
-            "use an earlier one"
-        ) from error
+def _parts(path: str, *, on_disk: bool = False) -> dict:
+    """The parts of a checkpoint; a file that is a state dict itself has the part "model" alone.
+
+    Raises:
+        InputError: If it cannot be read, or a part is not as this project saves it.
+    """
+    saved = read_weight_file(path, on_disk=on_disk)
+    if not (isinstance(saved, Mapping) and "model" in saved):
+        saved = {"model": saved}
+    for name, has_form in _FORMS.items():
+        try:
+            right = name not in saved or has_form(saved[name])
+        except KeyError:
+            right = False
+        if not right:
+            raise InputError(
+                f"the part {name!r} of checkpoint {path} is not as this project saves it: take it "
+                "out of the file, or use another checkpoint"
+            )
+    return dict(saved)
 
 
 class _NotWrittenError(Exception):
@@ -217,7 +264,17 @@ class StrictCheckpointer(DetectionCheckpointer):
             InputError: If it cannot be read, or is of another model or other classes.
         """
         self._averaged = averaged
-        return super().load(path, *args, **kwargs)
+        try:
+            return super().load(path, *args, **kwargs)
+        except InputError:
+            raise
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+            # Of the optimizer, whose state only its own class can judge.
+            raise InputError(
+                f"what checkpoint {path} holds besides the weights does not fit this training "
+                f"({type(error).__name__}: {first_line(error)}): resume it with the settings it "
+                "began with, or start a new one from it with train.init_checkpoint"
+            ) from error
 
     def save(self, name: str, *, tag: bool = True, **kwargs: object) -> None:
         """Writes a checkpoint, as a whole or not at all.
@@ -292,16 +349,17 @@ class StrictCheckpointer(DetectionCheckpointer):
         write_atomically(path, last_filename_basename.encode())
 
     def _load_file(self, filename: str) -> dict:
-        with _readable(filename):
-            return super()._load_file(filename)
-
-    def _torch_load(self, filename: str) -> dict:
-        # Stated, because the default depends on the version of torch: code in a file is never run.
-        return torch.load(filename, map_location="cpu", weights_only=True)
+        """Instead of detectron2's, which runs what a pickle says."""
+        checkpoint = _parts(filename)
+        check_state_dict(checkpoint["model"], f"weight file {filename}")
+        if "ema" in checkpoint:
+            average = checkpoint["ema"]["weights"]
+            check_state_dict(average, f"the moving average in weight file {filename}")
+        return checkpoint
 
     def _load_model(self, checkpoint: dict):
         if self._averaged and "ema" in checkpoint:
-            checkpoint["model"] = _average_in(checkpoint)
+            checkpoint["model"] = checkpoint["ema"]["weights"]
             logger.info("The weights are the moving average of their training.")
         if self.new_classes:
             self._forget_other_classes(checkpoint)
@@ -348,17 +406,6 @@ class StrictCheckpointer(DetectionCheckpointer):
             return
         state = checkpoint["model"]
         checkpoint["model"] = {key: state[key] for key in state if not _is_class_layer(key)}
-
-
-def _average_in(checkpoint: Mapping) -> dict:
-    """The weights that AveragedWeights has put into a checkpoint."""
-    state = checkpoint["ema"]
-    if not isinstance(state, Mapping) or not isinstance(state.get("weights"), dict):
-        raise InputError(
-            "the ema of the checkpoint is no moving average as this project saves it: take it out "
-            "of the file"
-        )
-    return state["weights"]
 
 
 def _is_class_layer(key: str) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from glob import glob
 from pathlib import Path
 
+import yaml
 from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -25,13 +26,11 @@ from snnet_vitdet.files import write_atomically
 
 from .checkpoint import last_checkpoint
 
-__all__ = ["load_config", "save_config"]
+__all__ = ["EARLIER_GROUPING", "LATER_KEYS", "load_config", "save_config"]
 
 logger = logging.getLogger(__name__)
 
-# Keys that a config.yaml saved by an earlier version has not, with the values of
-# configs/common/train.py.
-_LATER_KEYS = {
+LATER_KEYS = {
     "train.reference_batch_size": None,
     "train.clip_grad_norm": None,
     "train.tf32": False,
@@ -48,6 +47,10 @@ _LATER_KEYS = {
     "sweep.averaged": True,
     "sweep.overwrite": False,
 }
+"""Keys that a config.yaml saved by an earlier version has not, with the values of
+configs/common/train.py."""
+EARLIER_GROUPING = "round"
+"""How an earlier version grouped the stitches it drew, without a key (``sampler.grouping``)."""
 
 
 def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -70,18 +73,11 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
         near = difflib.get_close_matches(config_file, there, n=3, cutoff=0.5) or there
         hint = f"; there are {', '.join(near)}" if near else ""
         raise InputError(f"config file {config_file} does not exist{hint}")
-    # Everybody expects it of a .py file, and nobody of a .yaml. Said before it happens.
-    if not config_file.endswith(".py"):
-        logger.warning(
-            "Running what %s names: a config can call any function. Of a stranger, take an "
-            "exported file instead (--exported of predict and demo), which runs nothing.",
-            config_file,
-        )
-    config = LazyConfig.load(config_file)
-    for key, value in _LATER_KEYS.items():
+    config = _loaded(config_file)
+    for key, value in LATER_KEYS.items():
         if key.partition(".")[0] in config and OmegaConf.select(config, key) is None:
             OmegaConf.update(config, key, value, force_add=True)
-    _keep_grouping(config, config_file)
+    _name_grouping(config, config_file)
     _follow_folder(config, config_file)
     for override in overrides:
         _check_override(config, override)
@@ -94,7 +90,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     # A group that is set to null is off, as it is where a config lacks it.
     groups = ("train.ends", "train.distillation")
     null = tuple(f"{g}." for g in groups if OmegaConf.select(config, g, default="") is None)
-    for key, value in _LATER_KEYS.items():
+    for key, value in LATER_KEYS.items():
         if key.startswith(null):
             OmegaConf.update(config, key, value, force_add=True)
     return config
@@ -113,15 +109,41 @@ def save_config(config: DictConfig, path: str) -> None:
             write_atomically(Path(path).with_name(file.name), file.read_bytes())
 
 
-def _keep_grouping(config: DictConfig, config_file: str) -> None:
-    """A training that was saved before there was a choice drew from groups of rounded costs.
+def _loaded(config_file: str) -> DictConfig:
+    if config_file.endswith(".py"):
+        return LazyConfig.load(config_file)
+    # Everybody expects it of a .py file, and nobody of a .yaml. Said before it happens.
+    logger.warning(
+        "Running what %s names: a config can call any function. Of a stranger, take an "
+        "exported file instead (--exported of predict and demo), which runs nothing.",
+        config_file,
+    )
+    try:
+        config = LazyConfig.load(config_file)
+        if missing := sorted({"data", "dataloader", "model", "train"} - set(config)):
+            raise ValueError(f"it has no {', '.join(missing)}")
+    except (
+        *(OSError, OmegaConfBaseException, RecursionError, TypeError, ValueError),
+        yaml.YAMLError,
+    ) as error:
+        raise InputError(
+            f"config file {config_file} cannot be read ({first_line(error)}): it is damaged or no "
+            "config that a run has saved; give the .py file that the training began with"
+        ) from error
+    return config
 
-    Resumed with the default, which is another one since, it would go on with other stitches.
+
+def _name_grouping(config: DictConfig, config_file: str) -> None:
+    """Writes down how stitches are grouped, where a config leaves it to the default.
+
+    The default has changed: a training that was saved without the key would be resumed with other
+    stitches.
     """
     sampler = config.get("sampler", {})
-    ours = str(sampler.get("_target_", "")).endswith(".ResourceConstrainedSampler")
-    if config_file.endswith((".yaml", ".yml")) and ours and "grouping" not in sampler:
-        sampler.grouping = "round"
+    target = sampler.get("_target_", "")
+    name = target if isinstance(target, str) else target.__name__
+    if name.endswith("ResourceConstrainedSampler") and "grouping" not in sampler:
+        sampler.grouping = "gap" if config_file.endswith(".py") else EARLIER_GROUPING
 
 
 def _follow_folder(config: DictConfig, config_file: str) -> None:

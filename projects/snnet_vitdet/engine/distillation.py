@@ -1,6 +1,5 @@
 """The largest stitch teaches the others while all of them are trained: in-place distillation."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -17,7 +16,7 @@ from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import StitchedViT, find_stitched_vit, pyramid_of_exit
 from snnet_vitdet.stitching import CostTable, Sampler, StitchSpace
 
-from .values import check_whole_number
+from .values import check_number, check_whole_number
 
 __all__ = [
     "InPlaceDistillation",
@@ -62,10 +61,7 @@ def check_distillation(settings: Mapping[str, object], model: nn.Module) -> None
         InputError: For a weight below 0, a period below 1, or a model that has nothing to distil.
     """
     for name in ("weight", "rpn_weight"):
-        weight = settings[name]
-        number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not number or not math.isfinite(weight) or weight < 0:
-            raise InputError(f"{_KEY}.{name}={weight} must be a number of at least 0")
+        check_number(f"{_KEY}.{name}", settings[name], 0)
     check_whole_number(f"{_KEY}.every", settings["every"], 1)
     if not distils(settings):
         return

@@ -1,11 +1,11 @@
 """One run at a time in a folder."""
 
+import contextlib
 import logging
 import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from snnet_vitdet.errors import InputError
@@ -24,7 +24,7 @@ _PATIENCE_SECONDS = 60.0
 _SECONDS_BETWEEN_TRIES = 0.5
 
 
-@contextmanager
+@contextlib.contextmanager
 def alone_in(folder: str, patience: float = _PATIENCE_SECONDS) -> Iterator[None]:
     """Keeps other runs out of a folder: two that write their checkpoints to it destroy each other.
 
@@ -76,7 +76,9 @@ def _lock(file, folder: str, patience: float) -> None:
             logger.warning("%s cannot be locked (%s): start no other run in it.", folder, error)
             return
         else:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            # For others to read; on a full disk the lock holds without it.
+            with contextlib.suppress(OSError):
+                os.truncate(file.fileno(), 0)
+                text = f"process {os.getpid()} on {socket.gethostname()}\n"
+                os.write(file.fileno(), text.encode())
             return

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils.registry import locate
@@ -28,7 +28,9 @@ from snnet_vitdet.stitching import select_stitches
 from .checkpoint import checkpoint_to_evaluate, last_checkpoint
 from .distillation import check_distillation
 from .initialise import anchors_of
+from .resuming import check_resumed_settings
 from .samplers import build_sampler, turns_of_ends
+from .schedule import check_schedule
 from .trainer import ACCUMULATION_STITCHES, SCOPES
 from .values import check_whole_number
 
@@ -37,12 +39,23 @@ __all__ = ["preflight"]
 logger = logging.getLogger(__name__)
 
 # The lowest value of numbers.
-_NUMBERS = {"train.seed": 0, "train.max_iter": 1, "sweep.subset": 0}
+_NUMBERS = {
+    "train.seed": 0,
+    "train.max_iter": 1,
+    "dataloader.test.num_workers": 0,
+    "sweep.subset": 0,
+}
 _TRAINING_NUMBERS = {
     "dataloader.train.total_batch_size": 1,
+    "dataloader.train.num_workers": 0,
     "train.accumulation.steps": 1,
     "train.freeze_anchors": 0,
+    "train.log_period": 1,
+    "train.eval_period": 0,
+    "train.checkpointer.period": 1,
 }
+# numpy takes no higher seed, and each process has its own, higher by its index.
+_HIGHEST_SEED = 2**32 - 1
 _CHOICES = {
     "train.amp.precision": ("auto", "float16", "bfloat16"),
     "train.stitch_scope": SCOPES,
@@ -71,6 +84,7 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
     numbers = _NUMBERS if evaluation else _NUMBERS | _TRAINING_NUMBERS
     for key, lowest in numbers.items():
         check_whole_number(key, OmegaConf.select(config, key), lowest)
+    check_whole_number("train.seed", config.train.seed, 0, _HIGHEST_SEED - num_processes + 1)
     for key, allowed in (_CHOICES if evaluation else _CHOICES | _TRAINING_CHOICES).items():
         value = OmegaConf.select(config, key)
         if value not in allowed:
@@ -111,9 +125,12 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
         _check_freezing(config.train, model, num_processes)
         check_distillation(config.train.distillation, model)
         _check_averaging(config.train.ema_decay)
+        check_schedule(config, model)
+        if (kept := config.train.checkpointer.get("max_to_keep")) is not None:
+            check_whole_number("train.checkpointer.max_to_keep", kept, 1)
         _check_output_dir(config.train.output_dir, resume)
         if resume:
-            _check_same_batch(config)
+            check_resumed_settings(config)
     elif not resume and not config.sweep.overwrite:
         _check_sweep_dir(config.train.output_dir)
     if starts and not config.train.init_checkpoint:
@@ -272,20 +289,6 @@ def _check_output_dir(output_dir: str, resume: bool) -> None:
         raise InputError(
             f"{output_dir} already holds a training ({last}): add --resume to continue it, or "
             "choose another train.output_dir"
-        )
-
-
-def _check_same_batch(config: DictConfig) -> None:
-    """Refuses to go on with another batch: checkpoints count iterations, not images."""
-    path = os.path.join(config.train.output_dir, "config.yaml")
-    if not last_checkpoint(config.train.output_dir) or not os.path.isfile(path):
-        return
-    key = "dataloader.train.total_batch_size"
-    before, now = OmegaConf.select(LazyConfig.load(path), key), OmegaConf.select(config, key)
-    if before not in (None, now):
-        raise InputError(
-            f"{key}={now}, but the training in {config.train.output_dir} has {before} images an "
-            f"iteration: resume it with {key}={before}"
         )
 
 

@@ -12,6 +12,7 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from .config import save_config
+from .log_file import log_to_file
 from .precision import set_float32_arithmetic
 
 __all__ = ["run_folder", "set_up"]
@@ -38,8 +39,7 @@ def set_up(config: DictConfig, args: argparse.Namespace) -> None:
         args: The command line, as detectron2 parses it.
     """
     folder = run_folder(config, args)
-    for name in ("detectron2", "fvcore", "snnet_vitdet"):
-        setup_logger(folder, distributed_rank=comm.get_rank(), name=name, configure_stdout=False)
+    log_to_file(folder, comm.get_rank(), ("detectron2", "fvcore", "snnet_vitdet"))
     # The first process may be the one that has set up the screen for the checks already.
     if not any(map(_writes_to_screen, logging.getLogger("snnet_vitdet").handlers)):
         setup_logger(distributed_rank=comm.get_rank(), name="snnet_vitdet")

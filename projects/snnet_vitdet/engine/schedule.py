@@ -5,15 +5,20 @@ iteration, k times the learning rate for a k-th of the iterations. Warm-up and m
 fractions of the training in every recipe, so they follow by themselves.
 """
 
+import copy
+import math
 from numbers import Real
 
+from detectron2.config import instantiate
+from fvcore.common.param_scheduler import ParamScheduler
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
-from snnet_vitdet.errors import InputError
+from snnet_vitdet.errors import InputError, first_line
 
-from .values import check_whole_number
+from .values import check_number, check_whole_number
 
-__all__ = ["apply_linear_scaling", "scale_iterations", "training_plan"]
+__all__ = ["apply_linear_scaling", "check_schedule", "scale_iterations", "training_plan"]
 
 # Numbers of iterations, and the lowest that means something; 0 is off where it is allowed.
 _ITERATIONS = {
@@ -26,6 +31,8 @@ _ITERATIONS = {
 _REFERENCE = "train.reference_batch_size"
 _BATCH = "dataloader.train.total_batch_size"
 _LR = "optimizer.lr"
+# Parts of a training that its schedule is looked at after.
+_PLACES = 1000
 
 
 def scale_iterations(iterations: int, reference: int, batch: int) -> int:
@@ -68,8 +75,7 @@ def apply_linear_scaling(config: DictConfig) -> list[str]:
         OmegaConf.update(config, _REFERENCE, None)
         return []
     lr = OmegaConf.select(config, _LR)
-    if not isinstance(lr, Real) or not lr > 0:
-        raise InputError(f"{_LR}={lr} must be a number above 0")
+    _check_learning_rate(lr)
     scaled = {_LR: (lr, lr * (batch / reference))}
     for key, lowest in _ITERATIONS.items():
         value = OmegaConf.select(config, key)
@@ -84,6 +90,47 @@ def apply_linear_scaling(config: DictConfig) -> list[str]:
     return [
         f"Scaled linearly from {reference} to {batch} images an iteration: {', '.join(changes)}."
     ]
+
+
+def _check_learning_rate(lr: object) -> None:
+    if not isinstance(lr, Real) or not 0 < lr < math.inf:
+        raise InputError(f"{_LR}={lr} must be a number above 0")
+
+
+def check_schedule(config: DictConfig, model: nn.Module) -> None:
+    """Checks that an optimizer can be built, and that its learning rates are ones all the way.
+
+    Args:
+        config: The whole config.
+        model: The detector; it may be on the meta device.
+
+    Raises:
+        InputError: If it cannot, or a learning rate is negative, NaN or infinite.
+    """
+    if "lr" in config.optimizer:
+        _check_learning_rate(config.optimizer.lr)
+    optimizer, schedule = copy.deepcopy(config.optimizer), config.lr_multiplier
+    optimizer.params.model = model
+    wrong = (ArithmeticError, AssertionError, KeyError, RuntimeError, TypeError, ValueError)
+    try:
+        groups = instantiate(optimizer).param_groups
+    except InputError:
+        raise
+    except wrong as error:
+        raise InputError(
+            f"the optimizer of this config cannot be built: {first_line(error)}"
+        ) from error
+    for group in groups:
+        check_number(f"{_LR} of a group of parameters", group["lr"], 0)
+    try:
+        multiplier = instantiate(schedule)
+        factors = []
+        if isinstance(multiplier, ParamScheduler):
+            factors = [multiplier(place / _PLACES) for place in range(_PLACES)]
+    except wrong as error:
+        raise InputError(f"the lr_multiplier of this config fails: {first_line(error)}") from error
+    for place, factor in enumerate(factors):
+        check_number(f"lr_multiplier after {place} of {_PLACES} parts of the training", factor, 0)
 
 
 def _text(value: float) -> str:

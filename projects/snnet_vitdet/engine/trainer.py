@@ -17,6 +17,8 @@ from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import StitchedViT
 from snnet_vitdet.stitching import Stitch
 
+from .resuming import check_resumed_optimizer
+
 __all__ = ["ACCUMULATION_STITCHES", "SCOPES", "StitchedAMPTrainer", "StitchedTrainer"]
 
 logger = logging.getLogger(__name__)
@@ -110,7 +112,11 @@ class StitchedTrainer(SimpleTrainer):
 
         The only one of them with a state is detectron2's of the learning rate, which finds its
         place by the iteration; that its state is not used would be a warning at every resume.
+
+        Raises:
+            InputError: If its optimizer has other settings than that of this trainer.
         """
+        check_resumed_optimizer(self.optimizer, state_dict["optimizer"])
         super().load_state_dict({**state_dict, "hooks": {}})
 
     def run_step(self) -> None:

@@ -6,14 +6,13 @@ A missing, unexpected or misshapen key is an error. detectron2's suffix matching
 
 import logging
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 
-import safetensors.torch
 import timm
 import torch
 
 from snnet_vitdet.errors import InputError, first_line
+from snnet_vitdet.weight_files import check_state_dict, read_weight_file
 
 from .anchor import AnchorViT
 from .baseline_weights import anchor_of_baseline, is_baseline
@@ -24,7 +23,7 @@ __all__ = ["check_weights", "load_anchor_weights", "read_weights"]
 
 logger = logging.getLogger(__name__)
 
-_FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+_FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".pkl")
 
 
 def load_anchor_weights(
@@ -37,9 +36,10 @@ def load_anchor_weights(
 
     Args:
         anchor: The anchor.
-        source: A local file (.pth, .pt, .bin or .safetensors, a timm state dict, possibly under the
-            key ``model`` or ``state_dict``, or the checkpoint of a detector that was trained with
-            this anchor alone), else the name of a timm model with pretrained weights,
+        source: A local file (see :func:`snnet_vitdet.weight_files.read_weight_file`) with a timm
+            state dict, possibly under the key ``model`` or ``state_dict``, or the checkpoint of a
+            detector that was trained with this anchor alone; else the name of a timm model with
+            pretrained weights,
             e.g. ``deit3_small_patch16_224.fb_in22k_ft_in1k``. None or an empty string leaves the
             anchor as it was initialised.
         pixel_mean: Mean of the detector's normalisation, RGB, 0 to 255; None if it is that of the
@@ -111,32 +111,14 @@ def _check_name(name: str) -> None:
 
 
 def _read_file(path: str) -> Mapping[str, torch.Tensor]:
-    if not os.path.isfile(path):
-        raise InputError(f"weight file {path} does not exist: check the path")
-    try:
-        if path.endswith(".safetensors"):
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
-        raise InputError(
-            f"weight file {path} cannot be read as plain tensors ({first_line(e)}): it is "
-            "damaged, or holds Python objects, which are never run here; save its state dict alone"
-        ) from e
-    except Exception as e:  # torch's unpickler raises whatever the damage leads it to
-        raise InputError(
-            f"weight file {path} cannot be read ({first_line(e)}): it is truncated or no weight "
-            "file; download it again"
-        ) from e
+    state = read_weight_file(path)
     # The moving average of a training that kept one, as whatever uses a detector takes it.
     if isinstance(state, Mapping) and isinstance(state.get("ema"), Mapping):
         state = state["ema"].get("weights", state)
     for key in ("model", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not isinstance(state, Mapping) or not all(
-        isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()
-    ):
-        raise InputError(f"weight file {path} holds no state dict (names to tensors)")
+    check_state_dict(state, f"weight file {path}")
     return state
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from snnet_vitdet.weight_files import read_weight_file
+
 from .phases import iterations_of
 
 __all__ = ["differences", "repeated_iterations"]
@@ -47,10 +49,7 @@ def _of_checkpoints(folder: Path, reference: Path) -> Iterator[str]:
     if not path.is_file():
         yield f"{_FINAL} is missing"
         return
-    own, other = (
-        torch.load(each / _FINAL, map_location="cpu", weights_only=True)
-        for each in (folder, reference)
-    )
+    own, other = (read_weight_file(each / _FINAL) for each in (folder, reference))
     for place in _unequal(own, other, ""):
         yield f"{_FINAL} differs in {place}"
 

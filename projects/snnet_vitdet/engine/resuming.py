@@ -1,0 +1,179 @@
+"""The settings of a resumed training, beside those it began with."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+
+import torch
+import yaml
+from omegaconf import DictConfig
+
+from snnet_vitdet.errors import InputError, first_line
+from snnet_vitdet.files import write_atomically
+
+from .checkpoint import last_checkpoint
+from .config import EARLIER_GROUPING, LATER_KEYS, save_config
+
+__all__ = ["check_resumed_optimizer", "check_resumed_settings", "save_resumed_config"]
+
+logger = logging.getLogger(__name__)
+
+# What the checkpoint has, so that a config that says otherwise would not be followed; and the
+# number of images that an iteration of the checkpoint stands for.
+_REFUSED = ("optimizer", "dataloader.train.total_batch_size")
+# Without influence on what is trained from now on.
+_FREE = (
+    *("train.output_dir", "train.init_checkpoint", "train.device", "train.rehearsal", "train.ddp"),
+    *("train.eval_period", "train.eval_stitches", "train.log_period", "train.checkpointer"),
+    *("dataloader.test", "dataloader.evaluator", "dataloader.train.num_workers", "init", "sweep"),
+    *("data.test_json", "data.test_images", "data.check", "data.prepare.num_test"),
+)
+
+
+def check_resumed_settings(config: DictConfig) -> None:
+    """Refuses to go on with settings that the checkpoint overrides.
+
+    Args:
+        config: The whole config of a run that resumes ``train.output_dir``.
+
+    Raises:
+        InputError: If there are such settings, by name, or the training's config.yaml is broken.
+    """
+    folder = config.train.output_dir
+    if not last_checkpoint(folder):
+        return
+    changes = [change for change in _changes(folder, config) if _is_in(change[0], _REFUSED)]
+    if changes:
+        raise InputError(
+            f"the training in {folder} has {_text(changes, 0)}, which its checkpoint goes on with, "
+            f"but the config now has {_text(changes, 1)}: resume it with {_text(changes, 0)}, or "
+            "start another training from its checkpoint with train.init_checkpoint"
+        )
+
+
+def check_resumed_optimizer(optimizer: torch.optim.Optimizer, state: Mapping) -> None:
+    """Refuses to go on with a checkpoint whose optimizer has other settings than the config gave.
+
+    This holds whatever a config.yaml says, which somebody may have edited.
+
+    Args:
+        optimizer: As the config has built it.
+        state: Of the checkpoint's optimizer, which would replace these settings.
+
+    Raises:
+        InputError: If a number of a group differs.
+    """
+    for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):
+        # The schedule changes the one, and keeps the other.
+        saved = {**saved, "lr": saved.get("initial_lr", saved.get("lr"))}
+        for key in ("lr", "weight_decay", "betas", "momentum", "eps"):
+            if key in own and key in saved and not _same(own[key], saved[key]):
+                raise InputError(
+                    f"the optimizer of the checkpoint has {key}={saved[key]} where the config has "
+                    f"{key}={own[key]}, for the same parameters: resume it with the optimizer.* "
+                    "it began with, or start another training from the checkpoint with "
+                    "train.init_checkpoint"
+                )
+
+
+def _same(own: object, saved: object) -> bool:
+    return list(own) == list(saved) if isinstance(own, tuple | list) else own == saved
+
+
+def save_resumed_config(config: DictConfig, iteration: int) -> None:
+    """Writes the config.yaml of a training that goes on, and says what it changes.
+
+    If anything that matters is changed, the one of before stays as ``config_until_….yaml``.
+
+    Args:
+        config: The whole config.
+        iteration: The first one that is trained with it.
+
+    Raises:
+        InputError: If it cannot be written, or that of before cannot be read.
+    """
+    folder = config.train.output_dir
+    path = os.path.join(folder, "config.yaml")
+    changes = [change for change in _changes(folder, config) if not _is_in(change[0], _FREE)]
+    if changes:
+        before = os.path.join(folder, f"config_until_{iteration:07d}.yaml")
+        # One that is there has had iterations, and that of now has not had any.
+        if not os.path.exists(before):
+            with open(path, "rb") as file:
+                write_atomically(before, file.read())
+        logger.warning(
+            "From iteration %d on, other settings than before: %s instead of %s. Those of before "
+            "are in %s.",
+            iteration,
+            _text(changes, 1),
+            _text(changes, 0),
+            before,
+        )
+    save_config(config, path)
+
+
+def _changes(folder: str, config: DictConfig) -> list[tuple[str, object, object]]:
+    """Name, value before and value now of what differs."""
+    path = os.path.join(folder, "config.yaml")
+    if not os.path.isfile(path):
+        return []
+    lacking = LATER_KEYS | {"sampler.grouping": EARLIER_GROUPING}
+    before = lacking | dict(_flat(_read(path)))
+    with tempfile.TemporaryDirectory() as temporary:
+        # As it is read when it has been written.
+        own = os.path.join(temporary, "config.yaml")
+        save_config(config, own)
+        now = lacking | dict(_flat(_read(own)))
+    return [
+        (key, before.get(key), now.get(key))
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+
+
+class _Loader(yaml.SafeLoader):
+    """Calls nothing that a file names, unlike detectron2's loading of a config."""
+
+
+def _as_text(loader: yaml.Loader, suffix: str, node: yaml.Node) -> str:
+    return yaml.serialize(node)
+
+
+_Loader.add_multi_constructor("tag:yaml.org,2002:python/", _as_text)
+
+
+def _read(path: str) -> Mapping[str, object]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.load(file, _Loader)
+        if not isinstance(content, Mapping):
+            raise ValueError("it holds no settings")
+    except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
+        raise InputError(
+            f"{path} cannot be read ({first_line(error)}), so that the settings of now cannot be "
+            "compared with those the training began with: restore it, or remove it to go on "
+            "without comparing"
+        ) from error
+    return content
+
+
+def _flat(node: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted names and values."""
+    if isinstance(node, Mapping):
+        children = node.items()
+    elif isinstance(node, list) and any(isinstance(child, Mapping) for child in node):
+        children = enumerate(node)
+    else:
+        yield path, node
+        return
+    for key, value in children:
+        yield from _flat(value, f"{path}.{key}" if path else str(key))
+
+
+def _is_in(key: str, groups: tuple[str, ...]) -> bool:
+    return any(key == group or key.startswith(f"{group}.") for group in groups)
+
+
+def _text(changes: list[tuple[str, object, object]], place: int) -> str:
+    return ", ".join(f"{key}={values[place]}" for key, *values in changes)
