@@ -39,7 +39,8 @@ def test_a_saved_config_is_named_before_what_it_names_is_run(tmp_path, caplog):
         watch := lambda record: warned_before.append(not marker.exists()) or True
     )
     try:
-        load_config(str(config))
+        with pytest.raises(InputError, match="no config that a run has saved"):
+            load_config(str(config))
     finally:
         logging.getLogger("snnet_vitdet.engine.config").removeFilter(watch)
     assert marker.exists() and warned_before == [True]
