@@ -3,8 +3,9 @@
 from .coco_output import CocoPredictions
 from .drawing import draw_detections
 from .export_checks import PixelsToPyramid
-from .export_file import ExportInfo, export_stitch, load_exported, read_export
+from .export_file import export_stitch, load_exported, read_export
 from .export_graphs import export_onnx, export_program, export_torchscript
+from .export_info import ExportInfo
 from .images import IMAGE_SUFFIXES, ImageLike, image_files, to_rgb
 from .latency import measure_stitches
 from .predictor import Predictor

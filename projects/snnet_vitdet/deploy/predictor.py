@@ -87,7 +87,8 @@ class Predictor:
             logger.warning("%s is what its training starts from: it finds nothing yet.", weights)
         model = _load(config, weights, names)
         names = names or [str(i) for i in range(model.roi_heads.num_classes)]
-        self._take(model, names, config.dataloader.test.mapper, device, precision)
+        mapper = config.dataloader.test.mapper
+        self._take(model, names, *_resizing(mapper), device, precision)
         self.source = weights
         budgets = dict(
             max_gflops=max_gflops, max_latency_ms=max_latency_ms, max_memory_mb=max_memory_mb
@@ -132,7 +133,7 @@ class Predictor:
             InputError: If device or precision are unknown.
         """
         predictor = cls.__new__(cls)
-        predictor._take(model, class_names, mapper, device, precision)
+        predictor._take(model, class_names, *_resizing(mapper), device, precision)
         predictor._table, predictor._folder = table, None
         predictor.set_score_threshold(score_threshold)
         return predictor
@@ -158,14 +159,17 @@ class Predictor:
             InputError: If the file cannot be used, or has no such threshold.
         """
         info = read_export(path)
-        predictor = cls.of_model(
+        predictor = cls.__new__(cls)
+        # Its own augmentations: what a mapper of a config names would be run.
+        predictor._take(
             load_exported(path),
             info.class_names,
-            info.mapper(),
-            table=info.table(os.fspath(path)),
-            device=device,
-            precision=precision,
+            info.resizing(),
+            info.image_format,
+            device,
+            precision,
         )
+        predictor._table, predictor._folder = info.table(os.fspath(path)), None
         predictor._alone = info.stitch
         predictor.source = os.fspath(path)
         predictor.set_score_threshold(score_threshold)
@@ -175,7 +179,8 @@ class Predictor:
         self,
         model: nn.Module,
         class_names: Sequence[str],
-        mapper: Mapping[str, object],
+        augmentations: Sequence[T.Augmentation],
+        image_format: str,
         device: str,
         precision: str,
     ) -> None:
@@ -186,8 +191,8 @@ class Predictor:
         self.precision = getattr(torch, precision)
         self.class_names = list(class_names)
         """Names by ``pred_classes``."""
-        self._augmentations = T.AugmentationList(list(instantiate(mapper["augmentations"])))
-        self._image_format = mapper["image_format"]
+        self._augmentations = T.AugmentationList(list(augmentations))
+        self._image_format = image_format
         self._backbone = find_stitched_vit(model)
         self._alone: Stitch | None = None
         self.source: str | None = None
@@ -362,6 +367,11 @@ def _device(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {name} is not there: choose cpu or auto")
     return torch.device(name)
+
+
+def _resizing(mapper: Mapping[str, object]) -> tuple[list[T.Augmentation], str]:
+    """What a config's mapper does to images, and the order of colours it gives."""
+    return list(instantiate(mapper["augmentations"])), mapper["image_format"]
 
 
 def _load(config: DictConfig, weights: str, names: Sequence[str] | None) -> nn.Module:
