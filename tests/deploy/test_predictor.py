@@ -234,6 +234,11 @@ def test_detections_are_drawn_at_the_size_of_the_image_or_larger(make, files):
     drawn = draw_detections(image, found)
     assert drawn.shape == image.shape and (drawn != image).any()
     assert draw_detections(image, found[found.scores > 2], min_side=200).shape == (200, 200, 3)
+    assert draw_detections(image, found, max_side=32).shape == (32, 32, 3)
+    # A large picture is drawn at a bounded size, with its objects in their places.
+    large = np.zeros((1500, 6000, 3), np.uint8)
+    drawn = draw_detections(large, found[:0])
+    assert drawn.shape == (512, 2048, 3) and not drawn.any()
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -254,6 +259,8 @@ def test_times_and_memory_are_measured_and_used(swept, root, tmp_path, make):
     command = [sys.executable, "tools/measure_latency.py", "--config-file", str(config_file)]
     command += ["--repeats=1", "--warmup=0", "--batch=2", "--device=cpu"]
     command += [f"--output={tmp_path / 'latency.json'}"]
+    # With detections, the memory of their masks would decide.
+    command += ["model.roi_heads.box_predictor.test_score_thresh=1"]
     run = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     table = StitchTable.read(swept.train.output_dir, tmp_path / "latency.json")

@@ -12,11 +12,17 @@ import numpy as np
 import pytest
 import torch
 import train_net
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import Boxes, BoxMode
 from in_process import run_main, run_program
 from PIL import Image
 
-from snnet_vitdet.deploy import StitchTable, sample_detections, stitches_to_show
+from snnet_vitdet.deploy import (
+    ClassNames,
+    Detections,
+    StitchTable,
+    sample_detections,
+    stitches_to_show,
+)
 from snnet_vitdet.errors import InputError
 
 LOW = "model.roi_heads.box_predictor.test_score_thresh=0.01"
@@ -69,9 +75,9 @@ class OneBox:
 
     def __call__(self, image):
         x0, y0, x1, y1 = self.box
-        found = Instances(image.shape[:2], pred_boxes=Boxes(torch.tensor([self.box]).float()))
+        found = Detections(image.shape[:2], pred_boxes=Boxes(torch.tensor([self.box]).float()))
         found.scores, found.pred_classes = torch.tensor([0.9]), torch.tensor([0])
-        found.class_names = np.array(["nut"])
+        found.class_names = ClassNames(["nut"])
         if self.with_mask:
             found.pred_masks = torch.zeros(1, *image.shape[:2], dtype=torch.bool)
             found.pred_masks[0, y0:y1, x0:x1] = True

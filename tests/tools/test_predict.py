@@ -86,3 +86,15 @@ def test_what_cannot_be_predicted_is_said_in_a_sentence(predict, tmp_path):
     threshold = predict(image, "--threshold", "7", fails=True)
     assert "a threshold is a score from 0 to 1, f1, or precision=" in threshold
     assert "no stitch 'FS-77'" in predict(image, "--stitch", "FS-77", fails=True)
+
+
+def test_an_image_may_have_no_object_or_one(predict, tmp_path):
+    image = next(predict.images.iterdir())
+    predict(image, "--threshold", "0")
+    written = tmp_path / "out/predictions.json"
+    scores = sorted(a["score"] for a in json.loads(written.read_text())["annotations"])
+    for threshold, count in ((1.0, 0), (scores[-1], 1)):
+        printed = predict(image, "--threshold", str(threshold))
+        assert f"{count} detections in" in printed
+        assert len(json.loads(written.read_text())["annotations"]) == count
+        assert cv2.imread(str(tmp_path / "out" / image.name)).shape == (64, 64, 3)

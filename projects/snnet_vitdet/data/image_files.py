@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
+from detectron2.data.detection_utils import _apply_exif_orientation
 from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 
@@ -147,7 +147,10 @@ def read_rgb(path: str | os.PathLike[str]) -> np.ndarray:
     path = os.fspath(path)
     check_image(path)
     try:
-        return np.ascontiguousarray(read_image(path, format="RGB"))
+        with PathManager.open(path, "rb") as file:
+            image = _apply_exif_orientation(Image.open(file))
+            # detectron2's read_image makes a second copy of one that is RGB already.
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except Exception as error:  # Pillow raises many types for what is damaged
         raise InputError(str(ImageFault("damaged", path, _line(error)))) from error
 

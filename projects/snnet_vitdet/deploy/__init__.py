@@ -3,10 +3,13 @@
 from .coco_output import CocoPredictions
 from .drawing import draw_detections
 from .export_checks import PixelsToPyramid
-from .export_file import ExportInfo, export_stitch, load_exported, read_export
+from .export_file import export_stitch, load_exported, read_export
 from .export_graphs import export_onnx, export_program, export_torchscript
+from .export_info import ExportInfo
 from .images import IMAGE_SUFFIXES, ImageLike, image_files, to_rgb
+from .instances import ClassNames, Detections
 from .latency import measure_stitches
+from .masks import PastedMasks
 from .predictor import Predictor
 from .samples import sample_detections, stitches_to_show
 from .sweep_report import REPORT_FILE, write_sweep_report
@@ -16,9 +19,12 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "LATENCY_FILE",
     "REPORT_FILE",
+    "ClassNames",
     "CocoPredictions",
+    "Detections",
     "ExportInfo",
     "ImageLike",
+    "PastedMasks",
     "PixelsToPyramid",
     "Predictor",
     "StitchEntry",

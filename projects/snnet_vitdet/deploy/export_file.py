@@ -1,15 +1,13 @@
 """One stitch as one safetensors file: its weights, and in the header what to build around them.
 
-The file is plain data. Reading it runs none of its content: see ``export_plan``.
+The file is plain data. Reading it runs none of its content: see ``export_parts``.
 """
 
 import copy
-import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors
@@ -20,117 +18,22 @@ from omegaconf import DictConfig
 from torch import nn
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation import ResultsTable, ScoreCurve, ScoreCurves, StitchResult
+from snnet_vitdet.evaluation import ResultsTable, ScoreCurves
 from snnet_vitdet.files import replacing
 from snnet_vitdet.modeling import baseline_cost, extracted_state, stitch_costs
 from snnet_vitdet.modeling.extracted import merged_state
 from snnet_vitdet.modeling.pyramid_per_exit import SMALL_EXIT
-from snnet_vitdet.stitching import SMALL, Segment, Stitch, Transition
+from snnet_vitdet.stitching import SMALL, Stitch
 
 from .export_checks import PixelsToPyramid, largest_difference
-from .export_plan import build, plan_of, plan_of_stitch
-from .table import StitchTable
+from .export_info import ExportInfo
+from .export_parts import build
+from .export_plan import plan_of, plan_of_stitch
 
-__all__ = ["ExportInfo", "export_stitch", "load_exported", "read_export"]
+__all__ = ["export_stitch", "load_exported", "read_export"]
 
-FORMAT_VERSION = 1
 _KEY = "snnet_vitdet"
 _NET = "backbone.net."
-
-
-@dataclass(frozen=True)
-class ExportInfo:
-    """What an exported file says of its model.
-
-    Attributes:
-        stitch: The stitch; None for a baseline.
-        class_names: By ``pred_classes``.
-        gflops: Multiply-accumulates / 1e9 at ``image_size``.
-        params_m: Parameters in millions.
-        image_size: Side in pixels of the square that images are padded to.
-        image_format: Order of colours that the model takes: ``RGB`` or ``BGR``.
-        augmentations: How images are resized, as plain data.
-        model: The detector, as plain data.
-        result: What the sweep found, if there was one.
-        curve: Its detections over their scores, if it counted them.
-    """
-
-    stitch: Stitch | None
-    class_names: tuple[str, ...]
-    gflops: float
-    params_m: float
-    image_size: int
-    image_format: str
-    augmentations: list
-    model: Mapping[str, object]
-    result: StitchResult | None = None
-    curve: ScoreCurve | None = None
-
-    @property
-    def name(self) -> str:
-        """Of the stitch, or ``baseline``."""
-        return self.stitch.name if self.stitch else "baseline"
-
-    def mapper(self) -> dict[str, object]:
-        """How images are prepared, as :meth:`Predictor.of_model` takes it."""
-        return {"augmentations": build(self.augmentations), "image_format": self.image_format}
-
-    def table(self, source: str) -> StitchTable | None:
-        """The sweep's results of this one stitch; None if it was not swept.
-
-        Args:
-            source: How errors call it.
-        """
-        if self.result is None:
-            return None
-        results, curves = ResultsTable(), ScoreCurves()
-        results.add(self.result)
-        if self.curve is not None:
-            curves.put(self.result.stitch_id, self.curve)
-        return StitchTable(results, source=source, curves=curves)
-
-    def to_json(self, indent: int | None = None) -> str:
-        """As text; scores that are not there are left out."""
-        content = {"format_version": FORMAT_VERSION, **asdict(self)}
-        if self.stitch:
-            content["stitch"]["name"] = self.name
-        if self.result:
-            metrics = self.result.metrics.items()
-            content["result"]["metrics"] = {k: v for k, v in metrics if not math.isnan(v)}
-        return json.dumps(content, indent=indent, allow_nan=False, ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> "ExportInfo":
-        """Reads what ``to_json`` wrote.
-
-        Raises:
-            InputError: If it is of another version.
-            KeyError, TypeError, ValueError: If it is damaged.
-        """
-        content = json.loads(text)
-        version = content.pop("format_version")
-        if version != FORMAT_VERSION:
-            raise InputError(
-                f"its format has version {version}, this program reads {FORMAT_VERSION}: use the "
-                "version of the program that wrote it"
-            )
-        if stitch := content["stitch"]:
-            content["stitch"] = Stitch(
-                int(stitch["id"]),
-                str(stitch["kind"]),
-                tuple(stitch["cuts"]),
-                tuple(Segment(*segment) for segment in stitch["segments"]),
-                tuple(Transition(*transition) for transition in stitch["transitions"]),
-            )
-        if result := content["result"]:
-            content["result"] = StitchResult(**result)
-        if curve := content["curve"]:
-            counts = {key: tuple(map(int, curve[key])) for key in ("detections", "matched")}
-            content["curve"] = ScoreCurve(**{**curve, **counts})
-        if not isinstance(content["augmentations"], list):
-            raise TypeError("augmentations is no list")
-        content["class_names"] = tuple(map(str, content["class_names"]))
-        return cls(**content)
 
 
 def export_stitch(
@@ -160,6 +63,10 @@ def export_stitch(
     model_config = copy.deepcopy(config.model)
     model_config.roi_heads.num_classes = model.roi_heads.num_classes
     plan = plan_of_stitch(model_config, stitch)
+    try:
+        build(plan)
+    except InputError as error:
+        raise InputError(f"the model cannot be exported: {error}") from error
     cost = stitch_costs(model_config)[stitch.id] if stitch else baseline_cost(model_config)
     info = ExportInfo(
         stitch=stitch,
@@ -207,11 +114,6 @@ def read_export(path: str | os.PathLike[str]) -> ExportInfo:
         return ExportInfo.from_json(metadata[_KEY])
     except InputError as error:
         raise InputError(f"{path} cannot be used: {error}") from error
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} is damaged: what it says of its model cannot be read "
-            f"({type(error).__name__}: {error}); export it again"
-        ) from error
 
 
 def load_exported(
@@ -229,8 +131,12 @@ def load_exported(
         model = build(info.model)
     except InputError as error:
         raise InputError(f"{path} cannot be used: {error}") from error
-    if not isinstance(model, GeneralizedRCNN):
-        raise InputError(f"{path} is damaged: it describes no detector; export it again")
+    walk = info.model["backbone"]["net"]["segments"]
+    if info.stitch and walk != [list(segment) for segment in info.stitch.segments]:
+        raise InputError(
+            f"{path} is damaged: it says that it has stitch {info.name}, and its model runs other "
+            "blocks; export it again"
+        )
     if model.roi_heads.num_classes != len(info.class_names):
         raise InputError(
             f"{path} is damaged: it names {len(info.class_names)} classes, and its model has "
@@ -241,6 +147,7 @@ def load_exported(
     expected = model.state_dict()
     _compare(path, saved, expected)
     saved = {key: value.to(expected[key].dtype) for key, value in saved.items()}
+    _refuse_no_numbers(path, saved)
     model.load_state_dict(saved, assign=True)
     return model.to(device).eval()
 
@@ -284,6 +191,16 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[object]:
             f"{path} cannot be read as safetensors ({error}): it is truncated or another kind of "
             "file; export it again"
         ) from error
+
+
+def _refuse_no_numbers(path: str | os.PathLike[str], state: Mapping[str, torch.Tensor]) -> None:
+    for key, value in state.items():
+        # Of a variance below 0 a norm takes the root.
+        if not value.isfinite().all() or (key.endswith("running_var") and (value < 0).any()):
+            raise InputError(
+                f"the weights of {path} cannot be used: {key} has NaN, infinite or impossible "
+                "values; export it again"
+            )
 
 
 def _compare(

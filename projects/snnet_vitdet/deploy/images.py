@@ -52,7 +52,8 @@ def to_rgb(image: ImageLike) -> np.ndarray:
     if isinstance(image, Image.Image):
         if problem := deep_mode_problem(image.mode):
             raise InputError(f"the image cannot be used ({problem}): {REMEDIES['deep']}")
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        image = ImageOps.exif_transpose(image)
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     if isinstance(image, np.ndarray):
         if image.ndim == 2:
             image = np.repeat(image[:, :, None], 3, axis=2)

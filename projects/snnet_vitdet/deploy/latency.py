@@ -27,7 +27,8 @@ def measure_stitches(
 ) -> list[dict[str, object]]:
     """Times stitches in turn, so that a slow spell of the machine hits all alike.
 
-    The time is that of the model, from prepared images to detections, divided by their number. The
+    The time is that of the model, from prepared images to detections, divided by their number;
+    masks are not pasted into the images, which is done where they are looked at. The
     memory is what the stitch alone would need: its own weights in float32 and what is alive besides
     at the peak; on a CPU, of the tensors of torch's operations.
 

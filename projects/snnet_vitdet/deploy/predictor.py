@@ -4,14 +4,16 @@ import contextlib
 import copy
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from detectron2.config import instantiate
 from detectron2.data import transforms as T
-from detectron2.structures import Boxes, Instances
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -22,22 +24,30 @@ from snnet_vitdet.engine import (
     saved_facts,
 )
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.modeling import find_stitched_vit
+from snnet_vitdet.modeling import find_stitched_vit, running_in
 from snnet_vitdet.stitching import Stitch, merged
 
 from .export_file import load_exported, read_export
 from .images import ImageLike, to_rgb
+from .instances import ClassNames, Detections
+from .masks import PastedMasks
 from .table import StitchTable
 
 __all__ = ["Predictor"]
 
 logger = logging.getLogger(__name__)
 
+_PROBABILITIES = "mask_probabilities"
+
 
 class Predictor:
     """Detects objects in images. The stitch can be changed at any time, at no cost.
 
     Low-rank updates are merged once, so every stitching layer is one matrix product.
+
+    Threads may share a predictor: the model runs for one of them at a time. What ``set_stitch``
+    puts into effect is in effect for all of them; ``predictor(image, stitch=...)`` is not touched
+    by it. A predictor can be pickled, with its weights, for another process.
 
     >>> predictor = Predictor("output/my/config.yaml", max_gflops=800)   # doctest: +SKIP
     >>> instances = predictor("photo.jpg")                               # doctest: +SKIP
@@ -87,7 +97,8 @@ class Predictor:
             logger.warning("%s is what its training starts from: it finds nothing yet.", weights)
         model = _load(config, weights, names)
         names = names or [str(i) for i in range(model.roi_heads.num_classes)]
-        self._take(model, names, config.dataloader.test.mapper, device, precision)
+        mapper = config.dataloader.test.mapper
+        self._take(model, names, *_resizing(mapper), device, precision)
         self.source = weights
         budgets = dict(
             max_gflops=max_gflops, max_latency_ms=max_latency_ms, max_memory_mb=max_memory_mb
@@ -96,7 +107,6 @@ class Predictor:
         if budgets and stitch is not None:
             raise InputError("give a stitch or budgets, not both")
         self._table, self._folder = table, config.train.output_dir
-        self._criterion: str | None = None
         if budgets:
             stitch = self.table.best(by, **budgets).id
         if stitch is not None:
@@ -132,7 +142,7 @@ class Predictor:
             InputError: If device or precision are unknown.
         """
         predictor = cls.__new__(cls)
-        predictor._take(model, class_names, mapper, device, precision)
+        predictor._take(model, class_names, *_resizing(mapper), device, precision)
         predictor._table, predictor._folder = table, None
         predictor.set_score_threshold(score_threshold)
         return predictor
@@ -158,14 +168,17 @@ class Predictor:
             InputError: If the file cannot be used, or has no such threshold.
         """
         info = read_export(path)
-        predictor = cls.of_model(
+        predictor = cls.__new__(cls)
+        # Its own augmentations: what a mapper of a config names would be run.
+        predictor._take(
             load_exported(path),
             info.class_names,
-            info.mapper(),
-            table=info.table(os.fspath(path)),
-            device=device,
-            precision=precision,
+            info.resizing(),
+            info.image_format,
+            device,
+            precision,
         )
+        predictor._table, predictor._folder = info.table(os.fspath(path)), None
         predictor._alone = info.stitch
         predictor.source = os.fspath(path)
         predictor.set_score_threshold(score_threshold)
@@ -175,26 +188,46 @@ class Predictor:
         self,
         model: nn.Module,
         class_names: Sequence[str],
-        mapper: Mapping[str, object],
+        augmentations: Sequence[T.Augmentation],
+        image_format: str,
         device: str,
         precision: str,
     ) -> None:
         if precision not in ("float32", "float16", "bfloat16"):
             raise InputError(f"precision must be float32, float16 or bfloat16, got {precision!r}")
+        if not isinstance(model, GeneralizedRCNN):
+            raise InputError(
+                f"a Predictor is for detectron2's GeneralizedRCNN, not for {type(model).__name__}"
+            )
         self.device = _device(device)
         self.model = model.eval().to(self.device)
         self.precision = getattr(torch, precision)
         self.class_names = list(class_names)
         """Names by ``pred_classes``."""
-        self._augmentations = T.AugmentationList(list(instantiate(mapper["augmentations"])))
-        self._image_format = mapper["image_format"]
+        self._augmentations = T.AugmentationList(list(augmentations))
+        self._image_format = image_format
         self._backbone = find_stitched_vit(model)
         self._alone: Stitch | None = None
         self.source: str | None = None
         """The file that the weights are from, if they were loaded here."""
+        self._criterion: str | None = None
+        self.score_threshold = 0.0
+        """Detections of lower scores are left out."""
+        self._make_ready()
+
+    def _make_ready(self) -> None:
+        # Held while the stitch or the threshold is looked at or changed, and while a model runs.
+        self._lock = threading.RLock()
         # For as long as there is this predictor: let go of, the context would end at once.
         self._merged = contextlib.ExitStack()
         self._merged.enter_context(merged(self.model))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_merged")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._make_ready()
 
     @property
     def stitch(self) -> Stitch | None:
@@ -234,6 +267,12 @@ class Predictor:
         Raises:
             InputError: If the model has no such stitch; the one in effect stays.
         """
+        chosen = self._find(stitch)
+        with self._lock:
+            self.score_threshold = self._threshold_of(chosen)
+            return self._backbone.set_stitch(chosen.id) if self._backbone else chosen
+
+    def _find(self, stitch: int | str) -> Stitch:
         if self._alone and stitch in (self._alone.id, self._alone.name):
             return self._alone
         if self._alone:
@@ -243,16 +282,18 @@ class Predictor:
         if self._backbone is None:
             raise InputError("this model is a baseline: it has no stitches to choose from")
         try:
-            chosen = self._backbone.space[stitch]
+            return self._backbone.space[stitch]
         except (IndexError, KeyError) as error:
             space = self._backbone.space
             raise InputError(
                 f"the model has no stitch {stitch!r}: ids are 0 to {len(space) - 1}, names are "
                 f"such as {', '.join(stitch.name for stitch in list(space)[:3])}"
             ) from error
-        if self._criterion:
-            self.score_threshold = self.table.threshold(chosen.id, self._criterion)
-        return self._backbone.set_stitch(chosen.id)
+
+    def _threshold_of(self, stitch: Stitch) -> float:
+        if self._criterion is None:
+            return self.score_threshold
+        return self.table.threshold(stitch.id, self._criterion)
 
     def set_score_threshold(self, score: float | str) -> float:
         """Leaves detections of lower scores out from the next image on.
@@ -272,13 +313,15 @@ class Predictor:
                 raise InputError(
                     f"a threshold is a score from 0 to 1, f1, or precision=…, not {score}"
                 )
-            self._criterion, self.score_threshold = None, float(score)
+            with self._lock:
+                self._criterion, self.score_threshold = None, float(score)
+                return self.score_threshold
+        with self._lock:
+            if self.stitch is None:
+                raise InputError(f"this model is a baseline: give a score instead of {score!r}")
+            self.score_threshold = self.table.threshold(self.stitch.id, score)
+            self._criterion = score
             return self.score_threshold
-        if self.stitch is None:
-            raise InputError(f"this model is a baseline: give a score instead of {score!r}")
-        self.score_threshold = self.table.threshold(self.stitch.id, score)
-        self._criterion = score
-        return self.score_threshold
 
     def choose(self, by: str = "box", **budgets: float | None) -> Stitch:
         """Puts the best stitch within some budgets into effect, see :meth:`StitchTable.best`."""
@@ -294,45 +337,76 @@ class Predictor:
         Raises:
             InputError: If it is no image.
         """
-        rgb = to_rgb(image)
-        height, width = rgb.shape[:2]
-        pixels = rgb if self._image_format == "RGB" else rgb[:, :, ::-1]
-        given = T.AugInput(pixels.copy())
+        pixels = to_rgb(image)
+        height, width = pixels.shape[:2]
+        given = T.AugInput(pixels)
         self._augmentations(given)
-        tensor = torch.as_tensor(given.image.astype("float32").transpose(2, 0, 1))
+        # Only now, as images may be large: no resizing mixes colours.
+        pixels = given.image if self._image_format == "RGB" else given.image[:, :, ::-1]
+        tensor = torch.as_tensor(pixels.astype("float32").transpose(2, 0, 1))
         return {"image": tensor, "height": height, "width": width}
 
     @torch.no_grad()
-    def detect(self, inputs: Sequence[dict[str, object]]) -> list[Instances]:
-        """Runs the model on prepared images at once; detections stay on its device."""
-        autocast = contextlib.nullcontext()
-        if self.precision != torch.float32:
-            autocast = torch.autocast(self.device.type, dtype=self.precision)
-        with autocast:
-            return [output["instances"] for output in self.model(list(inputs))]
+    def detect(
+        self, inputs: Sequence[dict[str, object]], stitch: int | str | None = None
+    ) -> list[Detections]:
+        """Runs the model on prepared images at once.
+
+        Args:
+            inputs: As :meth:`prepare` makes each.
+            stitch: As for :meth:`__call__`.
+
+        Returns:
+            For each image what :meth:`__call__` returns.
+        """
+        chosen = None if stitch is None else self._find(stitch)
+        with self._lock:
+            threshold = self.score_threshold if chosen is None else self._threshold_of(chosen)
+            with self._at(chosen), running_in(self.model, self.precision):
+                results = self.model.inference(list(inputs), do_postprocess=False)
+        return [
+            self._finished(found[found.scores >= threshold].to("cpu"), given)
+            for found, given in zip(results, inputs, strict=True)
+        ]
+
+    def _at(self, stitch: Stitch | None) -> contextlib.AbstractContextManager:
+        if stitch is None or self._backbone is None:
+            return contextlib.nullcontext()
+        return self._backbone.using_stitch(stitch.id)
 
     def __call__(
-        self, images: ImageLike | Sequence[ImageLike], batch_size: int = 1
-    ) -> Instances | list[Instances]:
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        batch_size: int = 1,
+        stitch: int | str | None = None,
+    ) -> Detections | list[Detections]:
         """Detects objects.
 
         Args:
             images: One image or several.
             batch_size: How many go through the model at once.
+            stitch: Id or name of the stitch for this call alone, whatever is in effect, with its
+                own threshold where that is ``f1`` or a precision; None for the one in effect.
 
         Returns:
-            For one image its detections, for several a list: ``pred_boxes`` (x0, y0, x1, y1 in
-            pixels of the image given), ``scores``, ``pred_classes``, ``pred_masks`` (N, H, W),
-            and ``class_names`` (an array of strings), on the CPU.
+            For one image its detections, for several a list: detectron2's Instances on the CPU with
+            ``pred_boxes`` (x0, y0, x1, y1 in pixels of the image given), ``scores``,
+            ``pred_classes``, ``pred_masks`` (N, H, W; :class:`PastedMasks`) if the model has masks,
+            and ``class_names`` (an array of strings).
 
         Raises:
-            InputError: If something is no image.
+            InputError: If something is no image, or the model has no such stitch.
         """
         if isinstance(images, list | tuple):
-            return list(self.stream(images, batch_size))
-        return next(self.stream([images]))
+            return list(self.stream(images, batch_size, stitch))
+        return next(self.stream([images], stitch=stitch))
 
-    def stream(self, images: Sequence[ImageLike], batch_size: int = 1) -> Iterator[Instances]:
+    def stream(
+        self,
+        images: Sequence[ImageLike],
+        batch_size: int = 1,
+        stitch: int | str | None = None,
+    ) -> Iterator[Detections]:
         """Detections of many images one by one, with no more than a batch in memory."""
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, got {batch_size}")
@@ -340,20 +414,25 @@ class Predictor:
         for image in images:
             batch.append(self.prepare(image))
             if len(batch) == batch_size:
-                yield from map(self._finished, self.detect(batch))
+                yield from self.detect(batch, stitch)
                 batch = []
         if batch:
-            yield from map(self._finished, self.detect(batch))
+            yield from self.detect(batch, stitch)
 
-    def _finished(self, instances: Instances) -> Instances:
-        # Under autocast they come in its type, which numpy may not have.
-        instances.scores = instances.scores.float()
-        instances.pred_boxes = Boxes(instances.pred_boxes.tensor.float())
-        instances = instances[instances.scores >= self.score_threshold].to("cpu")
-        # An array, unlike a list, is indexed as the other fields are: instances[scores > 0.5].
-        names = [self.class_names[i] for i in instances.pred_classes.tolist()]
-        instances.class_names = np.array(names, dtype=str)
-        return instances
+    def _finished(self, found: Instances, given: Mapping[str, object]) -> Detections:
+        """What the model gives of an image, in pixels of the image as it was before resizing."""
+        has_masks = found.has("pred_masks")
+        if has_masks:
+            # Under another name detectron2 does not paste them.
+            found.set(_PROBABILITIES, found.pred_masks[:, 0])
+            found.remove("pred_masks")
+        found = detector_postprocess(found, given["height"], given["width"])
+        fields = found.get_fields()
+        if has_masks:
+            boxes = found.pred_boxes.tensor
+            fields["pred_masks"] = PastedMasks(fields.pop(_PROBABILITIES), boxes, found.image_size)
+        fields["class_names"] = ClassNames(self.class_names[i] for i in found.pred_classes.tolist())
+        return Detections(found.image_size, **fields)
 
 
 def _device(name: str) -> torch.device:
@@ -362,6 +441,11 @@ def _device(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {name} is not there: choose cpu or auto")
     return torch.device(name)
+
+
+def _resizing(mapper: Mapping[str, object]) -> tuple[list[T.Augmentation], str]:
+    """What a config's mapper does to images, and the order of colours it gives."""
+    return list(instantiate(mapper["augmentations"])), mapper["image_format"]
 
 
 def _load(config: DictConfig, weights: str, names: Sequence[str] | None) -> nn.Module:

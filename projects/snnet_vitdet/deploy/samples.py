@@ -7,18 +7,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
-from detectron2.data.detection_utils import annotations_to_instances
-from detectron2.structures import Boxes, Instances
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import (
+    annotations_to_instances,
+    transform_instance_annotations,
+)
 from PIL import Image
-from torch.nn import functional as F
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.report import SampleColumn, SamplePicture, SampleRow, Samples
 from snnet_vitdet.report.kinds import ANCHORS
 
-from .drawing import draw_detections
+from .drawing import draw_detections, reduced_image, reduced_objects, reduced_size
 from .images import to_rgb
+from .instances import ClassNames, Detections
 from .predictor import Predictor
 
 __all__ = ["sample_detections", "stitches_to_show"]
@@ -81,25 +83,21 @@ def sample_detections(
     records = _spread([image for image in images if os.path.isfile(image["file_name"])], num_images)
     if not records:
         raise InputError("none of the test images is there")
-    pictures = [to_rgb(record["file_name"]) for record in records]
-    columns, drawn = [], []
-    for row in rows:
-        columns.append(_put_into_effect(predictor, row))
-        drawn.append([_draw(image, predictor(image)) for image in pictures])
+    columns = [_put_into_effect(predictor, row) for row in rows]
     columns.append(SampleColumn("annotated", "what is in the annotation file"))
-    drawn.append(
-        [
-            _draw(image, _annotated(record, image, annotated_names))
-            for record, image in zip(records, pictures, strict=True)
-        ]
-    )
-    return Samples(
-        columns,
-        [
-            SampleRow(os.path.basename(record["file_name"]), row)
-            for record, row in zip(records, zip(*drawn, strict=True), strict=True)
-        ],
-    )
+    samples = []
+    for record in records:
+        # One image at a time: they may be large.
+        image = to_rgb(record["file_name"])
+        found = []
+        for row in rows:
+            _put_into_effect(predictor, row)
+            found.append(reduced_objects(predictor(image), _SIDE))
+        found.append(_annotated(record, image.shape[:2], annotated_names))
+        image = reduced_image(image, _SIDE)
+        drawn = [_draw(image, each) for each in found]
+        samples.append(SampleRow(os.path.basename(record["file_name"]), drawn))
+    return Samples(columns, samples)
 
 
 def _spread(images: Sequence[Mapping], count: int) -> list[Mapping]:
@@ -123,26 +121,28 @@ def _put_into_effect(predictor: Predictor, row: Row) -> SampleColumn:
     return SampleColumn(str(row["name"]), caption, str(row["kind"]))
 
 
-def _annotated(record: Mapping, image: np.ndarray, names: Sequence[str]) -> Instances:
-    """The annotations of an image in the fields of detections, but for scores."""
-    size = image.shape[:2]
+def _annotated(record: Mapping, size: tuple[int, int], names: Sequence[str]) -> Detections:
+    """The annotations of an image in the fields of detections, but for scores, as it is drawn."""
     annotations = [each for each in record.get("annotations", ()) if not each.get("iscrowd")]
-    truth = annotations_to_instances(annotations, size, mask_format="bitmask")
-    instances = Instances(size, pred_boxes=truth.gt_boxes, pred_classes=truth.gt_classes)
+    keys = ["bbox", "bbox_mode", "category_id"]
+    if all("segmentation" in annotation for annotation in annotations):
+        keys.append("segmentation")
+    drawn = reduced_size(size, _SIDE)
+    resize = T.TransformList([T.ResizeTransform(*size, *drawn)])
+    resized = [
+        transform_instance_annotations({key: each[key] for key in keys}, resize, drawn)
+        for each in annotations
+    ]
+    truth = annotations_to_instances(resized, drawn, mask_format="bitmask")
+    found = Detections(drawn, pred_boxes=truth.gt_boxes, pred_classes=truth.gt_classes)
     if truth.has("gt_masks"):
-        instances.pred_masks = truth.gt_masks.tensor
-    instances.class_names = np.array([names[i] for i in truth.gt_classes.tolist()], dtype=str)
-    return instances
+        found.pred_masks = truth.gt_masks.tensor
+    found.class_names = ClassNames(names[i] for i in truth.gt_classes.tolist())
+    return found
 
 
-def _draw(image: np.ndarray, instances: Instances) -> SamplePicture:
-    height, width = image.shape[:2]
-    # Before drawing, so that text and lines of a large image keep their size.
-    factor = min(1.0, _SIDE / max(height, width))
-    if factor < 1:
-        size = max(1, round(height * factor)), max(1, round(width * factor))
-        image = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS))
-        instances = _resized(instances, size)
+def _draw(image: np.ndarray, instances: Detections) -> SamplePicture:
+    # Reduced before drawing, so that text and lines of a large image keep their size.
     drawn = Image.fromarray(draw_detections(image, instances, min_side=round(0.7 * _SIDE)))
     drawn.thumbnail((_SIDE, _SIDE))
     file = io.BytesIO()
@@ -150,17 +150,6 @@ def _draw(image: np.ndarray, instances: Instances) -> SamplePicture:
     return SamplePicture(file.getvalue(), drawn.width, drawn.height, _in_words(instances))
 
 
-def _resized(instances: Instances, size: tuple[int, int]) -> Instances:
-    scale_y, scale_x = (new / old for new, old in zip(size, instances.image_size, strict=True))
-    fields = dict(instances.get_fields())
-    fields["pred_boxes"] = Boxes(fields["pred_boxes"].tensor.clone())
-    fields["pred_boxes"].scale(scale_x, scale_y)
-    if "pred_masks" in fields:
-        masks = fields["pred_masks"][:, None].to(torch.float32)
-        fields["pred_masks"] = F.interpolate(masks, size, mode="area")[:, 0] >= 0.5
-    return Instances(size, **fields)
-
-
-def _in_words(instances: Instances) -> str:
+def _in_words(instances: Detections) -> str:
     counts = Counter(instances.class_names.tolist())
     return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"

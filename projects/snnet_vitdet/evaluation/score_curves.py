@@ -18,13 +18,16 @@ from pycocotools import mask as mask_util
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.files import write_atomically
 
-__all__ = ["CURVES_FILE", "ScoreCurve", "ScoreCurves", "count_matches"]
+__all__ = ["CURVES_FILE", "NUM_SCORES", "ScoreCurve", "ScoreCurves", "count_matches"]
 
 CURVES_FILE = "score_curves.json"
 """Name of the file beside the results of a sweep."""
 
+NUM_SCORES = 101
+"""A curve has as many: 0, 0.01, … 1."""
+
 _IOU = 0.5
-_STEPS = 100
+_STEPS = NUM_SCORES - 1
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,8 @@ class ScoreCurves:
         try:
             for row in json.loads(path.read_text(encoding="utf-8")):
                 counts = [tuple(map(int, row[key])) for key in ("detections", "matched")]
-                if any(len(each) != _STEPS + 1 for each in counts):
-                    raise ValueError(f"a curve has not {_STEPS + 1} scores")
+                if any(len(each) != NUM_SCORES for each in counts):
+                    raise ValueError(f"a curve has not {NUM_SCORES} scores")
                 curves.put(
                     int(row["stitch_id"]),
                     ScoreCurve(str(row["name"]), int(row["num_objects"]), *counts),
@@ -189,7 +192,7 @@ def count_matches(
             if hit is not None:
                 scores.append(detection["score"])
                 hits.append(hit)
-    steps = np.arange(_STEPS + 1) / _STEPS
+    steps = np.arange(NUM_SCORES) / _STEPS
     ascending = np.argsort(scores) if scores else np.zeros(0, dtype=int)
     ordered = np.asarray(scores, dtype=np.float64)[ascending]
     # Scores are single precision: 0.9 is one a hair below it.

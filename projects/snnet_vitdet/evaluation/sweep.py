@@ -24,7 +24,7 @@ from torch import nn
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.files import write_atomically
-from snnet_vitdet.modeling import find_stitched_vit
+from snnet_vitdet.modeling import find_stitched_vit, running_in
 from snnet_vitdet.stitching import Cost, Stitch, merged
 
 from .one_pass import evaluate_in_one_pass, fixed_subset
@@ -99,7 +99,8 @@ def sweep(
         scorer: Scores what one pass over all stitches detects. None, or a detector without
             stitches, evaluates each separately.
         subset: Scores on so many of the images, always the same ones; 0 for all. In one pass only.
-        precision: ``float32``, or ``float16`` or ``bfloat16`` for autocast to it.
+        precision: ``float32``, or ``float16`` or ``bfloat16`` for autocast to it; masks are
+            pasted in float32.
         iteration: How many iterations the weights were trained for, if known.
         provenance: What the results depend on besides the stitch (weights, data, …), as plain JSON.
         resume: Whether to keep the rows that are already in ``output_dir``, and the detections of
@@ -135,7 +136,7 @@ def sweep(
         scores = evaluate_in_one_pass(
             model, open_stitches, data_loader, scorer, folder, provenance, images, resume
         )
-    with merged(model), _autocast(model, precision):
+    with merged(model), running_in(model, getattr(torch, precision)):
         for count, (stitch, metrics, curve) in enumerate(scores, start=1):
             cost = costs[stitch.id]
             table.put(
@@ -222,13 +223,6 @@ def _difference(before: dict | None, now: dict) -> str:
         return f"{_PROVENANCE} is missing or damaged"
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     return ", ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys)
-
-
-def _autocast(model: nn.Module, precision: str) -> contextlib.AbstractContextManager:
-    if precision == "float32":
-        return contextlib.nullcontext()
-    device = next(model.parameters()).device.type
-    return torch.autocast(device, dtype=getattr(torch, precision))
 
 
 @contextmanager

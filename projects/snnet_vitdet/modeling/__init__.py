@@ -6,6 +6,7 @@ from .cost import anchor_alone, baseline_cost, stitch_costs
 from .exit_heads import ExitAdapterBoxHead, ExitAwareRCNN
 from .extracted import ExtractedViT, extracted_state
 from .families import anchor_arguments, plain_vit_names
+from .precision import running_in
 from .pyramid_per_exit import PyramidPerExit, pyramid_of_exit
 from .stitched_vit import StitchedViT, find_stitched_vit
 from .timm_weights import load_anchor_weights
@@ -26,5 +27,6 @@ __all__ = [
     "load_anchor_weights",
     "plain_vit_names",
     "pyramid_of_exit",
+    "running_in",
     "stitch_costs",
 ]

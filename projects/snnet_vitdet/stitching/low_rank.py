@@ -59,6 +59,10 @@ class LowRankLinear(nn.Module):
         # Not a buffer: a merged matrix is derived, belongs in no checkpoint, and M stays untouched.
         self._merged: torch.Tensor | None = None
 
+    def __getstate__(self) -> dict[str, object]:
+        # A copy is in no context that would let go of the merged matrix.
+        return {**super().__getstate__(), "_merged": None}
+
     # How an error calls the layer.
     _what = "linear layer"
 
