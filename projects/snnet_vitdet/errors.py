@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from .encoding import in_utf8
+
 __all__ = ["InputError", "exit_on_input_error", "exit_with", "first_line"]
 
 
@@ -25,7 +27,11 @@ def exit_with(error: InputError | str) -> NoReturn:
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Ends a command-line program, as :func:`exit_with` does, at an InputError."""
+    """Ends a command-line program, as :func:`exit_with` does, at an InputError.
+
+    Around all that a program does, see :func:`.encoding.in_utf8`.
+    """
+    in_utf8()
     try:
         yield
     except InputError as error:

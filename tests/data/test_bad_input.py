@@ -468,7 +468,7 @@ FAULTY_FILES = {
     "no object": (whole(annotations=[]), "has no image with an annotated object"),
     "crowds alone": (
         whole(annotations=[annotation(1, iscrowd=1)]),
-        "All its 1 annotations are crowds (iscrowd 1). Some annotation tools",
+        "All its 1 annotations are crowds (iscrowd 1)",
     ),
 }
 
