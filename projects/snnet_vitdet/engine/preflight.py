@@ -206,8 +206,9 @@ def _check_sweep(config: DictConfig, model: nn.Module) -> None:
     if not supports_one_pass(model) or target is not COCOEvaluator or own:
         raise InputError(
             "sweep.mode=one_pass runs a GeneralizedRCNN or an ExitAwareRCNN and scores as "
-            f"detectron2's COCOEvaluator does by default, but the model is a {type(model).__name__}, "
-            f"and dataloader.evaluator a {target.__name__} with {own}: set sweep.mode=separate"
+            "detectron2's COCOEvaluator does by default, but the model is a "
+            f"{type(model).__name__}, and dataloader.evaluator a {target.__name__} with {own}: "
+            "set sweep.mode=separate"
         )
 
 
