@@ -66,7 +66,7 @@ from snnet_vitdet.evaluation import (
     two_stage_sweep,
 )
 from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, stitch_costs
-from snnet_vitdet.report import plot_pareto
+from snnet_vitdet.report import drawing, plot_pareto
 from snnet_vitdet.stitching import EndsSampler, select_stitches
 
 logger = logging.getLogger("snnet_vitdet.train_net")
@@ -293,9 +293,14 @@ def do_sweep(config, resume):
     else:
         table = run(ids, output_dir, 0)
     if comm.is_main_process():
-        plot_pareto(table.rows(), os.path.join(output_dir, "pareto.png"))
-        report_sweep(config, model)
         logger.info("Results in %s:\n%s", output_dir, format_table(table))
+        picture = os.path.join(output_dir, "pareto.png")
+        try:
+            with drawing(picture):
+                plot_pareto(table.rows(), picture)
+        except InputError as error:
+            logger.warning("There is no picture: %s", error)
+        report_sweep(config, model)
     return table
 
 
@@ -313,7 +318,8 @@ def report_sweep(config, model):
         )
 
     try:
-        write_sweep_report(config, predictor)
+        with drawing("report.html"):
+            write_sweep_report(config, predictor)
     except InputError as error:
         # Hours of scoring are done and saved.
         logger.warning("There is no report: %s", error)

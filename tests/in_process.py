@@ -12,12 +12,16 @@ import train_net
 from detectron2.engine import default_argument_parser
 from omegaconf import DictConfig
 
+from snnet_vitdet.engine import preflight
+
 ROOT = Path(__file__).parent.parent
 
 
 def run_main(config: DictConfig, *flags: str) -> None:
-    """A run of train_net.py with a config that is loaded already."""
-    train_net.main(default_argument_parser().parse_args(list(flags)), config)
+    """A run of train_net.py with a config that is loaded already, checked as one from its file."""
+    args = default_argument_parser().parse_args(list(flags))
+    preflight(config, evaluation=args.eval_only, resume=args.resume, num_processes=1)
+    train_net.main(args, config)
 
 
 @dataclass(frozen=True)

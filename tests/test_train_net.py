@@ -140,7 +140,7 @@ def test_tuning_by_lora_trains_updates_stitching_layers_and_heads_alone(
 def test_a_sweep_belongs_to_weights_data_and_settings(tiny_config, tiny_scenes):
     def digest(*overrides):
         config = tiny_config(*overrides)
-        return train_net.provenance_of(config, tiny_scenes.test_json)["settings_sha256"]
+        return train_net.provenance_of(config, tiny_scenes.test_json)["settings"]
 
     assert digest() == digest("train.output_dir=elsewhere", "optimizer.lr=1")
     assert digest() != digest("model.roi_heads.box_predictor.test_score_thresh=0.1")

@@ -30,7 +30,7 @@ from snnet_vitdet.benchmark.measuring import bytes_kept_for_backward
 from snnet_vitdet.engine import synthetic_batch
 from snnet_vitdet.errors import exit_on_input_error
 from snnet_vitdet.modeling import stitch_costs
-from snnet_vitdet.report import plot_benchmark
+from snnet_vitdet.report import drawing, plot_benchmark
 from snnet_vitdet.stitching import select_stitches
 
 WHAT = ("blocks", "training", "inference", "sweep")
@@ -159,8 +159,10 @@ def run(args):
         writer.writerows(rows)
     with open(os.path.join(args.output, "benchmark.json"), "w", encoding="utf-8") as f:
         json.dump(facts, f, indent=1)
-    plot_benchmark(rows, os.path.join(args.output, "benchmark.png"))
     print(f"Results in {args.output}")
+    picture = os.path.join(args.output, "benchmark.png")
+    with drawing(picture):
+        plot_benchmark(rows, picture)
 
 
 def main():

@@ -27,8 +27,10 @@ from snnet_vitdet.data import (
     check_same_categories,
     inspect_coco_json,
 )
+from snnet_vitdet.data.image_folder import ImageFolder
 from snnet_vitdet.data.image_survey import ImageSurvey, inspect_images
 from snnet_vitdet.data.notes import annotation_notes, most_objects, shared_images
+from snnet_vitdet.data.numbering import id_order
 from snnet_vitdet.engine import ClassNames, StrictCheckpointer, load_config, preflight
 from snnet_vitdet.engine.checkpoint import last_checkpoint
 from snnet_vitdet.errors import InputError, exit_on_input_error
@@ -52,12 +54,13 @@ class Part:
     def images(self):
         """Path and size of every image that is there."""
         entries = self.found.data["images"] if self.found.data else []
+        folder = ImageFolder(self.image_root)
         for image in entries:
             name = image.get("file_name")
             if isinstance(name, str) and name not in self.found.missing:
                 size = image.get("width"), image.get("height")
                 whole = all(type(side) is int and side > 0 for side in size)
-                yield os.path.join(self.image_root, name), size if whole else None
+                yield folder.path(name), size if whole else None
 
 
 def arguments():
@@ -200,7 +203,7 @@ def classes_of(parts):
     names = {key: name for s in reversed(summaries) for key, name in s.categories.items()}
     rows = [
         (neutral(key), neutral(names[key]), *(s.instances.get(key, "absent") for s in summaries))
-        for key in sorted(names)
+        for key in sorted(names, key=id_order)
     ]
     return ["id", "class", *(part.purpose for part in parts)], rows
 

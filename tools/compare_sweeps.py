@@ -26,7 +26,7 @@ from snnet_vitdet.deploy import StitchTable
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.evaluation import Candidate, common_range, equal_cost_budgets, same_stitches
 from snnet_vitdet.evaluation.results import METRICS, SCORES, TASKS
-from snnet_vitdet.report import plot_comparison
+from snnet_vitdet.report import drawing, plot_comparison
 
 COSTS = {
     "gflops": ("GFLOPs", "GFLOPs (multiply–accumulates / 1e9)"),
@@ -198,7 +198,8 @@ def run(args):
     if args.csv:
         write_csv(header, rows, args.csv)
     task, _, ap = metric.partition("_")
-    plot_comparison(candidates, args.output, label, f"{TASKS[task]} {ap} (COCO, 0–100)")
+    with drawing(args.output):
+        plot_comparison(candidates, args.output, label, f"{TASKS[task]} {ap} (COCO, 0–100)")
     print(f"\nThe picture: {args.output}")
 
 

@@ -14,6 +14,7 @@ import snnet_vitdet.omp  # noqa: F401  # isort: skip
 from snnet_vitdet.deploy import Predictor, write_sweep_report
 from snnet_vitdet.engine import load_config
 from snnet_vitdet.errors import exit_on_input_error
+from snnet_vitdet.report import drawing
 
 
 def arguments():
@@ -40,7 +41,8 @@ def run(args):
     def predictor(table):
         return Predictor(config, args.weights, table=table, device=args.device)
 
-    path = write_sweep_report(config, None if args.no_samples else predictor)
+    with drawing("report.html"):
+        path = write_sweep_report(config, None if args.no_samples else predictor)
     print(f"The report is {path}")
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""Detects objects in an image, a folder of images or a video, with a stitch or within a budget.
+"""Detects objects in images, a folder of images or a video, with a stitch or within a budget.
 
     python tools/predict.py photo.jpg --config-file output/my/config.yaml --stitch FS-3
+    python tools/predict.py a.jpg b.jpg --config-file output/my/config.yaml [key=value ...]
     python tools/predict.py photos/ --config-file output/my/config.yaml --max-gflops 800
     python tools/predict.py film.mp4 --config-file output/my/config.yaml --max-latency-ms 40
     python tools/predict.py photos/ --exported output/my/export/FS-3.safetensors
@@ -41,7 +42,7 @@ def arguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("input", metavar="IMAGE|FOLDER|VIDEO")
+    parser.add_argument("inputs", nargs="+", metavar="IMAGE …|FOLDER|VIDEO")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config-file", metavar="FILE")
     source.add_argument("--exported", metavar="FILE", help="of tools/export_stitch.py")
@@ -64,7 +65,31 @@ def arguments():
     parser.add_argument("--no-pictures", action="store_true", help="predictions.json alone")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
     # Overrides come last, as with train_net.py, which leaves options between the two positionals.
-    return parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args()
+    positionals = [*args.inputs, *args.opts]
+    args.opts = [each for each in positionals if "=" in each and not os.path.exists(each)]
+    args.inputs = [each for each in positionals if each not in args.opts]
+    return args
+
+
+def files_of(inputs):
+    """The images of the command line; None for a video."""
+    for path in inputs:
+        if not os.path.exists(path):
+            raise InputError(f"{path} does not exist")
+    if not inputs:
+        raise InputError("no image is given: name images, a folder or a video first")
+    if len(inputs) == 1 and os.path.isdir(inputs[0]):
+        return image_files(inputs[0])
+    images = [path for path in inputs if path.lower().endswith(IMAGE_SUFFIXES)]
+    if len(inputs) == 1:
+        return images or None
+    if others := [path for path in inputs if path not in images]:
+        raise InputError(f"{others[0]} is no image: give several images, or one folder or video")
+    names = [os.path.basename(path) for path in images]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"two images are named {twice[0]}, as their pictures would be: rename one")
+    return images
 
 
 def predictor_for(args):
@@ -180,15 +205,9 @@ def frames_of(video):
 
 def run(args):
     """Detects, draws and writes."""
-    if not os.path.exists(args.input):
-        raise InputError(f"{args.input} does not exist")
+    files = files_of(args.inputs)
     output = Path(args.output)
-    files = None
-    if os.path.isdir(args.input):
-        files = image_files(args.input)
-    elif args.input.lower().endswith(IMAGE_SUFFIXES):
-        files = [args.input]
-    if files and output.exists() and output.samefile(Path(files[0]).parent):
+    if output.exists() and any(output.samefile(Path(file).parent) for file in files or ()):
         raise InputError(f"{output} has the images, which would be overwritten: give --output")
     predictor = predictor_for(args)
     name = predictor.stitch.name if predictor.stitch else "a baseline"
@@ -199,7 +218,7 @@ def run(args):
     except OSError as error:
         raise InputError(f"cannot make the folder {output}: {error.strerror}") from error
     if files is None:
-        predictions = predict_video(predictor, args.input, output, not args.no_pictures)
+        predictions = predict_video(predictor, args.inputs[0], output, not args.no_pictures)
     else:
         predictions = predict_images(predictor, files, output, not args.no_pictures)
     predictions.write(output / "predictions.json")

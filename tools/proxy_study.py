@@ -21,6 +21,7 @@ import snnet_vitdet.omp  # noqa: F401  # isort: skip
 from snnet_vitdet.engine import load_config
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.modeling import baseline_cost, stitch_costs
+from snnet_vitdet.report import drawing
 from snnet_vitdet.report.gap_plot import Gap, plot_gaps
 from snnet_vitdet.study import (
     ALONE,
@@ -109,9 +110,11 @@ def run(args):
     takings = Takings(table, folder / "study.csv", runs, costs)
     study = Study(runner, args.pretrain_iter, args.max_iter)
     study.play(args.seeds, variants, args.jobs, takings.add)
-    plot_gaps(list(gaps(table)), folder / "gaps.png", DEAR)
     print(f"\n{table.summary()}")
     print(f"Results in {folder}")
+    picture = folder / "gaps.png"
+    with drawing(str(picture)):
+        plot_gaps(list(gaps(table)), picture, DEAR)
 
 
 def cost_of(variant, args):

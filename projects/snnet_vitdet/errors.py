@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from snnet_vitdet.encoding import in_utf8
 from snnet_vitdet.text import neutral
 
 __all__ = ["InputError", "cannot_write", "exit_on_input_error", "exit_with", "first_line"]
@@ -31,7 +32,11 @@ def exit_with(error: InputError | str) -> NoReturn:
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Ends a command-line program, as :func:`exit_with` does, at an InputError."""
+    """Ends a command-line program, as :func:`exit_with` does, at an InputError.
+
+    Around all that a program does, see :func:`.encoding.in_utf8`.
+    """
+    in_utf8()
     try:
         yield
     except InputError as error:

@@ -100,8 +100,6 @@ def test_summary_counts_what_is_there(check, coco):
         ({"segmentation": {"size": [HEIGHT, WIDTH]}}, "has an RLE mask that is incomplete"),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [7, 9]}}, "has an RLE mask"),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "abc"}}, "has an RLE mask"),
-        ({"keypoints": 5}, "has keypoints that are no list of finite numbers"),
-        ({"keypoints": [1, "2", 2]}, "has keypoints that are no list of finite numbers"),
     ],
 )
 def test_a_faulty_annotation_is_named_with_a_remedy(check, coco, changes, message):
@@ -143,15 +141,6 @@ def test_as_few_flat_boxes_as_coco_has_are_a_warning(check, coco, caplog):
         check(coco)
 
 
-def test_annotation_id_0_is_a_warning_for_evaluation(check, coco, caplog):
-    coco["annotations"][0]["id"] = 0
-    with caplog.at_level(logging.WARNING, logger="snnet_vitdet"):
-        check(coco)
-        assert caplog.text == ""
-        check(coco, for_evaluation=True)
-    assert "Number annotations from 1" in caplog.text
-
-
 @pytest.mark.parametrize("field", ["id", "file_name", "width", "height"])
 def test_an_incomplete_image_entry_is_named(check, coco, field):
     del coco["images"][1][field]
@@ -177,21 +166,61 @@ def test_a_wrong_field_of_an_image_entry_is_shown_and_no_count_is_negative(
     assert (found.summary.images, found.summary.empty_images) == (2, 0)
 
 
-def test_text_ids_and_names_given_twice_are_warnings(check, coco, caplog):
-    texts = {number: f"image {number}" for number in (1, 2, 3)}
+@pytest.mark.parametrize("for_evaluation", [False, True])
+def test_ids_of_text_are_as_good_as_numbers(check, coco, caplog, for_evaluation):
     for image in coco["images"]:
-        image["id"] = texts[image["id"]]
+        image["id"] = f"image {image['id']}"
     for annotation in coco["annotations"]:
-        annotation["image_id"] = texts[annotation["image_id"]]
+        annotation["image_id"] = f"image {annotation['image_id']}"
+        annotation["id"] = f"annotation {annotation['id']}"
+        annotation["category_id"] = f"category {annotation['category_id']}"
+    for category in coco["categories"]:
+        category["id"] = f"category {category['id']}"
+    coco["annotations"] = [each for each in coco["annotations"] if not each["iscrowd"]]
     with caplog.at_level(logging.WARNING, logger="snnet_vitdet"):
+        summary = check(coco, for_evaluation=for_evaluation)
+    assert caplog.text == ""
+    assert list(summary.categories) == ["category 2", "category 5"]
+    assert summary.annotations == sum(summary.instances.values()) == 3
+
+
+def test_a_number_is_no_category_of_a_text(check, coco):
+    for category in coco["categories"]:
+        category["id"] = str(category["id"])
+    with pytest.raises(InputError, match="have a category_id that is no text .* category 5"):
         check(coco)
-        assert caplog.text == ""
-        check(coco, for_evaluation=True)
-        assert "such as 'image 1'" in caplog.text and "set sweep.mode=separate" in caplog.text
-        caplog.clear()
+
+
+def test_ids_that_differ_by_quotes_alone_are_one(check, coco):
+    coco["images"][1]["id"] = str(coco["images"][0]["id"])
+    with pytest.raises(InputError, match="has an id that another one has \\('"):
+        check(coco)
+
+
+def test_the_same_id_with_and_without_quotes_is_one_of_annotations(check, coco):
+    coco["annotations"][1]["id"] = str(coco["annotations"][0]["id"])
+    with pytest.raises(InputError, match="has an id that another one has \\(annotation '"):
+        check(coco)
+
+
+def test_categories_given_twice_are_a_warning(check, coco, caplog):
+    with caplog.at_level(logging.WARNING, logger="snnet_vitdet"):
         coco["categories"].append({"id": 9, "name": "nut"})
         check(coco)
     assert "categories of the same name ('nut' of ids [5, 9])" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("for_evaluation", "says"),
+    [(False, "training leaves them out"), (True, "counts what is found there neither for nor")],
+)
+def test_crowds_are_a_warning_with_their_number_and_the_remedy(
+    check, coco, caplog, for_evaluation, says
+):
+    with caplog.at_level(logging.WARNING, logger="snnet_vitdet"):
+        check(coco, for_evaluation=for_evaluation)
+    assert "1 of 4 annotations in" in caplog.text
+    assert says in caplog.text and "set iscrowd to 0" in caplog.text
 
 
 def test_images_with_the_same_id_are_named(check, coco):

@@ -3,6 +3,7 @@ import os
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 
 from snnet_vitdet.data import category_names, coco_dicts, dataset_name, num_categories
@@ -56,15 +57,41 @@ def test_categories_are_contiguous_in_the_order_of_their_ids(json_file, tmp_path
     assert num_categories(json_file) == 3
     assert category_names(json_file) == ["apple", "nut", "pear"]
     dicts = coco_dicts(json_file, str(tmp_path), filter_empty=False)
-    classes = {d["image_id"]: [a["category_id"] for a in d["annotations"]] for d in dicts}
-    assert classes == {3: [1], 5: [1], 7: [2, 0], 9: []}
+    classes = {
+        os.path.basename(d["file_name"]): [a["category_id"] for a in d["annotations"]]
+        for d in dicts
+    }
+    assert classes == {"3.jpg": [1], "5.jpg": [1], "7.jpg": [2, 0], "9.jpg": []}
+
+
+def test_images_are_in_the_order_of_the_file_and_numbered_in_that_of_their_ids(json_file, tmp_path):
+    dicts = coco_dicts(json_file, str(tmp_path), filter_empty=False)
+    numbers = [(os.path.basename(d["file_name"]), d["image_id"]) for d in dicts]
+    assert numbers == [("7.jpg", 3), ("3.jpg", 1), ("5.jpg", 2), ("9.jpg", 4)]
+
+
+def test_dicts_are_those_of_detectron2_but_for_ids_order_and_what_is_not_used(
+    json_file, tmp_path, coco
+):
+    height, width = 10, 20
+    coco["annotations"][0]["segmentation"] = {"size": [height, width], "counts": [30, 20, 150]}
+    coco["annotations"][1]["keypoints"] = [1, 2, 2]
+    with open(json_file, "w") as file:
+        json.dump(coco, file)
+    theirs = load_coco_json(json_file, str(tmp_path), "coco of theirs")
+    MetadataCatalog.remove("coco of theirs")
+    del theirs[2]["annotations"][1]["keypoints"]
+    ours = coco_dicts(json_file, str(tmp_path), filter_empty=False)
+    ids = {1: 3, 2: 5, 3: 7, 4: 9}
+    ours = [{**record, "image_id": ids[record["image_id"]]} for record in ours]
+    assert sorted(ours, key=lambda record: record["image_id"]) == theirs
 
 
 def test_dicts_are_detectron2s_with_paths_boxes_and_masks(json_file, tmp_path):
-    first, *_ = coco_dicts(json_file, str(tmp_path / "images"), filter_empty=True)
-    assert first == {
+    *_, last = coco_dicts(json_file, str(tmp_path / "images"), filter_empty=True)
+    assert last == {
         "file_name": os.path.join(str(tmp_path / "images"), "3.jpg"),
-        "image_id": 3,
+        "image_id": 1,
         "height": 10,
         "width": 20,
         "annotations": [
@@ -81,7 +108,7 @@ def test_dicts_are_detectron2s_with_paths_boxes_and_masks(json_file, tmp_path):
 
 def test_filtering_drops_empty_and_crowd_only_images(json_file, tmp_path):
     kept = coco_dicts(json_file, str(tmp_path), filter_empty=True)
-    assert [d["image_id"] for d in kept] == [3, 7]
+    assert [os.path.basename(d["file_name"]) for d in kept] == ["7.jpg", "3.jpg"]
 
 
 def test_loading_twice_gives_the_same_dicts(json_file, tmp_path):
@@ -93,18 +120,41 @@ def test_name_is_registered_with_what_evaluation_needs_before_any_loading(json_f
     name = dataset_name(json_file, str(tmp_path))
     assert name in DatasetCatalog
     metadata = MetadataCatalog.get(name)
-    assert metadata.json_file == json_file
+    with open(metadata.json_file, encoding="ascii") as file:
+        numbered = json.load(file)
+    assert [(i["id"], i["file_name"]) for i in numbered["images"]] == [
+        *((3, "7.jpg"), (1, "3.jpg"), (2, "5.jpg"), (4, "9.jpg"))
+    ]
+    assert [(a["id"], a["image_id"], a["category_id"]) for a in numbered["annotations"]] == [
+        *((1, 3, 3), (2, 3, 1), (3, 1, 2), (4, 2, 2))
+    ]
+    assert metadata.image_ids == [3, 5, 7, 9]
+    assert metadata.category_ids == [4, 17, 90]
     assert metadata.image_root == str(tmp_path)
     assert metadata.evaluator_type == "coco"
     assert metadata.thing_classes == ["apple", "nut", "pear"]
-    assert metadata.thing_dataset_id_to_contiguous_id == {4: 0, 17: 1, 90: 2}
+    assert metadata.thing_dataset_id_to_contiguous_id == {1: 0, 2: 1, 3: 2}
 
 
-def test_name_depends_on_the_absolute_paths_alone(json_file, tmp_path, monkeypatch):
+def test_name_depends_on_the_absolute_paths_and_the_file(json_file, tmp_path, monkeypatch, coco):
     name = dataset_name(json_file, str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert dataset_name("some.json", ".") == name
     assert dataset_name(json_file, str(tmp_path / "elsewhere")) != name
+    coco["categories"].append({"id": 2, "name": "fig"})
+    with open(json_file, "w") as file:
+        json.dump(coco, file)
+    changed = dataset_name(json_file, str(tmp_path))
+    assert MetadataCatalog.get(changed).thing_classes == ["fig", "apple", "nut", "pear"]
+
+
+def test_a_folder_for_copies_that_is_full_is_a_sentence(json_file, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="cannot write .*: No space left on device"):
+        dataset_name(json_file, str(tmp_path))
 
 
 def test_functions_work_from_a_lazy_config(json_file, tmp_path):
@@ -159,8 +209,17 @@ def test_no_image_left_is_an_error(tmp_path, coco):
             r'"categories" in .*bad\.json is empty: list at least one',
         ),
         (
-            '{"images": [], "annotations": [], "categories": [{"id": "1", "name": "nut"}]}',
-            r"A category in .*bad\.json is .*must have a whole number as id and a name",
+            '{"images": [], "annotations": [], "categories": [{"id": 1.0, "name": "nut"}]}',
+            r"A category in .*bad\.json is .*must have a whole number or a text as id, and a name",
+        ),
+        (
+            '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "\\ud83d"}]}',
+            r"The name of category 1 in .*bad\.json has half of a surrogate pair",
+        ),
+        (
+            '{"images": [], "annotations": [], "categories": '
+            '[{"id": "1", "name": "nut"}, {"id": 1, "name": "fig"}]}',
+            r"Category id 1 in .*bad\.json stands for both 'nut' and 'fig'",
         ),
         (
             '{"images": [], "annotations": [], "categories": '

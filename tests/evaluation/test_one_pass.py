@@ -334,11 +334,13 @@ def test_resumed_with_other_weights_it_is_refused(make_config, tmp_path, watch):
     watch.stop_at_image = 3
     with pytest.raises(RuntimeError):
         run(make_config(change))
-    os.utime(weights, (1, 1))
-    with pytest.raises(InputError, match="checkpoint_mtime: .* then, 1.0 now"):
-        run(make_config(change), "--resume")
     with pytest.raises(InputError, match="precision: float32 then, bfloat16 now"):
         run(make_config(change, "sweep.precision=bfloat16"), "--resume")
+    state = torch.load(weights)
+    state["model"]["backbone.net.small.patch_embed.proj.bias"] += 1
+    torch.save(state, weights)
+    with pytest.raises(InputError, match="checkpoint_sha256: .* then, .* now"):
+        run(make_config(change), "--resume")
 
 
 @pytest.mark.slow

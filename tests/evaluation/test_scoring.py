@@ -5,15 +5,16 @@ import copy
 import io
 import json
 import math
+import uuid
 from collections import OrderedDict
 
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 
-from snnet_vitdet.data import dataset_name
+from snnet_vitdet.data.numbering import id_order
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import CocoScorer
 from snnet_vitdet.evaluation.results import METRICS
@@ -128,9 +129,16 @@ class Case:
 
     def __init__(self, truth, folder):
         self.truth = truth
-        path = folder / "truth.json"
+        path = folder / f"{uuid.uuid4().hex}.json"
         path.write_text(json.dumps(truth))
-        self.name = dataset_name(str(path), str(folder))
+        # As others register data, with the ids of the file.
+        self.name = path.stem
+        ids = sorted((category["id"] for category in truth["categories"]), key=id_order)
+        MetadataCatalog.get(self.name).set(
+            json_file=str(path),
+            thing_classes=[str(category_id) for category_id in ids],
+            thing_dataset_id_to_contiguous_id={each: index for index, each in enumerate(ids)},
+        )
         self.scorer = CocoScorer(self.name)
 
     def reference(self, detections, image_ids=None):
@@ -168,7 +176,6 @@ def make_case(tmp_path):
 
     yield make
     for name in names:
-        DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
 
 
@@ -278,25 +285,53 @@ def test_some_images_alone(make_case):
     assert case.assert_equal(of_chosen, chosen)["segm_AP"] != whole["segm_AP"]
 
 
-def test_an_object_of_id_zero_counts_as_missed_as_in_pycocotools(make_case):
+# What becomes of an id, from 1 on.
+KINDS_OF_IDS = {
+    "from 0": lambda n: n - 1,
+    "negative": lambda n: -n,
+    "above 2^53": lambda n: 2**53 + n,
+    "64-bit hashes": lambda n: n * 0x9E3779B97F4A7C15 % 2**64,
+    "signed hashes": lambda n: n * 0x9E3779B97F4A7C15 % 2**64 - 2**63,
+    "above 2^64": lambda n: 2**80 + n,
+    "texts": "image {}".format,
+    "texts of digits": str,
+    "texts and numbers": lambda n: n if n % 2 else f"{n}.jpg",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_IDS)
+@pytest.mark.parametrize("of", ["images", "annotations", "categories"])
+def test_ids_of_any_kind_score_as_small_numbers_do(of, kind, make_case):
+    """Also small, medium and large, and the score curve."""
     rng = np.random.default_rng(10)
     truth = make_truth(rng)
-    case = make_case(truth)
     detections = make_detections(rng, truth)
-    before = case.scorer.score(detections)
-    for annotation in truth["annotations"]:
-        annotation["id"] -= 1
-    found = make_case(truth).assert_equal(detections)
-    assert found["bbox_AP"] < before["bbox_AP"]
+    case = make_case(truth)
+    expected = case.scorer.score(detections)
+    curve = case.scorer.score_curve("S", detections)
+    new = KINDS_OF_IDS[kind]
+    # In the order of the old ones: classes keep their index, and equal scores their order.
+    old_ids = sorted({entry["id"] for entry in truth[of]})
+    ordered = sorted((new(n) for n in range(1, len(old_ids) + 1)), key=id_order)
+    new_ids = dict(zip(old_ids, ordered, strict=True))
+    key = {"images": "image_id", "categories": "category_id"}.get(of)
+    changed = copy.deepcopy(truth)
+    for entry in changed[of]:
+        entry["id"] = new_ids[entry["id"]]
+    if key:
+        for annotation in changed["annotations"]:
+            annotation[key] = new_ids[annotation[key]]
+    if of == "images":
+        detections = [d | {"image_id": new_ids[d["image_id"]]} for d in detections]
+    found = make_case(changed)
+    assert found.scorer.score(detections) == pytest.approx(expected, nan_ok=True, **TOLERANCE)
+    assert found.scorer.score_curve("S", detections) == curve
 
 
-@pytest.mark.parametrize("prefix", ["image ", ""])
-def test_images_with_names_for_ids_are_refused(prefix, tmp_path):
-    truth = make_truth(np.random.default_rng(11))
-    for table, key in (("images", "id"), ("annotations", "image_id")):
-        for entry in truth[table]:
-            entry[key] = f"{prefix}{entry[key]}"
-    path = tmp_path / "named.json"
-    path.write_text(json.dumps(truth))
-    with pytest.raises(InputError, match=f"'{prefix}139': number the images, or set sweep.mode"):
-        CocoScorer(dataset_name(str(path), str(tmp_path)))
+def test_an_image_that_the_annotations_do_not_have_is_named(make_case):
+    rng = np.random.default_rng(11)
+    truth = make_truth(rng)
+    case = make_case(truth)
+    detections = [d | {"image_id": 7} for d in make_detections(rng, truth)]
+    with pytest.raises(InputError, match="are of an image of id 7, which"):
+        case.scorer.score(detections)

@@ -59,6 +59,24 @@ def test_a_folder_gives_pictures_and_a_coco_file(predict, tmp_path):
     assert np.abs(before.astype(int) - after).max() > 60
 
 
+def test_several_files_come_before_the_overrides(predict, tmp_path):
+    first, second, *_ = sorted(predict.images.iterdir())
+    printed = predict(first, str(second), "--stitch", "S", "--no-pictures")
+    assert "detections in" in printed
+    coco = COCO(str(tmp_path / "out/predictions.json"))
+    assert [image["file_name"] for image in coco.imgs.values()] == [first.name, second.name]
+
+
+def test_several_files_are_images_with_names_of_their_own(predict, tmp_path):
+    first, second, *_ = sorted(predict.images.iterdir())
+    (tmp_path / "film.mp4").touch()
+    shutil.copy(first, tmp_path)
+    says = predict(first, str(tmp_path / "film.mp4"), fails=True)
+    assert "film.mp4 is no image: give several images, or one folder or video" in says
+    assert "two images are named" in predict(first, str(tmp_path / first.name), fails=True)
+    assert "gone.jpg does not exist" in predict(second, "gone.jpg", fails=True)
+
+
 def test_a_video_gives_a_video(predict, tmp_path):
     frames = [cv2.imread(str(path)) for path in sorted(predict.images.iterdir())]
     film = tmp_path / "film.avi"

@@ -9,22 +9,32 @@ from .image_entries import ImageEntries
 from .rle import covers
 from .summary import EXAMPLES, DatasetSummary, agree, some
 
-__all__ = ["InspectedAnnotations", "inspect_annotations"]
+__all__ = ["NO_CROWDS", "InspectedAnnotations", "inspect_annotations"]
 
 # COCO's own train2017 has 2 boxes of height 0 among 860,001 (cocodataset/cocoapi issue 355) and
 # must pass. detectron2 leaves such objects out of training.
 _TOLERATED_FLAT_BOXES = 1e-5
 
+NO_CROWDS = (
+    "Some annotation tools mark every mask of their brush so: if they are single objects, set "
+    "iscrowd to 0"
+)
+"""What to do about masks that are no crowds."""
+
 # What is wrong with annotations, as "<n> annotations <fault> (<examples>): <remedy>". Found in one
 # pass, reported in this order: what is above tends to cause what is below.
 _FAULTS = {
-    "id": ("have no whole number as id", "give each annotation an id"),
+    "id": ("have no whole number as id", "give each annotation one, or a text"),
     "duplicate": ("have an id that another one has", "give each annotation an id of its own"),
-    "image": ("name an image that is not listed", "remove them or add the images"),
+    "image": (
+        "name an image that is not listed",
+        "remove them or add the images; an id in quotes is another one than without",
+    ),
     "category id": (
         "have a category_id that is no whole number",
-        "write it as one, without quotes or decimals",
+        "write it as one, without quotes or decimals, as the ids of the categories are",
     ),
+    "category text": ("have a category_id that is no text", "write it as the categories' ids are"),
     "category": ("name a category that is not listed", "remove them or add the categories"),
     "ignore": ('are marked "ignore", which detectron2 cannot load', "remove them or the mark"),
     "iscrowd": ('have no "iscrowd" of 0 or 1, which the evaluation needs', "set it, usually to 0"),
@@ -32,7 +42,6 @@ _FAULTS = {
         'have no "area" in pixels, which the evaluation needs',
         "set it to the area of the mask",
     ),
-    "keypoints": ("have keypoints that are no list of finite numbers", "remove or correct them"),
     "bbox": ("have no bbox of four finite numbers", "write it as [x, y, width, height]"),
     "flat": ("have a box without area", "remove them or correct width and height"),
     "outside": ("have a box outside the image", "remove them or correct [x, y, width, height]"),
@@ -64,7 +73,7 @@ def inspect_annotations(
     json_file: str,
     annotations: Sequence[dict],
     entries: ImageEntries,
-    categories: Mapping[int, str],
+    categories: Mapping[int | str, str],
     for_evaluation: bool,
 ) -> InspectedAnnotations:
     """Looks at every annotation.
@@ -78,7 +87,7 @@ def inspect_annotations(
     """
     fault_counts: Counter[str] = Counter()
     fault_examples: dict[str, list[str]] = defaultdict(list)
-    seen: set[int] = set()
+    seen: set[str] = set()
     occupied: set[int | str] = set()
     instances = dict.fromkeys(categories, 0)
     size_counts = {"small": 0, "medium": 0, "large": 0}
@@ -110,11 +119,8 @@ def inspect_annotations(
         text = "have a box without area ({examples}); training leaves them out."
         warnings.append(sentence("flat", text))
         del fault_counts["flat"]
-    if for_evaluation and 0 in seen:
-        warnings.append(
-            f"{json_file} has an annotation with id 0, which pycocotools takes for no match: that "
-            "object always counts as missed. Number annotations from 1."
-        )
+    if crowds:
+        warnings.append(_about_crowds(json_file, crowds, len(annotations), for_evaluation))
     num_images = len(entries.sizes)
     return InspectedAnnotations(
         faults=[
@@ -138,30 +144,38 @@ def inspect_annotations(
     )
 
 
+def _about_crowds(json_file: str, crowds: int, total: int, for_evaluation: bool) -> str:
+    consequence = (
+        "evaluation counts what is found there neither for nor against"
+        if for_evaluation
+        else "training leaves them out"
+    )
+    marked = agree("have iscrowd 1, as crowds have", crowds)
+    return f"{crowds} of {total} annotations in {json_file} {marked}: {consequence}. {NO_CROWDS}."
+
+
 def _faults_of(
     annotation: dict,
-    seen: set[int],
+    seen: set[str],
     entries: ImageEntries,
-    categories: Mapping[int, str],
+    categories: Mapping[int | str, str],
     for_evaluation: bool,
 ) -> Iterable[str]:
     """Keys of ``_FAULTS``; adds the annotation's id to ``seen``."""
     annotation_id = annotation.get("id")
-    if type(annotation_id) is not int:
+    if type(annotation_id) not in (int, str):
         yield "id"
-    elif annotation_id in seen:
+    elif str(annotation_id) in seen:
         yield "duplicate"
     else:
-        seen.add(annotation_id)
+        seen.add(str(annotation_id))
 
     image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
     size = entries.sizes.get(image_id) if isinstance(image_id, (int, str)) else None
     if size is None and not _is_incomplete(image_id, entries):
         yield "image"
-    if type(category_id) is not int:
-        yield "category id"
-    elif category_id not in categories:
-        yield "category"
+    if fault := _category_fault(category_id, categories):
+        yield fault
     if annotation.get("ignore", 0) != 0:
         yield "ignore"
     crowd = annotation.get("iscrowd", None if for_evaluation else 0)
@@ -172,10 +186,6 @@ def _faults_of(
     if not _all_finite([area]):
         yield "area"
 
-    points = annotation.get("keypoints")
-    # They are not used, but read.
-    if points and not (isinstance(points, list) and _all_finite(points)):
-        yield "keypoints"
     box_fault = _box_fault(annotation.get("bbox"), size)
     if box_fault is not None:
         yield box_fault
@@ -184,6 +194,13 @@ def _faults_of(
     # Training leaves crowds out, but reads a mask that is there; evaluation needs theirs.
     if mask_fault is not None and (for_evaluation or not crowd or mask):
         yield mask_fault
+
+
+def _category_fault(category_id: object, categories: Mapping[int | str, str]) -> str | None:
+    types = {type(key) for key in categories}
+    if type(category_id) not in types:
+        return "category id" if int in types else "category text"
+    return None if category_id in categories else "category"
 
 
 def _is_incomplete(image_id: object, entries: ImageEntries) -> bool:
@@ -233,7 +250,7 @@ def _describe(annotation: dict, position: int, fault: str) -> str:
     # As Python writes them: "1" is not 1.
     name = repr(annotation["id"]) if "id" in annotation else f"number {position}"
     text = f"annotation {name} of image {annotation.get('image_id')!r}"
-    if fault in ("category", "category id"):
+    if fault in ("category", "category id", "category text"):
         return f"{text} has category {annotation.get('category_id')!r}"
     if fault in ("bbox", "flat", "outside"):
         return f"{text} has {annotation.get('bbox')}"

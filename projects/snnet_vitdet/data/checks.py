@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 from snnet_vitdet.errors import InputError
 
-from .annotations import inspect_annotations
+from .annotations import NO_CROWDS, inspect_annotations
 from .coco_json import read_categories, read_coco_json
 from .geometry import geometry_faults
-from .image_entries import ImageEntries, inspect_entries, missing_files
+from .image_entries import inspect_entries, missing_files
+from .numbering import id_order
 from .summary import DatasetSummary, some
 
 __all__ = ["Inspection", "check_coco_json", "check_same_categories", "inspect_coco_json"]
@@ -82,7 +83,7 @@ def inspect_coco_json(json_file: str, image_root: str, *, for_evaluation: bool) 
     geometry = geometry_faults(json_file, found.data["annotations"], entries.sizes)
     found.geometry = set(geometry)
     found.faults += [*geometry.values(), *annotations.faults]
-    found.warnings += [*_odd_ids_and_names(json_file, entries, categories, for_evaluation)]
+    found.warnings += _same_names(json_file, categories)
     found.warnings += annotations.warnings
     found.summary = annotations.summary
     # Where all objects have faults, those say more.
@@ -90,15 +91,19 @@ def inspect_coco_json(json_file: str, image_root: str, *, for_evaluation: bool) 
         purpose = "evaluation" if for_evaluation else "training"
         found.faults.append(
             f"{json_file} has no image with an annotated object that is not a crowd: {purpose} "
-            "needs at least one."
+            f"needs at least one.{_all_are_crowds(found.summary)}"
         )
     return found
 
 
-def _odd_ids_and_names(
-    json_file: str, entries: ImageEntries, categories: Mapping[int, str], for_evaluation: bool
-) -> Iterator[str]:
-    ids_of_name: dict[str, list[int]] = {}
+def _all_are_crowds(summary: DatasetSummary) -> str:
+    if not summary.crowds:
+        return ""
+    return f" All its {summary.crowds} annotations are crowds (iscrowd 1). {NO_CROWDS}."
+
+
+def _same_names(json_file: str, categories: Mapping[int | str, str]) -> Iterator[str]:
+    ids_of_name: dict[str, list[int | str]] = {}
     for category_id, name in categories.items():
         ids_of_name.setdefault(name, []).append(category_id)
     twice = [f"{name!r} of ids {ids}" for name, ids in ids_of_name.items() if len(ids) > 1]
@@ -106,13 +111,6 @@ def _odd_ids_and_names(
         yield (
             f"{json_file} has categories of the same name ({some(twice)}): they are trained and "
             "scored as different classes; give them different names, or all their objects one id."
-        )
-    text = next((image_id for image_id in entries.sizes if isinstance(image_id, str)), None)
-    if for_evaluation and text is not None:
-        yield (
-            f"{json_file} has image ids that are no whole numbers, such as {text!r}, which a sweep "
-            "in one pass refuses when it comes to score: number the images, or set "
-            "sweep.mode=separate."
         )
 
 
@@ -128,11 +126,11 @@ def check_same_categories(train: DatasetSummary | str, test: DatasetSummary | st
     """
     (train_file, train_names), (test_file, test_names) = map(_file_and_categories, (train, test))
     differences = []
-    for category_id in sorted(train_names.keys() | test_names.keys()):
+    for category_id in sorted(train_names.keys() | test_names.keys(), key=id_order):
         pair = train_names.get(category_id), test_names.get(category_id)
         if pair[0] != pair[1]:
             here, there = ("absent" if name is None else repr(name) for name in pair)
-            differences.append(f"id {category_id} is {here} in training and {there} in test")
+            differences.append(f"id {category_id!r} is {here} in training and {there} in test")
     if differences:
         raise InputError(
             f"The categories of {train_file} and {test_file} differ: {some(differences)}; give "
@@ -140,7 +138,7 @@ def check_same_categories(train: DatasetSummary | str, test: DatasetSummary | st
         )
 
 
-def _file_and_categories(source: DatasetSummary | str) -> tuple[str, dict[int, str]]:
+def _file_and_categories(source: DatasetSummary | str) -> tuple[str, dict[int | str, str]]:
     if isinstance(source, DatasetSummary):
         return source.json_file, source.categories
     return source, read_categories(source)

@@ -1,9 +1,12 @@
 """COCO-format data by path: read, registered with detectron2, ready for a LazyConfig."""
 
+import functools
 import hashlib
 import json
 import logging
 import os
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -11,10 +14,17 @@ from detectron2.data.build import (
     filter_images_with_only_crowd_annotations,
     print_instances_class_histogram,
 )
-from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import BoxMode
+from pycocotools import mask as mask_util
 
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.files import write_atomically
 from snnet_vitdet.text import neutral
+
+from .annotations import NO_CROWDS
+from .dialects import read_dialects, read_json
+from .image_folder import ImageFolder
+from .numbering import Id, Numbered, id_order, numbered
 
 __all__ = [
     "category_names",
@@ -29,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 # COCO's own training file takes about ten seconds to parse, and one start asks for its categories
 # several times: they are kept, keyed by what changes with the file.
-_categories_of_file: dict[tuple[str, int, int], dict[int, str]] = {}
+_categories_of_file: dict[tuple[str, int, int], dict[Id, str]] = {}
 
 
 def coco_dicts(json_file: str, image_root: str, filter_empty: bool) -> list[dict]:
@@ -41,20 +51,23 @@ def coco_dicts(json_file: str, image_root: str, filter_empty: bool) -> list[dict
         filter_empty: leave out images without an object that is not a crowd, as training wants.
 
     Returns:
-        One dict an image, ordered by image id, category ids mapped to 0 … K-1.
+        One dict an image, in the order of the file. Whatever ids the file has, ``image_id`` is from
+        1 on and category ids are 0 … K-1, both in the order of the file's. Of annotations, dicts
+        have boxes, masks, categories and crowds alone.
 
     Raises:
         InputError: the file cannot be used, or no image is left.
     """
-    name = dataset_name(json_file, image_root)
-    dicts = DatasetCatalog.get(name)
-    if not dicts:
+    data = numbered(json_file, read_coco_json(json_file)).content
+    if not data["images"]:
         raise InputError(f"{json_file} lists no images: use an annotation file that does.")
+    dicts = _dicts(data, ImageFolder(os.path.abspath(image_root)))
     if filter_empty:
         dicts = filter_images_with_only_crowd_annotations(dicts)
         if not dicts:
             raise InputError(
-                f"{json_file} has no image with an annotated object: training needs at least one."
+                f"{json_file} has no image with an annotated object that is not a crowd: training "
+                f"needs at least one. {NO_CROWDS}."
             )
     print_instances_class_histogram(dicts, list(map(neutral, category_names(json_file))))
     return dicts
@@ -63,23 +76,81 @@ def coco_dicts(json_file: str, image_root: str, filter_empty: bool) -> list[dict
 def dataset_name(json_file: str, image_root: str) -> str:
     """The name of these data in detectron2's catalogues, where it registers them if need be.
 
-    It is a function of the two absolute paths. The metadata has all that ``COCOEvaluator`` and
-    ``Visualizer`` need, whether or not the data have been loaded.
+    It is a function of the two absolute paths and of when the file was written. The metadata has
+    all that ``COCOEvaluator`` and ``Visualizer`` need, whether or not the data have been loaded:
+    ``json_file`` is a copy of the annotations for this process, with the numbers of
+    :func:`coco_dicts` in place of ids; ``image_ids`` and ``category_ids`` are the file's own, by
+    number less 1.
     """
     json_path, image_path = os.path.abspath(json_file), os.path.abspath(image_root)
-    digest = hashlib.blake2b(f"{json_path}\0{image_path}".encode(), digest_size=6).hexdigest()
-    # detectron2 warns about category ids with gaps unless the name has "coco" in it.
+    key = "\0".join(map(str, (*_file_key(json_path), image_path)))
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
     name = f"coco_json_{Path(json_path).stem}_{digest}"
     if name not in DatasetCatalog:
-        categories = read_categories(json_path)
-        register_coco_instances(name, {}, json_path, image_path)
+        data = numbered(json_path, read_coco_json(json_path))
+        copy = _write_copy(name, data)
+        DatasetCatalog.register(name, lambda: coco_dicts(json_path, image_path, filter_empty=False))
+        classes = [category["name"] for category in data.content["categories"]]
         MetadataCatalog.get(name).set(
-            thing_classes=list(categories.values()),
-            thing_dataset_id_to_contiguous_id={
-                category_id: index for index, category_id in enumerate(categories)
-            },
+            json_file=copy,
+            image_root=image_path,
+            evaluator_type="coco",
+            thing_classes=classes,
+            thing_dataset_id_to_contiguous_id={index + 1: index for index in range(len(classes))},
+            image_ids=data.image_ids,
+            category_ids=data.category_ids,
         )
     return name
+
+
+def _write_copy(name: str, data: Numbered) -> str:
+    # In ASCII, which libraries read in every locale.
+    path = os.path.join(_folder_of_copies().name, f"{name}.json")
+    write_atomically(path, json.dumps(data.content).encode("ascii"))
+    return path
+
+
+@functools.cache
+def _folder_of_copies() -> tempfile.TemporaryDirectory:
+    """Removed at the end of the process."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="snnet_vitdet_")
+    except OSError as error:
+        raise InputError(
+            f"There is no folder for temporary files ({error.strerror}): set TMPDIR to one that "
+            "can be written."
+        ) from error
+
+
+def _dicts(data: Mapping[str, list[dict]], folder: ImageFolder) -> list[dict]:
+    """What detectron2's ``load_coco_json`` makes of a file with the same content."""
+    dicts = {
+        image["id"]: {
+            "file_name": folder.path(image["file_name"]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["id"],
+            "annotations": [],
+        }
+        for image in data["images"]
+    }
+    for annotation in data["annotations"]:
+        record = {
+            "iscrowd": annotation["iscrowd"],
+            "bbox": annotation["bbox"],
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "category_id": annotation["category_id"] - 1,
+        }
+        if "segmentation" in annotation:
+            record["segmentation"] = _compressed(annotation["segmentation"])
+        dicts[annotation["image_id"]]["annotations"].append(record)
+    return list(dicts.values())
+
+
+def _compressed(mask: dict | list) -> dict | list:
+    if isinstance(mask, dict) and isinstance(mask["counts"], list):
+        return mask_util.frPyObjects(mask, *mask["size"])
+    return mask
 
 
 def num_categories(json_file: str) -> int:
@@ -92,8 +163,8 @@ def category_names(json_file: str) -> list[str]:
     return list(read_categories(json_file).values())
 
 
-def read_categories(json_file: str) -> dict[int, str]:
-    """The names of the categories by their id, in the order of the ids.
+def read_categories(json_file: str) -> dict[Id, str]:
+    """The names of the categories by their id, in the order of the ids: numbers, then texts.
 
     Raises:
         InputError: see ``read_coco_json``.
@@ -109,8 +180,8 @@ def read_coco_json(json_file: str) -> dict:
     """Parses an annotation file and checks its outline.
 
     Returns:
-        The file's content: ``images``, ``annotations`` and ``categories`` are lists of objects,
-        and every category has an id of its own and a name.
+        The file's content as :mod:`.dialects` reads it: ``images``, ``annotations`` and
+        ``categories`` are lists of objects, and every category has an id of its own and a name.
 
     Raises:
         InputError: the file is missing, no JSON or not in COCO's instance format.
@@ -118,9 +189,7 @@ def read_coco_json(json_file: str) -> dict:
     path = os.path.abspath(json_file)
     key = _file_key(path)
     try:
-        # In text mode as pycocotools reads it, so that what passes here passes there.
-        with open(path, encoding="utf-8") as file:
-            data = json.load(file)
+        data = read_json(path)
     except OSError as error:
         raise InputError(f"Cannot read the annotation file {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
@@ -143,6 +212,7 @@ def read_coco_json(json_file: str) -> dict:
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise InputError(f'"{section}" in {path} must be a list of objects.')
     _categories_of_file[key] = _checked_categories(path, data["categories"])
+    read_dialects(data)
     return data
 
 
@@ -158,20 +228,36 @@ def _file_key(path: str) -> tuple[str, int, int]:
     return path, status.st_mtime_ns, status.st_size
 
 
-def _checked_categories(path: str, entries: list[dict]) -> dict[int, str]:
+def _checked_categories(path: str, entries: list[dict]) -> dict[Id, str]:
     if not entries:
         raise InputError(f'"categories" in {path} is empty: list at least one category.')
-    categories: dict[int, str] = {}
+    categories: dict[Id, str] = {}
+    as_texts: dict[str, str] = {}
     for entry in entries:
         category_id, name = entry.get("id"), entry.get("name")
-        if type(category_id) is not int or not isinstance(name, str):
+        if type(category_id) not in (int, str) or not isinstance(name, str):
             raise InputError(
-                f"A category in {path} is {entry}, but must have a whole number as id and a name."
+                f"A category in {path} is {entry}, but must have a whole number or a text as id, "
+                "and a name."
             )
-        if category_id in categories:
+        if not _is_text(name):
             raise InputError(
-                f"Category id {category_id} in {path} stands for both {categories[category_id]!r} "
-                f"and {name!r}: give each category an id of its own."
+                f"The name of category {category_id!r} in {path} has half of a surrogate pair "
+                f"({name!r}), which is no character: correct it."
             )
-        categories[category_id] = name
-    return dict(sorted(categories.items()))
+        # 1 and "1" would be told apart here, and by few other programs.
+        if str(category_id) in as_texts:
+            raise InputError(
+                f"Category id {category_id} in {path} stands for both "
+                f"{as_texts[str(category_id)]!r} and {name!r}: give each category an id of its own."
+            )
+        as_texts[str(category_id)] = categories[category_id] = name
+    return dict(sorted(categories.items(), key=lambda item: id_order(item[0])))
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

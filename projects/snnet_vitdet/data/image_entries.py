@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from snnet_vitdet.errors import InputError
 
+from .image_folder import ImageFolder
 from .summary import agree, some
 
 __all__ = ["ImageEntries", "inspect_entries", "missing_files"]
@@ -17,7 +18,7 @@ def _is_side(value: object) -> bool:
 
 # What an entry needs, and what tells that it is right.
 _FIELDS = {
-    "id": lambda value: isinstance(value, (int, str)),
+    "id": lambda value: type(value) in (int, str),
     "file_name": lambda value: isinstance(value, str),
     "width": _is_side,
     "height": _is_side,
@@ -50,6 +51,7 @@ def inspect_entries(json_file: str, images: Sequence[dict]) -> ImageEntries:
     if not images:
         entries.faults.append(f"{json_file} lists no images: use an annotation file that does.")
     incomplete, duplicates = [], []
+    seen: set[str] = set()  # as texts: 1 and "1" are the same to many programs
     faults, sizes = entries.faults, entries.sizes
     for position, image in enumerate(images):
         image_id = image.get("id")
@@ -59,9 +61,10 @@ def inspect_entries(json_file: str, images: Sequence[dict]) -> ImageEntries:
             incomplete.append(f"entry {position}, id {image_id!r}, has {what}")
             if isinstance(image_id, (int, str)):
                 entries.incomplete.add(image_id)
-        elif image_id in sizes:
-            duplicates.append(image_id)
+        elif str(image_id) in seen:
+            duplicates.append(repr(image_id))
         else:
+            seen.add(str(image_id))
             sizes[image_id] = (image["width"], image["height"])
     if incomplete:
         faults.append(
@@ -75,13 +78,6 @@ def inspect_entries(json_file: str, images: Sequence[dict]) -> ImageEntries:
             f"{len(duplicates)} of {len(images)} images in {json_file} "
             f"{agree('have an id that another one has', len(duplicates))} "
             f"({some(duplicates)}): give each image an id of its own."
-        )
-    of_each_type = {isinstance(image_id, str): image_id for image_id in sizes}
-    if len(of_each_type) > 1:
-        examples = ", ".join(map(repr, of_each_type.values()))
-        faults.append(
-            f"Some images in {json_file} have a number as id and some a text ({examples}), which "
-            "cannot be put in order: give all the same."
         )
     return entries
 
@@ -111,17 +107,10 @@ def missing_files(
             f"The image folder {image_root} (for {json_file}) does not exist or is no folder: "
             "check the path."
         )
-    # One listing a folder: a stat call an image takes minutes on network file systems.
-    names_in_folder: dict[str, set[str]] = {}
-    missing = []
-    for image in images:
-        if not isinstance(image.get("file_name"), str):
-            continue  # which is a fault of its entry
-        folder, name = os.path.split(os.path.join(image_root, image["file_name"]))
-        if folder not in names_in_folder:
-            names_in_folder[folder] = _list_folder(folder)
-        if name not in names_in_folder[folder]:
-            missing.append(image["file_name"])
+    folder = ImageFolder(image_root)
+    # What is no text is a fault of its entry.
+    names = [image["file_name"] for image in images if isinstance(image.get("file_name"), str)]
+    missing = [name for name in names if not folder.has(name)]
     if not missing:
         return [], set()
     fault = (
@@ -130,15 +119,3 @@ def missing_files(
         "correct the image folder, or add the files."
     )
     return [fault], set(missing)
-
-
-def _list_folder(folder: str) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries}
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: no name a path can have
-        return set()
-    except OSError as error:
-        raise InputError(
-            f"The image folder {folder} cannot be listed ({error.strerror}): check the path."
-        ) from error

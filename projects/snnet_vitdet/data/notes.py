@@ -41,8 +41,6 @@ def annotation_notes(found: Inspection, image_size: int, *, for_evaluation: bool
                 f"Training leaves out {summary.empty_images} of {summary.images} images of "
                 f"{source}, which have no object ({crowd_only} of them have crowds)."
             )
-        if summary.crowds:
-            yield f"Training leaves out the crowds of {source}, {summary.crowds} in number."
     name, count = most_objects(found.data)
     if for_evaluation and count > _MAX_DETECTIONS:
         yield (

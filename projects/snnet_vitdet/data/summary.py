@@ -43,8 +43,8 @@ class DatasetSummary:
     crowds: int
     rle_masks: int
     flat_boxes: int
-    categories: dict[int, str]
-    instances: dict[int, int]
+    categories: dict[int | str, str]
+    instances: dict[int | str, int]
     sizes: dict[str, int]
 
     def __str__(self) -> str:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from snnet_vitdet.data import category_names, coco_dicts
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import ResultsTable, ScoreCurves
-from snnet_vitdet.report import Samples, read_training, write_report
+from snnet_vitdet.report import Samples, drawing, read_training, write_report
 
 from .predictor import Predictor
 from .samples import sample_detections, stitches_to_show
@@ -46,8 +46,9 @@ def write_sweep_report(
     samples, reason = None, "None were asked for."
     if make_predictor is not None:
         try:
-            samples, reason = _samples(config, table, make_predictor), ""
-        except (InputError, OSError) as error:
+            with drawing("their pictures"):
+                samples, reason = _samples(config, table, make_predictor), ""
+        except InputError as error:
             reason = f"There are none: {error}."
             logger.warning("The report has no sample detections: %s", error)
     path = folder / REPORT_FILE

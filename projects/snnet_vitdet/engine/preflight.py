@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping
 import torch
 from detectron2.config import instantiate
 from detectron2.evaluation import COCOEvaluator
-from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from snnet_vitdet.data import check_coco_json, check_same_categories, num_categories
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.evaluation.one_pass import supports_one_pass
 from snnet_vitdet.modeling import find_stitched_vit, stitch_costs
 from snnet_vitdet.modeling.cost import build_on_meta
 from snnet_vitdet.modeling.timm_weights import check_weights
@@ -220,11 +220,12 @@ def _check_sweep(config: DictConfig, model: nn.Module) -> None:
     own = {key: evaluator.get(key) for key in ("tasks", "max_dets_per_image") if evaluator.get(key)}
     target = evaluator._target_
     target = locate(target) if isinstance(target, str) else target
-    if type(model) is not GeneralizedRCNN or target is not COCOEvaluator or own:
+    if not supports_one_pass(model) or target is not COCOEvaluator or own:
         raise InputError(
-            "sweep.mode=one_pass runs a GeneralizedRCNN and scores as detectron2's COCOEvaluator "
-            f"does by default, but the model is a {type(model).__name__}, and dataloader.evaluator "
-            f"a {target.__name__} with {own}: set sweep.mode=separate"
+            "sweep.mode=one_pass runs a GeneralizedRCNN or an ExitAwareRCNN and scores as "
+            "detectron2's COCOEvaluator does by default, but the model is a "
+            f"{type(model).__name__}, and dataloader.evaluator a {target.__name__} with {own}: "
+            "set sweep.mode=separate"
         )
 
 

@@ -1,11 +1,11 @@
 """COCO's average precision of a list of detections, by faster-coco-eval.
 
-The numbers are pycocotools's (a test compares them); matching and accumulation run in C++.
+The numbers are pycocotools's (a test compares them); matching and accumulation run in C++. The
+scorer gets numbers of our own for images, annotations and categories, whatever their ids are.
 """
 
 import contextlib
 import io
-import json
 import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -15,6 +15,8 @@ from detectron2.utils.file_io import PathManager
 from faster_coco_eval import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 
+from snnet_vitdet.data.coco_json import read_coco_json
+from snnet_vitdet.data.numbering import numbered
 from snnet_vitdet.errors import InputError
 
 from .results import AP_NAMES, METRICS
@@ -35,35 +37,30 @@ class CocoScorer:
             dataset_name: Name of the data in detectron2's catalogues.
 
         Raises:
-            InputError: If the ids of the images are not whole numbers.
+            InputError: If the annotations cannot be read.
         """
         metadata = MetadataCatalog.get(dataset_name)
+        self._json_file = PathManager.get_local_path(metadata.json_file)
+        # The data may be registered by others, with ids that the scorer cannot take.
+        truth = numbered(self._json_file, read_coco_json(self._json_file))
+        self._image_numbers = {image_id: n for n, image_id in enumerate(truth.image_ids, start=1)}
         classes = metadata.thing_dataset_id_to_contiguous_id
-        self._category_ids = {index: category_id for category_id, index in classes.items()}
-        with open(PathManager.get_local_path(metadata.json_file)) as file:
-            truth = json.load(file)
-        # faster-coco-eval makes whole numbers of what is none, and fails if it cannot.
-        odd = [image["id"] for image in truth["images"] if not isinstance(image["id"], int)]
-        if odd:
-            raise InputError(
-                f"{metadata.json_file} has image ids that are no whole numbers, such as "
-                f"{odd[0]!r}: number the images, or set sweep.mode=separate"
-            )
-        indexes = {category_id: index for index, category_id in self._category_ids.items()}
+        indexes = [classes[category_id] for category_id in truth.category_ids]
+        self._category_numbers = {index: n for n, index in enumerate(indexes, start=1)}
         # Boxes alone: the scorer below writes into the annotations.
         self._objects = defaultdict(list)
-        for annotation in truth["annotations"]:
-            key = annotation["image_id"], indexes[annotation["category_id"]]
-            box = {"bbox": annotation["bbox"], "iscrowd": annotation.get("iscrowd", 0)}
-            self._objects[key].append(box)
+        for annotation in truth.content["annotations"]:
+            image_id = truth.image_ids[annotation["image_id"] - 1]
+            box = {key: annotation[key] for key in ("bbox", "iscrowd")}
+            self._objects[image_id, indexes[annotation["category_id"] - 1]].append(box)
         with contextlib.redirect_stdout(io.StringIO()):
-            self._truth = COCO(truth)
+            self._truth = COCO(truth.content)
 
     def score_curve(
         self,
         name: str,
         detections: Sequence[Mapping[str, object]],
-        image_ids: Collection[int] | None = None,
+        image_ids: Collection[int | str] | None = None,
     ) -> ScoreCurve:
         """How many detections, and how many right ones, there are above each score.
 
@@ -77,7 +74,7 @@ class CocoScorer:
     def score(
         self,
         detections: Sequence[Mapping[str, object]],
-        image_ids: Collection[int] | None = None,
+        image_ids: Collection[int | str] | None = None,
     ) -> dict[str, float]:
         """Box AP, and mask AP where the detections have masks.
 
@@ -99,15 +96,15 @@ class CocoScorer:
         self,
         task: str,
         detections: Sequence[Mapping[str, object]],
-        image_ids: Collection[int] | None,
+        image_ids: Collection[int | str] | None,
     ) -> dict[str, float]:
         # The scorer writes into what it is given. Small, medium and large are of the mask where
         # masks are scored, which it does only if there is no box.
         key = _KEYS[task]
         results = [
             {
-                "image_id": detection["image_id"],
-                "category_id": self._category_ids[detection["category_id"]],
+                "image_id": self._number_of(detection["image_id"]),
+                "category_id": self._category_numbers[detection["category_id"]],
                 "score": detection["score"],
                 key: detection[key],
             }
@@ -116,7 +113,7 @@ class CocoScorer:
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = COCOeval_faster(self._truth, self._truth.loadRes(results), task)
             if image_ids is not None:
-                evaluation.params.imgIds = sorted(image_ids)
+                evaluation.params.imgIds = sorted(map(self._number_of, image_ids))
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
@@ -124,3 +121,12 @@ class CocoScorer:
             f"{task}_{name}": 100 * float(value) if value >= 0 else math.nan
             for name, value in zip(AP_NAMES, evaluation.stats[:6], strict=True)
         }
+
+    def _number_of(self, image_id: int | str) -> int:
+        try:
+            return self._image_numbers[image_id]
+        except KeyError as error:
+            raise InputError(
+                f"The detections are of an image of id {image_id!r}, which {self._json_file} does "
+                "not have: dataloader.test.dataset and dataloader.evaluator must be of one file."
+            ) from error

@@ -28,6 +28,7 @@ from snnet_vitdet.modeling import find_stitched_vit, running_in
 from snnet_vitdet.stitching import Cost, Stitch, merged
 
 from .one_pass import evaluate_in_one_pass, fixed_subset
+from .provenance import difference
 from .results import METRICS, ResultsTable, StitchResult
 from .score_curves import CURVES_FILE, ScoreCurve, ScoreCurves
 from .scoring import CocoScorer
@@ -198,11 +199,15 @@ def _open_table(output_dir: str, provenance: dict, resume: bool) -> ResultsTable
         except (OSError, ValueError):
             before = None
         # Without rows, and without what would say of what, there is nothing to be mixed up.
-        if before != provenance and (len(table) or before is not None):
+        if before is None and len(table):
             raise InputError(
-                f"the results in {output_dir} belong to other weights or data than these "
-                f"({_difference(before, provenance)}): sweep without --resume, or into another "
-                "train.output_dir"
+                f"what the results in {output_dir} belong to is not known ({_PROVENANCE} is "
+                "missing or damaged): sweep without --resume, or into another train.output_dir"
+            )
+        if differs := difference(before, provenance) if before is not None else "":
+            raise InputError(
+                f"the results in {output_dir} belong to other weights, data or settings than these "
+                f"({differs}): sweep without --resume, or into another train.output_dir"
             )
         if len(table):
             # Killed between the two files of a row, it has only one of them.
@@ -216,13 +221,6 @@ def _open_table(output_dir: str, provenance: dict, resume: bool) -> ResultsTable
     write_atomically(path, json.dumps(provenance, indent=1).encode())
     table.write(output_dir)
     return table
-
-
-def _difference(before: dict | None, now: dict) -> str:
-    if before is None:
-        return f"{_PROVENANCE} is missing or damaged"
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    return ", ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys)
 
 
 @contextmanager

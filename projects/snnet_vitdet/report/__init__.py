@@ -2,6 +2,7 @@
 
 from .benchmark_plot import plot_benchmark
 from .comparison_plot import plot_comparison
+from .drawing import drawing
 from .page import report_html, write_report
 from .pareto_plot import plot_pareto
 from .samples import SampleColumn, SamplePicture, SampleRow, Samples
@@ -13,6 +14,7 @@ __all__ = [
     "SampleRow",
     "Samples",
     "TrainingCurve",
+    "drawing",
     "plot_benchmark",
     "plot_comparison",
     "plot_pareto",

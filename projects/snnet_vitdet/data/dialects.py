@@ -1,0 +1,47 @@
+"""What annotation tools write in a way of their own, read as COCO's format has it."""
+
+import ast
+import json
+from urllib.parse import urlsplit
+
+__all__ = ["read_dialects", "read_json"]
+
+
+def read_json(path: str) -> object:
+    """Parses a JSON file in UTF-8, UTF-16 or UTF-32, with a byte order mark or without.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no JSON.
+        RecursionError: It is nested too deeply.
+    """
+    # As bytes: text would be decoded as the locale says, which may be ASCII.
+    with open(path, "rb") as file:
+        return json.loads(file.read())
+
+
+def read_dialects(data: dict) -> None:
+    """Changes images and annotations whose meaning is plain to what COCO would have there.
+
+    Args:
+        data: Content of an annotation file: ``images`` and ``annotations`` are lists of objects.
+    """
+    for image in data["images"]:
+        url = image.get("coco_url")
+        if image.get("file_name") is None and isinstance(url, str):
+            # LVIS has no other name; images of its parts lie in train2017 as well as in val2017.
+            image["file_name"] = "/".join(urlsplit(url).path.split("/")[-2:])
+    for annotation in data["annotations"]:
+        mask = annotation.get("segmentation")
+        if isinstance(mask, dict) and isinstance(mask.get("counts"), str):
+            mask["counts"] = _without_bytes_literal(mask["counts"])
+
+
+def _without_bytes_literal(counts: str) -> str:
+    """The counts within ``b'…'``, which is what ``str`` makes of pycocotools's bytes."""
+    if counts[:2] not in ("b'", 'b"'):
+        return counts
+    try:
+        return ast.literal_eval(counts).decode("ascii")
+    except (SyntaxError, ValueError, AttributeError):
+        return counts

@@ -1,0 +1,64 @@
+"""What only draws ends no program: results are there first, and the cause is told."""
+
+import json
+import logging
+import re
+
+import pytest
+import train_net
+from in_process import run_main, run_program
+
+from snnet_vitdet import report
+from snnet_vitdet.deploy import sweep_report
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.report import drawing
+
+
+def fails(*_, **__):
+    raise ZeroDivisionError("no width is left")
+
+
+def test_whatever_goes_wrong_is_a_sentence_with_its_cause():
+    says = r"^a\.png cannot be made \(ZeroDivisionError: no width"
+    with pytest.raises(InputError, match=says), drawing("a.png"):
+        fails()
+
+
+def test_a_sentence_stays_as_it_is():
+    with pytest.raises(InputError, match="^cannot write a.png: disk full$"), drawing("a.png"):
+        raise InputError("cannot write a.png: disk full")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "name", "says"),
+    [
+        (train_net, "plot_pareto", "There is no picture: .*pareto.png cannot be made"),
+        (sweep_report, "sample_detections", "The report has no sample detections: .*no width"),
+        (sweep_report, "read_training", "There is no report: report.html cannot be made"),
+        (sweep_report, "write_report", "There is no report: report.html cannot be made"),
+        (sweep_report, "_facts", "There is no report: report.html cannot be made"),
+    ],
+)
+def test_a_sweep_keeps_its_rows_whatever_cannot_be_drawn(
+    module, name, says, trained_tiny, tmp_path, monkeypatch, restored_logging, caplog
+):
+    monkeypatch.setattr(module, name, fails)
+    logging.getLogger("snnet_vitdet").propagate = True
+    with caplog.at_level(logging.INFO, logger="snnet_vitdet"):
+        run_main(trained_tiny(tmp_path, "sweep.stitch_ids=[S]"), "--eval-only")
+    log = (tmp_path / "sweep/log.txt").read_text(encoding="utf-8")
+    assert "ZeroDivisionError" in log and "no width is left" in log
+    assert re.search(says, log)
+    assert "Results in" in log
+    assert len(json.loads((tmp_path / "sweep/stitches.json").read_text(encoding="utf-8"))) == 1
+
+
+def test_a_comparison_is_printed_before_its_picture_fails(swept, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "plot_comparison", fails)
+    folder, picture = swept.train.output_dir, str(tmp_path / "a.png")
+    done = run_program("tools/compare_sweeps.py", folder, f"other={folder}", "--output", picture)
+    assert done.code == 2
+    assert "All budgets from" in done.printed
+    assert done.error.strip().endswith("the results are not touched by it")
+    assert "Traceback" not in done.error and "no width is left" in done.error
