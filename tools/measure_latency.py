@@ -23,7 +23,7 @@ import torch
 
 from snnet_vitdet.data import coco_dicts
 from snnet_vitdet.deploy import LATENCY_FILE, Predictor, StitchTable, image_files, measure_stitches
-from snnet_vitdet.engine import load_config
+from snnet_vitdet.engine import load_config, set_float32_arithmetic
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.evaluation.results import COLUMNS
 from snnet_vitdet.files import write_atomically
@@ -90,6 +90,7 @@ def run(args):
         if getattr(args, name) < 1:
             raise InputError(f"--{name} must be 1 or more, got {getattr(args, name)}")
     config = load_config(args.config_file, args.opts)
+    set_float32_arithmetic(config.train.tf32)
     folder = Path(config.train.output_dir, "sweep")
     swept = (folder / "stitches.json").is_file()
     sweep_rows = StitchTable.read(folder).rows() if swept else None

@@ -29,7 +29,7 @@ from snnet_vitdet.deploy import (
     image_files,
     to_rgb,
 )
-from snnet_vitdet.engine import load_config
+from snnet_vitdet.engine import load_config, set_float32_arithmetic
 from snnet_vitdet.errors import InputError, exit_on_input_error
 
 BUDGETS = ("max_gflops", "max_latency_ms", "max_memory_mb")
@@ -109,8 +109,10 @@ def predictor_for(args):
             device=args.device,
             precision=args.precision,
         )
+    config = load_config(args.config_file, args.opts)
+    set_float32_arithmetic(config.train.tf32)
     return Predictor(
-        load_config(args.config_file, args.opts),
+        config,
         args.weights,
         stitch=stitch,
         by=args.by,

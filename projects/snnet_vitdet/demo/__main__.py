@@ -140,7 +140,7 @@ def example_files(folder: str | None, config) -> list[str]:
 def served_model(args: argparse.Namespace):
     """The model, loaded and run once, what it offers, how it is called, and its examples."""
     from snnet_vitdet.deploy import Predictor
-    from snnet_vitdet.engine import load_config
+    from snnet_vitdet.engine import load_config, set_float32_arithmetic
     from snnet_vitdet.modeling import stitch_costs
 
     from .answers import Answers
@@ -157,6 +157,7 @@ def served_model(args: argparse.Namespace):
         examples = example_files(args.examples, None)
     else:
         config = load_config(config_file_of(args), args.opts)
+        set_float32_arithmetic(config.train.tf32)
         predictor = Predictor(config, args.weights, device=args.device, precision=args.precision)
         if not predictor.stitches:
             raise InputError("this model is a baseline: it has no stitches to choose from")
