@@ -5,10 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+from detectron2.data import MetadataCatalog
 from in_process import run_main
 from pycocotools import mask as mask_util
 
+from snnet_vitdet.data import dataset_name
 from snnet_vitdet.data.numbering import id_order
+from snnet_vitdet.evaluation import CocoScorer
 from snnet_vitdet.evaluation.results import ResultsTable
 
 HASH = 0x9E3779B97F4A7C15
@@ -117,7 +120,7 @@ ENCODINGS = ("utf-8-sig", "utf-16", "utf-32-be")
 def scores(trained_tiny, tiny_scenes, tmp_path_factory, restored_logging):
     """Sweeps two stitches on annotations; returns their rows."""
 
-    def scores(content, mode):
+    def scores(content, mode, *overrides):
         folder = tmp_path_factory.mktemp("case")
         path = folder / "case.json"
         path.write_bytes(content)
@@ -131,6 +134,7 @@ def scores(trained_tiny, tiny_scenes, tmp_path_factory, restored_logging):
             "sweep.stitch_ids=[L,FS-1]",
             # So short a training is sure of little.
             "model.roi_heads.box_predictor.test_score_thresh=0.01",
+            *overrides,
         )
         run_main(config, "--eval-only")
         assert (folder / "sweep/report.html").is_file()
@@ -178,3 +182,25 @@ def test_a_case_scores_as_the_file_it_was_made_of(kind, mode, base, scores, expe
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_every_encoding_of_json_is_read(encoding, base, scores, expected):
     assert_as_expected(scores(json.dumps(base).encode(encoding), "one_pass"), expected)
+
+
+@pytest.mark.slow
+def test_what_the_evaluator_writes_has_the_ids_of_the_file(base, scores, expected, tmp_path):
+    coco = copy.deepcopy(base)
+    CASES["image ids of texts and numbers"](coco)
+    CASES["category ids of texts"](coco)
+    content = json.dumps(coco).encode()
+    output = f"+dataloader.evaluator.output_dir='{tmp_path}'"
+    assert_as_expected(scores(content, "separate", output), expected)
+    # Of the last stitch: by the ids and file names, it is scored as it was.
+    results = json.loads((tmp_path / "coco_instances_results.json").read_bytes())
+    assert {each["image_id"] for each in results} == {each["id"] for each in coco["images"]}
+    assert {each["category_id"] for each in results} <= {each["id"] for each in coco["categories"]}
+    (tmp_path / "truth.json").write_bytes(content)
+    name = dataset_name(str(tmp_path / "truth.json"), str(tmp_path))
+    metadata = MetadataCatalog.get(name)
+    for each in results:
+        each["image_id"] = metadata.image_ids.index(each["image_id"]) + 1
+        each["category_id"] = metadata.category_ids.index(each["category_id"])
+    found = CocoScorer(name).score(results)
+    assert found == pytest.approx(expected["FS-1"], rel=0, abs=1e-9, nan_ok=True)

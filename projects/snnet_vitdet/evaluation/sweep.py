@@ -29,6 +29,7 @@ from snnet_vitdet.stitching import Cost, Stitch, merged
 
 from .one_pass import evaluate_in_one_pass, fixed_subset
 from .provenance import difference
+from .result_files import give_back_ids
 from .results import METRICS, ResultsTable, StitchResult
 from .score_curves import CURVES_FILE, ScoreCurve, ScoreCurves
 from .scoring import CocoScorer
@@ -64,6 +65,8 @@ def evaluate_stitch(
     using = backbone.using_stitch(stitch.id) if backbone else contextlib.nullcontext()
     with using, _quiet():
         results = inference_on_dataset(model, data_loader, evaluator)
+    if comm.is_main_process():
+        give_back_ids(evaluator)
     flat = {
         f"{task}_{name}": float(value)
         for task, values in results.items()
