@@ -188,6 +188,18 @@ def test_damaged_bytes_are_a_sentence_or_a_model(whole, tmp_path_factory, noise,
         ("model.backbone.net.segments", [[1, 0, 2], [1, 0, 2]], "segments runs a block twice"),
         ("model.proposal_generator.anchor_generator.sizes", [[1] * 10**5] * 5, "a list of 1 to 16"),
         ("model.backbone.square_pad", 10**8, "square_pad must be a whole number from 0 to 4096"),
+        ("model.backbone.square_pad", 2, "the parts of its model do not fit together"),
+        ("model.roi_heads.mask_pooler.output_size", [4, 2], "the width of a mask is 4 and has to"),
+        (
+            "augmentations.0",
+            {
+                "part": "ResizeShortestEdge",
+                "short_edge_length": [30, 20],
+                "max_size": 64,
+                "sample_style": "range",
+            },
+            "a range of sides from 30 to 20",
+        ),
         ("model.pixel_std", [1.0, 0.0, 1.0], r"pixel_std\[1\] must be a number from 0.001"),
         ("class_names", ["x" * 10**6], r"class_names\[0\] must be a text of 1000 characters"),
         ("class_names", [str(i) for i in range(10**5)], "class_names must be a list of 1 to 65536"),
@@ -224,6 +236,13 @@ def test_sizes_are_bounded_and_parts_fit(header, path, value, sentence):
         return
     with pytest.raises(InputError, match=sentence):
         read(text)
+
+
+def test_images_are_padded_to_the_size_that_the_file_says(rewritten, header):
+    assert header["model"]["backbone"]["square_pad"] == header["image_size"] == 64
+    path = rewritten(lambda content: content["model"]["backbone"].update(square_pad=128))
+    with pytest.raises(InputError, match="for images of 64 pixels, and its model pads them to 128"):
+        load_exported(path)
 
 
 def test_what_is_nested_too_deeply_or_too_long_is_a_sentence(rewritten):

@@ -60,7 +60,7 @@ class Gate:
                 403,
             )
         origin = headers.get("origin")
-        if origin is not None and not self._is_same(_host_name(urlsplit(origin).netloc), host):
+        if origin is not None and not self._is_same(origin, headers["host"]):
             return PlainTextResponse("Pages of other sites may not ask this one.", 403)
         if method in ("GET", "HEAD"):
             if file := _FILE.fullmatch(path):
@@ -72,7 +72,10 @@ class Gate:
         limits = {_UPLOAD: self._max_upload + _MAX_ENVELOPE, _JOIN: _MAX_STATE}
         if method != "POST" or path not in limits:
             return PlainTextResponse("There is nothing to post to here.", 404)
-        # The server reads no more than was announced.
+        # The server reads no more than was announced, unless the body comes in chunks, whose sizes
+        # then count whatever was announced beside them.
+        if "transfer-encoding" in headers:
+            return PlainTextResponse("A request must come as a whole, not in chunks.", 411)
         length = headers.get("content-length", "")
         if not re.fullmatch(r"[0-9]{1,15}", length):
             return PlainTextResponse("A request must tell its length.", 411)
@@ -81,15 +84,25 @@ class Gate:
         return None
 
     def _is_own(self, host: str) -> bool:
-        try:
-            ipaddress.ip_address(host)
-        except ValueError:
-            return host in self._names
-        return True
+        return _is_number(host) or host in self._names
 
     def _is_same(self, origin: str, host: str) -> bool:
-        # A proxy may tell another name than the one in the visitor's browser.
-        return origin == host or origin in self._names
+        """Whether a request comes from a page of this very server, its port included."""
+        address = origin.partition("://")[2].lower()
+        # A proxy may tell another name and port than those in the visitor's browser. By localhost
+        # and by number, other programs of the machine have pages, too, at other ports.
+        name = _host_name(address)
+        by_proxy = name in self._names and name != "localhost" and not _is_number(name)
+        return by_proxy or address == host.lower()
+
+
+def _is_number(host: str) -> bool:
+    """Whether a host is an address in numbers."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _host_name(address: str) -> str:

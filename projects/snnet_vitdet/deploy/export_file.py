@@ -142,6 +142,12 @@ def load_exported(
             f"{path} is damaged: it names {len(info.class_names)} classes, and its model has "
             f"{model.roi_heads.num_classes}; export it again"
         )
+    square = model.backbone.padding_constraints["square_size"]
+    if square not in (0, info.image_size):
+        raise InputError(
+            f"{path} is damaged: it is for images of {info.image_size} pixels, and its model pads "
+            f"them to {square}; export it again with model.backbone.square_pad as data.image_size"
+        )
     with _opened(path) as file:
         saved = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     expected = model.state_dict()

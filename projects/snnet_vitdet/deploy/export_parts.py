@@ -5,7 +5,6 @@ on these lists is refused, so nothing that a file names is ever looked up or cal
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -347,7 +346,16 @@ def build_augmentations(plan: object) -> list[T.Augmentation]:
     Raises:
         InputError: If the list has anything else.
     """
-    return several(_part(*_AUGMENTATIONS), 0, 8)(plan, "augmentations")
+    augmentations = several(_part(*_AUGMENTATIONS), 0, 8)(plan, "augmentations")
+    for index, each in enumerate(augmentations):
+        if isinstance(each, T.ResizeShortestEdge) and each.is_range:
+            low, high = each.short_edge_length
+            if low > high:
+                raise InputError(
+                    f"augmentations[{index}] has a range of sides from {low} to {high}: its first "
+                    "number must not be above its second"
+                )
+    return augmentations
 
 
 def _build(plan: object, where: str, kinds: tuple[str, ...]) -> object:
@@ -377,7 +385,8 @@ def _run_without_values(model: GeneralizedRCNN) -> None:
     pyramid, rpn, heads = model.backbone, model.proposal_generator, model.roi_heads
     # detectron2's spelling
     step, square = (pyramid.padding_constraints[k] for k in ("size_divisiblity", "square_size"))
-    side = step * max(1, math.ceil(square / step))
+    # A square is taken as it is: detectron2 overlooks the other key beside it.
+    side = square or step
     features = pyramid(torch.empty(1, 3, side, side, device="meta"))
     shapes = pyramid.output_shape()
 
@@ -411,6 +420,7 @@ def _run_without_values(model: GeneralizedRCNN) -> None:
         masks = heads.mask_head.layers(
             _pooled(heads.mask_pooler, features, heads.mask_in_features, shapes)
         )
+        expect("the width of a mask", masks.shape[3], masks.shape[2])
         if masks.shape[1] != 1:
             expect("the number of masks", masks.shape[1], heads.num_classes)
 
