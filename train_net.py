@@ -41,6 +41,7 @@ from snnet_vitdet.engine import (
     build_trainer,
     checkpoint_to_evaluate,
     checkpoint_to_resume,
+    crowded_anchors,
     distil,
     ends_plan,
     fit_stitching_layers,
@@ -151,6 +152,8 @@ def do_train(config, resume):
         num_images=data_loader.num_images,
     )
     logger.info("Training: %s", plan)
+    if costs is not None and (crowded := crowded_anchors(trainer.sampler, costs)):
+        logger.warning("Training: %s.", crowded)
     if isinstance(trainer.sampler, EndsSampler):
         logger.info("Training: %s", ends_plan(trainer.sampler, trainer.backbone.space))
 

@@ -25,7 +25,7 @@ from snnet_vitdet.data import coco_dicts
 from snnet_vitdet.deploy import LATENCY_FILE, Predictor, StitchTable, image_files, measure_stitches
 from snnet_vitdet.engine import load_config, set_float32_arithmetic
 from snnet_vitdet.errors import InputError, exit_on_input_error
-from snnet_vitdet.evaluation.results import COLUMNS
+from snnet_vitdet.evaluation.results import COLUMNS, MEASURED_CSV
 from snnet_vitdet.files import write_atomically
 from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.stitching import select_stitches
@@ -128,7 +128,7 @@ def run(args):
         )
     if swept:
         rows = StitchTable.read(folder, output).rows()
-        write_csv(rows, output.with_name("stitches_measured.csv"))
+        write_csv(rows, output.with_name(MEASURED_CSV))
 
 
 def with_earlier(rows, facts, path):

@@ -141,3 +141,12 @@ def test_measurements_of_other_stitches_and_damaged_ones_are_refused(folder, tmp
     ResultsTable().write(folder / "sweep")
     with pytest.raises(InputError, match="no results yet"):
         StitchTable.read(folder)
+
+
+@pytest.mark.parametrize(("iterations", "warned"), [(20, False), (None, False), (26, True)])
+def test_a_sweep_of_other_weights_is_named(iterations, warned, caplog):
+    results = ResultsTable()
+    metrics = {"bbox_AP": 1.0}
+    results.add(StitchResult(0, "S", "S", (), 1.0, 2.0, metrics, iteration=20, num_images=3))
+    StitchTable(results, source="output/my").warn_unless_of("model_final.pth", iterations)
+    assert ("after 20 iterations, but model_final.pth" in caplog.text) == warned

@@ -11,6 +11,7 @@ from runs import assert_same_tensors, fewer_resources, weights
 from snnet_vitdet.engine import (
     StitchedTrainer,
     build_sampler,
+    crowded_anchors,
     ends_plan,
     mean_gflops,
     preflight,
@@ -18,7 +19,7 @@ from snnet_vitdet.engine import (
 )
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import anchor_alone, stitch_costs
-from snnet_vitdet.stitching import EndsSampler, ResourceConstrainedSampler
+from snnet_vitdet.stitching import EndsSampler, ResourceConstrainedSampler, UniformSampler
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,16 @@ def test_ends_are_named_as_stitches_are_everywhere(make):
     assert (sampler.ends, sampler.period, sampler.first) == ((0, 1, 2), 6, 7)
     assert make("train.ends.period=2").ends == (0, 1)
     assert make("train.ends.first=2", "train.ends.stitches=[3]").ends == (3,)
+
+
+@pytest.mark.parametrize("period", [0, 4])
+def test_an_anchor_that_shares_its_group_is_named(period, make, costs):
+    spread = max(costs.gflops) - min(costs.gflops)
+    wide = make(f"sampler.step={spread * 0.999}", f"train.ends.period={period}")
+    said = crowded_anchors(wide, costs)
+    assert "S is one of 13 stitches in its group" in said and " L is" not in said
+    assert crowded_anchors(make("sampler.step=1e-9"), costs) == ""
+    assert crowded_anchors(UniformSampler(costs.gflops), costs) == ""
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,8 @@ def served_model(args: argparse.Namespace):
             raise InputError("this model is a baseline: it has no stitches to choose from")
         beside = [os.path.dirname(args.weights) or "."] if args.weights else []
         table = table_of([*beside, config.train.output_dir])
+        if table is not None:
+            table.warn_unless_of(predictor.source, predictor.iterations)
         model_config = copy.deepcopy(config.model)
         model_config.roi_heads.num_classes = len(predictor.class_names)
         choices = Choices(predictor.stitches, stitch_costs(model_config), table)

@@ -188,7 +188,8 @@ def _with_sweep(info: ExportInfo, folder: Path) -> ExportInfo:
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[object]:
     if not os.path.isfile(path):
-        raise InputError(f"exported file {path} does not exist: tools/export_stitch.py makes one")
+        what = "is a folder: name one of its files" if os.path.isdir(path) else "does not exist"
+        raise InputError(f"exported file {path} {what}; tools/export_stitch.py makes such files")
     try:
         with safetensors.safe_open(os.fspath(path), framework="pt") as file:
             yield file

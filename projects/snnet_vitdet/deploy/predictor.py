@@ -99,7 +99,7 @@ class Predictor:
         names = names or [str(i) for i in range(model.roi_heads.num_classes)]
         mapper = config.dataloader.test.mapper
         self._take(model, names, *_resizing(mapper), device, precision)
-        self.source = weights
+        self.source, self.iterations = weights, iterations
         budgets = dict(
             max_gflops=max_gflops, max_latency_ms=max_latency_ms, max_memory_mb=max_memory_mb
         )
@@ -210,6 +210,8 @@ class Predictor:
         self._alone: Stitch | None = None
         self.source: str | None = None
         """The file that the weights are from, if they were loaded here."""
+        self.iterations: int | None = None
+        """How many iterations the weights were trained for, if their file says it."""
         self._criterion: str | None = None
         self.score_threshold = 0.0
         """Detections of lower scores are left out."""
@@ -256,6 +258,7 @@ class Predictor:
                     "f1 need one: run train_net.py --eval-only, or give a stitch and a score"
                 )
             self._table = StitchTable.read(folder)
+            self._table.warn_unless_of(self.source, self.iterations)
         return self._table
 
     def set_stitch(self, stitch: int | str) -> Stitch:

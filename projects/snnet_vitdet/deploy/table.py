@@ -1,6 +1,7 @@
 """Choosing a stitch for a budget from the results of a sweep and what was measured on a device."""
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from snnet_vitdet.evaluation import ResultsTable, ScoreCurves, StitchResult
 from snnet_vitdet.evaluation.results import METRICS, SCORES
 
 __all__ = ["LATENCY_FILE", "StitchEntry", "StitchTable"]
+
+logger = logging.getLogger(__name__)
 
 LATENCY_FILE = "latency.json"
 """Beside a sweep's results; what ``tools/measure_latency.py`` writes."""
@@ -131,6 +134,24 @@ class StitchTable:
 
     def __iter__(self) -> Iterator[StitchEntry]:
         return iter(self._entries)
+
+    def warn_unless_of(self, weights: str, iterations: int | None) -> None:
+        """Warns if the sweep scored weights of another length of the training.
+
+        Args:
+            weights: How to call those at hand.
+            iterations: How many they were trained for; None if that is not known.
+        """
+        swept = {entry.result.iteration for entry in self._entries} - {None, iterations}
+        if swept and iterations is not None:
+            logger.warning(
+                "%s scored the weights after %s iterations, but %s has been trained for %d: its "
+                "scores and thresholds are those of other weights. Sweep again.",
+                self._source,
+                " and ".join(map(str, sorted(swept))),
+                weights,
+                iterations,
+            )
 
     def rows(self) -> list[dict[str, object]]:
         """One flat row a stitch: the sweep's columns, then what was measured (None if not)."""

@@ -23,7 +23,7 @@ from .processes import AUTO, run_in_processes
 from .rehearsal import rehearse, synthetic_batch
 from .resuming import save_resumed_config
 from .run_folder import run_folder, set_up
-from .samplers import build_sampler, ends_plan, mean_gflops, training_shares
+from .samplers import build_sampler, crowded_anchors, ends_plan, mean_gflops, training_shares
 from .schedule import apply_linear_scaling, training_plan
 from .trainer import StitchedAMPTrainer, StitchedTrainer
 
@@ -48,6 +48,7 @@ __all__ = [
     "build_trainer",
     "checkpoint_to_evaluate",
     "checkpoint_to_resume",
+    "crowded_anchors",
     "distil",
     "ends_plan",
     "fit_stitching_layers",

@@ -114,8 +114,8 @@ def _loaded(config_file: str) -> DictConfig:
         return LazyConfig.load(config_file)
     # Everybody expects it of a .py file, and nobody of a .yaml. Said before it happens.
     logger.warning(
-        "Running what %s names: a config can call any function. Of a stranger, take an "
-        "exported file instead (--exported of predict and demo), which runs nothing.",
+        "%s can run code: a config may name any function. If it is not your own, use an exported "
+        "file instead (--exported of predict and demo), which runs nothing.",
         config_file,
     )
     try:

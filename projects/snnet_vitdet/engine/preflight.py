@@ -302,7 +302,8 @@ def _check_sweep_dir(output_dir: str) -> None:
         if count := _num_rows(os.path.join(path, "stitches.json")):
             raise InputError(
                 f"{path} already holds the scores of {count} stitch{'es' if count > 1 else ''}: "
-                f"add --resume to keep them and go on with others, or {remedy}"
+                "add --resume to keep them and go on with others, if the weights and the data are "
+                f"still those, or {remedy}"
             )
         if glob.glob(os.path.join(glob.escape(path), "detections", "*.npz")):
             raise InputError(

@@ -48,7 +48,8 @@ def check_resumed_settings(config: DictConfig) -> None:
         raise InputError(
             f"the training in {folder} has {_text(changes, 0)}, which its checkpoint goes on with, "
             f"but the config now has {_text(changes, 1)}: resume it with {_text(changes, 0)}, or "
-            "start another training from its checkpoint with train.init_checkpoint"
+            "start another training from its checkpoint with train.init_checkpoint and a "
+            "train.output_dir of its own"
         )
 
 
@@ -73,7 +74,7 @@ def check_resumed_optimizer(optimizer: torch.optim.Optimizer, state: Mapping) ->
                     f"the optimizer of the checkpoint has {key}={saved[key]} where the config has "
                     f"{key}={own[key]}, for the same parameters: resume it with the optimizer.* "
                     "it began with, or start another training from the checkpoint with "
-                    "train.init_checkpoint"
+                    "train.init_checkpoint and a train.output_dir of its own"
                 )
 
 

@@ -10,7 +10,14 @@ from snnet_vitdet.stitching import CostTable, EndsSampler, Sampler, StitchSpace,
 
 from .values import check_whole_number
 
-__all__ = ["build_sampler", "ends_plan", "mean_gflops", "training_shares", "turns_of_ends"]
+__all__ = [
+    "build_sampler",
+    "crowded_anchors",
+    "ends_plan",
+    "mean_gflops",
+    "training_shares",
+    "turns_of_ends",
+]
 
 
 def turns_of_ends(config: DictConfig) -> tuple[int, int]:
@@ -61,6 +68,31 @@ def build_sampler(config: DictConfig, costs: CostTable) -> Sampler:
         return EndsSampler(sampler, ends, period, first)
     except ValueError as error:
         raise InputError(f"train.ends.{error}") from error
+
+
+def crowded_anchors(sampler: Sampler, costs: CostTable) -> str:
+    """Says that an anchor shares its group with other stitches, if one does; empty if none.
+
+    A step that is wide for the costs, as the default is for small images, gives one end of the
+    space hundreds of times the iterations of the other.
+    """
+    sampler = sampler.of if isinstance(sampler, EndsSampler) else sampler
+    groups = getattr(sampler, "groups", ())
+    anchors = {anchor.id: anchor.name for anchor in costs.space.anchors}
+    crowded = [
+        f"{name} is one of {len(group)} stitches in its group"
+        for anchor, name in anchors.items()
+        for group in groups
+        if anchor in group and len(group) > 1
+    ]
+    if not crowded:
+        return ""
+    return (
+        f"sampler.step={sampler.step:g} is wide for stitches of {min(costs.gflops):.3g} to "
+        f"{max(costs.gflops):.3g} GFLOPs ({len(groups)} groups): {', '.join(crowded)}, so it is "
+        "drawn less often than a budget of its own would be. tools/list_stitches.py shows what "
+        "another step gives"
+    )
 
 
 def ends_plan(sampler: EndsSampler, space: StitchSpace) -> str:

@@ -18,6 +18,7 @@ from snnet_vitdet.files import write_atomically
 from .pareto import pareto_front
 
 __all__ = [
+    "MEASURED_CSV",
     "AP_NAMES",
     "COLUMNS",
     "METRICS",
@@ -45,6 +46,9 @@ COLUMNS = (
     *("on_pareto", "iteration", "num_images"),
 )
 """The columns of ``stitches.csv`` and the keys of each row of ``stitches.json``, in order."""
+
+MEASURED_CSV = "stitches_measured.csv"
+"""The table with what was measured on a device; gone when the table is made anew."""
 
 # pycocotools sums many precisions: a perfect detector may end a rounding error above 100.
 _AP_ROUNDING = 1e-6

@@ -30,7 +30,7 @@ from snnet_vitdet.stitching import Cost, Stitch, merged
 from .one_pass import evaluate_in_one_pass, fixed_subset
 from .provenance import difference
 from .result_files import give_back_ids
-from .results import METRICS, ResultsTable, StitchResult
+from .results import MEASURED_CSV, METRICS, ResultsTable, StitchResult
 from .score_curves import CURVES_FILE, ScoreCurve, ScoreCurves
 from .scoring import CocoScorer
 
@@ -205,12 +205,14 @@ def _open_table(output_dir: str, provenance: dict, resume: bool) -> ResultsTable
         if before is None and len(table):
             raise InputError(
                 f"what the results in {output_dir} belong to is not known ({_PROVENANCE} is "
-                "missing or damaged): sweep without --resume, or into another train.output_dir"
+                "missing or damaged): sweep anew with sweep.overwrite=True, or into another "
+                "train.output_dir"
             )
         if differs := difference(before, provenance) if before is not None else "":
             raise InputError(
                 f"the results in {output_dir} belong to other weights, data or settings than these "
-                f"({differs}): sweep without --resume, or into another train.output_dir"
+                f"({differs}): sweep anew with sweep.overwrite=True, or into another "
+                "train.output_dir"
             )
         if len(table):
             # Killed between the two files of a row, it has only one of them.
@@ -219,7 +221,7 @@ def _open_table(output_dir: str, provenance: dict, resume: bool) -> ResultsTable
     table = ResultsTable()
     # First of all the rows of an earlier sweep have to go: interrupted before its first own row,
     # this sweep would otherwise be resumed with theirs.
-    for name in ("stitches.json", "stitches.csv", CURVES_FILE):
+    for name in ("stitches.json", "stitches.csv", MEASURED_CSV, CURVES_FILE):
         Path(output_dir, name).unlink(missing_ok=True)
     write_atomically(path, json.dumps(provenance, indent=1).encode())
     table.write(output_dir)
