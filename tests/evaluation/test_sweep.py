@@ -232,7 +232,10 @@ def test_without_resume_the_rows_of_an_earlier_sweep_go(run, tmp_path):
 
 def test_resume_with_other_weights_is_refused_and_says_what_differs(run):
     run([1], provenance={"checkpoint": "a.pth", "image_size": 64})
-    with pytest.raises(InputError, match=r"checkpoint: a.pth then, b.pth now\): sweep without"):
+    with pytest.raises(
+        InputError,
+        match=r"checkpoint: a.pth then, b.pth now\): sweep anew with sweep.overwrite=True",
+    ):
         run([2], provenance={"checkpoint": "b.pth", "image_size": 64}, resume=True)
 
 
