@@ -140,12 +140,12 @@ def predict_images(predictor, files, output, pictures):
     for file in tqdm(files, unit="image", disable=None):
         try:
             image = to_rgb(file)
+            found = predict_image(predictor, image, file)
         except InputError as error:
             if len(files) == 1:
                 raise
             skipped.append(str(error))
             continue
-        found = predictor(image)
         predictions.add(os.path.basename(file), found)
         if pictures:
             name = os.path.basename(file)
@@ -155,6 +155,14 @@ def predict_images(predictor, files, output, pictures):
     for line in skipped:
         print(f"Left out: {line}")
     return predictions
+
+
+def predict_image(predictor, image, file):
+    """Detects in an image; what is wrong with it is said with the file's name."""
+    try:
+        return predictor(image)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
 
 
 def write_picture(path, image):

@@ -120,3 +120,32 @@ def test_detectron2_takes_them_as_its_own(count):
     dense = Instances(SIZE, **whole.get_fields())
     dense.pred_masks = whole.pred_masks.tensor
     np.testing.assert_array_equal(drawn, draw_detections(image, dense))
+
+
+def test_booleans_of_torch_and_numpy_are_joined_into_a_mask():
+    whole = found(5)
+    nuts, likely = whole.class_names == "nut", whole.scores > 0.75
+    for item in (nuts & likely, likely & nuts, likely & nuts.numpy(), nuts & likely.numpy()):
+        assert_are(whole[item], whole, [1])
+    assert_are(whole[(whole.class_names != "nut") & likely], whole, [0, 2])
+    assert np.asarray(nuts).tolist() == [False, True, False, False, True]
+    assert np.unique(whole.class_names).tolist() == ["apple", "fig", "nut", "pear"]
+
+
+def test_uint8_is_a_mask_as_in_torch():
+    whole = found(5)
+    mask = (whole.scores < 0.75).byte()
+    for item in (mask, mask.numpy()):
+        assert_are(whole[item], whole, [3, 4])
+    assert torch.equal(whole.pred_masks[mask], whole.pred_masks.tensor[3:])
+    assert whole.class_names[mask].tolist() == NAMES[3:]
+    with pytest.raises(IndexError):
+        whole[mask[:4]]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_a_tuple_of_one_array_of_indexes_picks_as_the_array(count):
+    whole = found(count)
+    flags = whole.scores < 0.95
+    for item in (torch.where(flags), np.where(flags.numpy())):
+        assert_are(whole[item], whole, list(range(1, count)))

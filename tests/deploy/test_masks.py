@@ -1,11 +1,13 @@
 """Masks that are pasted when they are looked at."""
 
 import copy
+import operator
 
 import numpy as np
 import pytest
 import torch
 from detectron2.layers import paste_masks_in_image
+from detectron2.structures import BitMasks
 
 from snnet_vitdet.deploy import PastedMasks
 from snnet_vitdet.deploy import masks as masks_module
@@ -82,3 +84,70 @@ def test_masks_of_a_resized_image_are_pasted_at_its_size(masks):
     small = large.resized(*SIZE)
     assert small.shape == masks.shape
     assert (small.tensor != masks.tensor).float().mean() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        torch.tensor(2),
+        torch.tensor(-1),
+        np.array(2),
+        np.uint8(2),
+        None,
+        ...,
+        True,
+        (2,),
+        (None, 1),
+        (slice(None), 3),
+        torch.tensor([[0, 1], [2, 3]]),
+        np.array([2, 0])[::-1],
+        [],
+        torch.ones(7, *SIZE).bool(),
+    ],
+    ids=lambda item: type(item).__name__,
+)
+def test_they_are_indexed_as_the_tensor(masks, item):
+    # torch itself has no arrays in reverse order.
+    expected = masks.tensor[item.copy() if isinstance(item, np.ndarray) else item]
+    assert masks[item].shape == expected.shape and torch.equal(masks[item], expected)
+
+
+def test_in_another_type_they_are_a_tensor(masks):
+    real = torch.zeros(1)
+    moves = [((torch.float32,), {}), ((), {"dtype": torch.float32}), ((real,), {})]
+    for args, kwargs in (*moves, (("cpu", torch.float32), {})):
+        moved = masks.to(*args, **kwargs)
+        assert moved.dtype == torch.float32 and torch.equal(moved, masks.tensor.float())
+    for same in (masks.to("cpu"), masks.to(torch.bool), masks.to(torch.ones(1).bool())):
+        assert isinstance(same, PastedMasks) and torch.equal(same, masks.tensor)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_code_for_tensors_takes_them(count):
+    masks = PastedMasks(probabilities(count), BOXES[:count], SIZE)
+    whole = masks.tensor
+    for taken in (torch.as_tensor(masks), torch.tensor(masks), BitMasks(masks).tensor):
+        assert taken.dtype == torch.bool and taken.shape == whole.shape
+        assert torch.equal(taken, whole)
+    # torch itself subtracts no booleans.
+    for name in ("gt", "ge", "lt", "le", "eq", "ne", "add", "mul", "truediv"):
+        operate = getattr(operator, name)
+        for other in (2, 0.5, torch.ones(SIZE)):
+            assert torch.equal(operate(masks, other), operate(whole, other))
+            assert torch.equal(operate(other, masks), operate(other, whole))
+    with pytest.raises(RuntimeError, match="Subtraction"):
+        masks - 1  # noqa: B018
+
+
+def test_what_they_are_is_known_without_pasting(masks, monkeypatch):
+    monkeypatch.setattr(PastedMasks, "_paste", None)
+    assert masks.shape == masks.size() == (7, *SIZE) and masks.size(-1) == SIZE[1]
+    assert masks.ndim == masks.dim() == 3
+    assert masks.dtype == torch.bool and masks.device == torch.device("cpu")
+
+
+def test_they_are_not_changed(masks):
+    with pytest.raises(TypeError, match=r"change their \.tensor"):
+        masks[0] = True
+    with pytest.raises(AttributeError, match=r"by zero_: change their \.tensor"):
+        masks.zero_()

@@ -128,6 +128,35 @@ def test_a_switch_is_in_effect_at_once_and_an_unknown_one_is_refused(make, files
     assert_same(predictor(files[0]), small)
 
 
+def test_an_id_may_be_any_integer(make, files):
+    predictor = make()
+    expected = predictor(files[0], stitch=3)
+    for stitch in (np.int64(3), torch.tensor(3)):
+        assert_same(predictor(files[0], stitch=stitch), expected)
+        assert predictor.set_stitch(stitch).id == 3
+    for stitch in ([3], 3.5, True):
+        with pytest.raises(InputError, match="a stitch is chosen by its id or name, not by"):
+            predictor(files[0], stitch=stitch)
+
+
+def test_what_is_no_threshold_is_refused_with_or_without_a_sweep(swept, make):
+    model = instantiate(swept.model)
+    without = Predictor.of_model(model, ["a"], swept.dataloader.test.mapper, device="cpu")
+    for predictor in (make(), without):
+        for score in (None, [0.3], True, float("nan"), 1.5, "0.5", "F1"):
+            with pytest.raises(InputError, match="a threshold is a score from 0 to 1, f1, or"):
+                predictor.set_score_threshold(score)
+        assert predictor.score_threshold == 0
+        assert predictor.set_score_threshold(np.float32(0.5)) == 0.5
+
+
+@pytest.mark.parametrize("size", [(1, 100000), (20000, 10), (2, 20000)])
+def test_an_image_that_resizing_takes_a_side_from_is_refused(make, size):
+    size_text = f"{size[1]} x {size[0]} pixels"
+    with pytest.raises(InputError, match=f"{size_text} is too elongated"):
+        make()(np.zeros((*size, 3), np.uint8))
+
+
 def test_a_budget_chooses_the_tables_best(swept, make):
     table = StitchTable.read(swept.train.output_dir)
     limit = sorted(entry.gflops for entry in table)[5]

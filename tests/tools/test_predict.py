@@ -36,12 +36,14 @@ def test_a_folder_gives_pictures_and_a_coco_file(predict, tmp_path):
     images = tmp_path / "images"
     shutil.copytree(predict.images, images)
     (images / "text.png").write_text("no image")
+    cv2.imwrite(str(images / "strip.png"), np.zeros((2, 20000), np.uint8))
     (images / "notes.txt").write_text("left alone")
     printed = predict(images, "--stitch", "FS-2", "--threshold", "0.02")
     assert (
         "Stitch FS-2 of " in printed
         and ".pth, scores from 0.02" in printed
         and "text.png cannot be read" in printed
+        and "strip.png: an image of 20000 x 2 pixels is too elongated" in printed
     )
     coco = COCO(str(tmp_path / "out/predictions.json"))
     assert len(coco.imgs) == len(list(predict.images.iterdir())) == 8

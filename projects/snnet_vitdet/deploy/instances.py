@@ -6,11 +6,13 @@ import numpy as np
 import torch
 from detectron2.structures import Instances
 
+from .masks import as_index
+
 __all__ = ["ClassNames", "Detections"]
 
 
 class ClassNames(np.ndarray):
-    """An array of texts that is indexed and joined as the tensors beside it are."""
+    """An array of texts that is indexed, compared and joined as the tensors beside it are."""
 
     def __new__(cls, names: Sequence[str]) -> "ClassNames":
         """
@@ -21,7 +23,17 @@ class ClassNames(np.ndarray):
 
     def __getitem__(self, item: object) -> object:
         # numpy would take a tensor of one element for a number, and give a text for an array.
-        return super().__getitem__(item.numpy(force=True) if torch.is_tensor(item) else item)
+        if torch.is_tensor(item):
+            item = as_index(item).numpy(force=True)
+        return super().__getitem__(item)
+
+    # A boolean array and a boolean tensor give uint8 when they are joined by &.
+
+    def __eq__(self, other: object) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(super().__eq__(other)))
+
+    def __ne__(self, other: object) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(super().__ne__(other)))
 
     @classmethod
     def cat(cls, names: Sequence["ClassNames"]) -> "ClassNames":
@@ -33,7 +45,8 @@ class Detections(Instances):
     """The objects found in an image, whatever their number.
 
     ``found[item]`` gives the objects that an integer, a slice, indexes or booleans pick; the latter
-    two as tensor, list or array. Iteration gives the objects one by one, each as Detections of one.
+    two as tensor, list or array, or in a tuple as ``torch.where`` gives them. As in torch, uint8
+    are booleans. Iteration gives the objects one by one, each as Detections of one.
     """
 
     def __getitem__(self, item: object) -> "Detections":
@@ -57,16 +70,18 @@ class Detections(Instances):
 
 def _rows(item: object, count: int) -> slice | torch.Tensor:
     """What an item picks of so many objects, as every field can be indexed by it."""
+    if isinstance(item, tuple) and len(item) == 1 and not isinstance(item[0], bool):
+        (item,) = item
     if isinstance(item, slice):
         return item
-    # numpy has arrays in reverse order, which torch has not.
-    index = torch.as_tensor(item.copy() if isinstance(item, np.ndarray) else item)
-    if index.ndim == 0 and not index.is_floating_point() and index.dtype != torch.bool:
+    index = as_index(item)
+    is_number = not index.is_floating_point() and index.dtype != torch.bool
+    if index.ndim == 0 and is_number:
         first = range(count)[int(index)]
         return slice(first, first + 1)
-    if index.ndim != 1 or (index.is_floating_point() and index.numel()):
+    if index.ndim != 1 or index.is_floating_point():
         raise IndexError(f"objects are picked by integers, a slice or booleans, not by {item!r}")
-    if index.dtype != torch.bool:
+    if is_number:
         return index.long().cpu()
     if len(index) != count:
         raise IndexError(f"{len(index)} booleans cannot pick among {count} objects")

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-__all__ = ["PastedMasks"]
+__all__ = ["PastedMasks", "as_index"]
 
 _THRESHOLD = 0.5
 # So many pixels of a mask are interpolated at once: some 20 bytes each.
@@ -25,7 +25,10 @@ class PastedMasks:
     * ``masks[i]`` and iteration give one mask, (H, W);
     * ``masks[keep]`` with a slice, or with indexes or booleans of the objects, gives fewer masks;
     * ``masks.tensor``, ``masks.numpy()`` and whatever else a tensor has (``masks.sum((1, 2))``,
-      ``masks & other``, ``torch.equal(masks, other)``) make the whole tensor.
+      ``masks & other``, ``torch.equal(masks, other)``, ``BitMasks(masks)``) make the whole tensor.
+
+    Use ``.tensor`` where a ``torch.Tensor`` itself is needed: to change pixels, as an index of
+    another tensor, and for ``Visualizer.overlay_instances``.
 
     The pixels are those of detectron2's ``paste_masks_in_image`` on a CPU, to the bit.
     """
@@ -48,9 +51,27 @@ class PastedMasks:
         return torch.Size((len(self), *self._image_size))
 
     @property
+    def ndim(self) -> int:
+        """3."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """``torch.bool``."""
+        return torch.bool
+
+    @property
     def device(self) -> torch.device:
         """Where they are pasted."""
         return self._probabilities.device
+
+    def dim(self) -> int:
+        """3."""
+        return self.ndim
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        """(N, H, W), or one of them."""
+        return self.shape if dim is None else self.shape[dim]
 
     @property
     def tensor(self) -> torch.Tensor:
@@ -66,10 +87,11 @@ class PastedMasks:
 
     def to(self, *args: object, **kwargs: object) -> "PastedMasks | torch.Tensor":
         """On another device; in another type, they are a tensor."""
-        moved = self._probabilities.to(*args, **kwargs)
-        if moved.dtype != self._probabilities.dtype:
+        like = torch.empty((0, 0, 0), dtype=self.dtype, device=self.device).to(*args, **kwargs)
+        if like.dtype != self.dtype:
             return self.tensor.to(*args, **kwargs)
-        return PastedMasks(moved, self._boxes.to(moved.device), self._image_size)
+        probabilities, boxes = self._probabilities.to(like.device), self._boxes.to(like.device)
+        return PastedMasks(probabilities, boxes, self._image_size)
 
     def cpu(self) -> "PastedMasks":
         """On the CPU."""
@@ -94,11 +116,18 @@ class PastedMasks:
         return map(self._mask, range(len(self)))
 
     def __getitem__(self, item: object) -> "PastedMasks | torch.Tensor":
-        if isinstance(item, int | np.integer):
-            return self._mask(range(len(self))[item])
-        if isinstance(item, tuple):
+        if item is None or item is Ellipsis or isinstance(item, tuple):
             return self.tensor[item]
+        if not isinstance(item, slice):
+            item = as_index(item)
+            if item.ndim == 0 and item.dtype not in (torch.bool, torch.uint8):
+                return self._mask(range(len(self))[operator.index(item)])
+            if item.ndim != 1:
+                return self.tensor[item]
         return PastedMasks(self._probabilities[item], self._boxes[item], self._image_size)
+
+    def __setitem__(self, item: object, value: object) -> None:
+        raise TypeError("pasted masks cannot be changed: change their .tensor")
 
     def __repr__(self) -> str:
         return f"PastedMasks of shape {tuple(self.shape)}"
@@ -108,9 +137,18 @@ class PastedMasks:
     def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
         return self.numpy() if dtype is None else self.numpy().astype(dtype)
 
+    # torch.tensor and torch.as_tensor ask for this before they take it for a list of tensors.
+    def __dlpack__(self, **kwargs: object) -> object:
+        return self.tensor.__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._probabilities.__dlpack_device__()
+
     def __getattr__(self, name: str) -> object:
         if name.startswith("_"):  # of Python's own protocols, such as copying
             raise AttributeError(name)
+        if name.endswith("_"):
+            raise AttributeError(f"pasted masks cannot be changed by {name}: change their .tensor")
         return getattr(self.tensor, name)
 
     @classmethod
@@ -162,12 +200,33 @@ class PastedMasks:
         return (centres - start) / (end - start) * 2 - 1
 
 
+def as_index(item: object) -> torch.Tensor:
+    """What picks elements as a tensor.
+
+    Args:
+        item: Integers or booleans as tensor, array, list or number.
+
+    Returns:
+        uint8 of one dimension as booleans, as torch takes them.
+    """
+    if isinstance(item, int | np.integer):
+        return torch.as_tensor(item, dtype=None if isinstance(item, bool) else torch.long)
+    # numpy has arrays in reverse order, which torch has not.
+    index = torch.as_tensor(item.copy() if isinstance(item, np.ndarray) else item)
+    if index.ndim == 1 and index.dtype == torch.uint8:
+        return index.bool()
+    # An empty list has no type.
+    return index.long() if index.is_floating_point() and index.shape == (0,) else index
+
+
 def _by_the_tensor(name: str) -> Callable[..., object]:
     def method(self: PastedMasks, *others: object) -> object:
-        return getattr(operator, name)(self.tensor, *others)
+        return getattr(self.tensor, name)(*others)
 
     return method
 
 
-for _name in ("eq", "ne", "and_", "or_", "xor", "mul", "invert"):
-    setattr(PastedMasks, f"__{_name.rstrip('_')}__", _by_the_tensor(_name))
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul")
+_OPERATORS = ("eq", "ne", "lt", "le", "gt", "ge", "invert", "neg", "contains")
+for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), *_OPERATORS):
+    setattr(PastedMasks, f"__{_name}__", _by_the_tensor(f"__{_name}__"))

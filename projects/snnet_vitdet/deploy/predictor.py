@@ -3,11 +3,13 @@
 import contextlib
 import copy
 import logging
+import operator
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.config import instantiate
 from detectron2.data import transforms as T
@@ -24,6 +26,7 @@ from snnet_vitdet.engine import (
     saved_facts,
 )
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.evaluation.score_curves import wanted_precision
 from snnet_vitdet.modeling import find_stitched_vit, running_in
 from snnet_vitdet.stitching import Stitch, merged
 
@@ -276,6 +279,8 @@ class Predictor:
             return self._backbone.set_stitch(chosen.id) if self._backbone else chosen
 
     def _find(self, stitch: int | str) -> Stitch:
+        if not isinstance(stitch, str):
+            stitch = _id(stitch)
         if self._alone and stitch in (self._alone.id, self._alone.name):
             return self._alone
         if self._alone:
@@ -309,16 +314,15 @@ class Predictor:
             The score in effect.
 
         Raises:
-            InputError: If the sweep has no such score (:meth:`StitchTable.threshold`).
+            InputError: If it is none of these, or the sweep has no such score
+                (:meth:`StitchTable.threshold`).
         """
         if not isinstance(score, str):
-            if not 0 <= score <= 1:
-                raise InputError(
-                    f"a threshold is a score from 0 to 1, f1, or precision=…, not {score}"
-                )
+            score = _score(score)
             with self._lock:
-                self._criterion, self.score_threshold = None, float(score)
+                self._criterion, self.score_threshold = None, score
                 return self.score_threshold
+        wanted_precision(score)  # before a sweep is asked for
         with self._lock:
             if self.stitch is None:
                 raise InputError(f"this model is a baseline: give a score instead of {score!r}")
@@ -338,11 +342,11 @@ class Predictor:
             ``height`` and ``width`` that detections are scaled to.
 
         Raises:
-            InputError: If it is no image.
+            InputError: If it is no image, or a side of it would have less than one pixel.
         """
         pixels = to_rgb(image)
         height, width = pixels.shape[:2]
-        given = T.AugInput(pixels)
+        given = _Resized(pixels)
         self._augmentations(given)
         # Only now, as images may be large: no resizing mixes colours.
         pixels = given.image if self._image_format == "RGB" else given.image[:, :, ::-1]
@@ -436,6 +440,36 @@ class Predictor:
             fields["pred_masks"] = PastedMasks(fields.pop(_PROBABILITIES), boxes, found.image_size)
         fields["class_names"] = ClassNames(self.class_names[i] for i in found.pred_classes.tolist())
         return Detections(found.image_size, **fields)
+
+
+class _Resized(T.AugInput):
+    """An image that no resizing takes a side from."""
+
+    def transform(self, tfm: T.Transform) -> None:
+        if isinstance(tfm, T.ResizeTransform) and min(tfm.new_h, tfm.new_w) < 1:
+            raise InputError(
+                f"an image of {tfm.w} x {tfm.h} pixels is too elongated (resized, a side would "
+                "have less than one pixel): cut it into pieces"
+            )
+        super().transform(tfm)
+
+
+def _id(stitch: object) -> int:
+    try:
+        if not isinstance(stitch, bool):
+            return operator.index(stitch)
+    except TypeError:
+        pass
+    raise InputError(f"a stitch is chosen by its id or name, not by {stitch!r}")
+
+
+def _score(score: object) -> float:
+    try:
+        if not isinstance(score, bool | np.bool_) and 0 <= float(score) <= 1:
+            return float(score)
+    except (TypeError, ValueError):
+        pass
+    raise InputError(f"a threshold is a score from 0 to 1, f1, or precision=…, not {score}")
 
 
 def _device(name: str) -> torch.device:

@@ -56,22 +56,13 @@ class ScoreCurve:
         Raises:
             InputError: If no score gives the precision, or the criterion is none of these.
         """
-        kind, _, value = criterion.partition("=")
-        if kind == "f1" and not value:
+        wanted = wanted_precision(criterion)
+        if wanted is None:
             if not any(self.matched):
                 raise InputError(f"{self.name} finds no object at any score: no threshold helps")
             both = zip(self.matched, self.detections, strict=True)
             f1 = [2 * hit / (shown + self.num_objects) for hit, shown in both]
             return max(range(len(f1)), key=lambda i: (f1[i], i)) / _STEPS
-        try:
-            wanted = float(value) if kind == "precision" else math.nan
-        except ValueError:
-            wanted = math.nan
-        if not 0 < wanted <= 1:
-            raise InputError(
-                f"a threshold is a score from 0 to 1, f1, or precision=… above 0 and up to 1, not "
-                f"{criterion!r}"
-            )
         precision = self.precision()
         reached = [i for i, value in enumerate(precision) if value >= wanted]
         if not reached:
@@ -234,3 +225,24 @@ def _match(
         else:
             hits.append(None if (row[crowd] >= _IOU).any() else False)
     return hits
+
+
+def wanted_precision(criterion: str) -> float | None:
+    """The precision that ``precision=0.9`` asks for; None for ``f1``.
+
+    Raises:
+        InputError: If the criterion is none of these.
+    """
+    kind, _, value = criterion.partition("=")
+    if kind == "f1" and not value:
+        return None
+    try:
+        wanted = float(value) if kind == "precision" else math.nan
+    except ValueError:
+        wanted = math.nan
+    if not 0 < wanted <= 1:
+        raise InputError(
+            "a threshold is a score from 0 to 1, f1, or precision=… above 0 and up to 1, not the "
+            f"text {criterion!r}"
+        )
+    return wanted
