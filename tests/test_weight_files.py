@@ -345,3 +345,69 @@ def test_last_checkpoint_names_a_file_of_its_own_folder(tmp_path, name):
     (output / "last_checkpoint").write_text("w.pth\n")
     (output / "w.pth").write_bytes((tmp_path / "w.pth").read_bytes())
     assert checkpoint_to_resume(str(output)) == str(output / "w.pth")
+
+
+def parameter_with(name, value):
+    parameter = torch.nn.Parameter(torch.tensor([float("nan")]))
+    setattr(parameter, name, value)
+    return parameter
+
+
+@pytest.mark.parametrize(
+    ("weight", "says"),
+    [
+        (torch.tensor([1e300], dtype=torch.float64), "holds NaN or infinite"),
+        (parameter_with("is_floating_point", OrderedDict), "holds NaN or infinite"),
+        (parameter_with("is_floating_point", 5), "holds NaN or infinite"),
+        (parameter_with("detach", OrderedDict), "holds NaN or infinite"),
+        (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "is a nested tensor"),
+    ],
+    ids=["wide", "callable", "number", "detach", "nested"],
+)
+def test_no_attribute_and_no_wide_type_gets_around_the_check_of_values(tmp_path, weight, says):
+    torch.save({"model": {"weight": weight}}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=f"'weight' {says}"):
+        StrictCheckpointer(torch.nn.Linear(1, 1, bias=False)).load(str(tmp_path / "w.pth"))
+
+
+def nested_tuple_as_key(depth):
+    """A pickle whose one key is a tuple of 2^depth parts."""
+    return b"\x80\x02}K\x01" + b"2\x86" * depth + b"K\x01s."
+
+
+def torch_file_of(pickled, path, **options):
+    """A file of torch's with another pickle in it."""
+    trap_in_a_zip({}, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        for name, data in parts.items():
+            archive.writestr(name, pickled if name.endswith("data.pkl") else data)
+
+
+def test_a_small_file_cannot_hold_a_key_of_endless_parts(tmp_path):
+    (tmp_path / "w.pkl").write_bytes(nested_tuple_as_key(60))
+    torch_file_of(nested_tuple_as_key(60), tmp_path / "w.pth")
+    for name in ("w.pkl", "w.pth"):
+        with pytest.raises(InputError, match="a tuple of too many parts"):
+            read_weight_file(tmp_path / name)
+    (tmp_path / "w.pkl").write_bytes(nested_tuple_as_key(8))
+    with pytest.raises(InputError, match="a tuple is a tuple, not a name"):
+        check_state_dict(read_weight_file(tmp_path / "w.pkl"), "the file")
+
+
+def test_compressed_parts_are_refused(tmp_path):
+    pickled = pickle.dumps({"model": {}}, 2)
+    torch_file_of(pickled, tmp_path / "w.pth", compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(InputError, match="it has the compressed part"):
+        read_weight_file(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    "key", ["k" * 10**6, 2**40000, "\n" * 10**5], ids=["long", "number", "lines"]
+)
+def test_a_key_of_any_length_makes_a_short_sentence(tmp_path, key):
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps({key: 1}, 2))
+    with pytest.raises(InputError) as error:
+        check_state_dict(read_weight_file(tmp_path / "w.pkl"), "the file")
+    assert len(str(error.value)) < 600

@@ -146,9 +146,15 @@ def start_fault(config):
 
 
 def checkpoint_fault(config):
-    """Why a training cannot start from its train.init_checkpoint, if it cannot."""
-    path = config.train.init_checkpoint
-    if not path or not os.path.isfile(path):  # which the start has refused
+    """Why a training cannot start from its checkpoint, if it cannot.
+
+    This is the last one of the output folder, from which it is resumed, or train.init_checkpoint.
+    """
+    name, path = "train.init_checkpoint", config.train.init_checkpoint
+    last = last_checkpoint(config.train.output_dir)
+    if last:
+        name, path = "the last checkpoint", os.path.join(config.train.output_dir, last)
+    elif not path or not os.path.isfile(path):  # which the start has refused
         return None
     try:
         classes = ClassNames(category_names(config.data.train_json))
@@ -156,10 +162,13 @@ def checkpoint_fault(config):
             # Nothing is loaded: the model has no memory.
             warnings.simplefilter("ignore")
             model = build_on_meta(config.model)
-            checkpointer = StrictCheckpointer(model, new_classes=True, classes=classes)
-            checkpointer.load(path, checkpointables=[], averaged=True)
+            checkpointer = StrictCheckpointer(model, new_classes=not last, classes=classes)
+            if last:
+                checkpointer.load(path)
+            else:
+                checkpointer.load(path, checkpointables=[], averaged=True)
     except InputError as error:
-        return f"train.init_checkpoint={path} cannot be used: {error}"
+        return f"{name}={path} cannot be used: {error}"
     return None
 
 

@@ -59,4 +59,6 @@ def cannot_write(path: object, error: Exception) -> InputError:
 
 def first_line(error: BaseException) -> str:
     """The first line of what an error of a library says, or its type if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    # It may quote a whole file.
+    return line if len(line) <= 500 else f"{line[:500]}…"

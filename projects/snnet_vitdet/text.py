@@ -7,8 +7,9 @@ cursor or colour its text, and marks of direction would turn around what stands 
 import html
 import logging
 import unicodedata
+from collections.abc import Sequence
 
-__all__ = ["escaped", "log_neutrally", "neutral", "plot_text"]
+__all__ = ["escaped", "listed", "log_neutrally", "neutral", "plot_text", "shown"]
 
 # Control characters, lone halves of characters, and ends of lines and paragraphs.
 _CATEGORIES = ("Cc", "Cs", "Zl", "Zp")
@@ -33,6 +34,31 @@ def neutral(text: object, keep: str = "") -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if c in keep or not _acts(c) else ascii(c)[1:-1] for c in text)
+
+
+def shown(value: object, length: int = 80) -> str:
+    """A value of a file as an error names it: as Python writes it, but never long.
+
+    Args:
+        value: Of a list, the first twenty are shown.
+        length: Most characters of each text.
+    """
+    if isinstance(value, list):
+        rest = f", … ({len(value)} in all)" if len(value) > 20 else ""
+        return f"[{', '.join(shown(item, length) for item in value[:20])}{rest}]"
+    if isinstance(value, str):
+        return repr(value if len(value) <= length else f"{value[:length]}…")
+    if type(value) in (int, float, bool, type(None)) and abs(value or 0) < 1e30:
+        return repr(value)
+    return f"a {type(value).__name__}"
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first of many names, for an error; none of them is long."""
+    names = [name if len(name) <= 200 else f"{name[:200]}…" for name in names[:most]] + (
+        ["…"] if len(names) > most else []
+    )
+    return ", ".join(names)
 
 
 def escaped(text: object) -> str:

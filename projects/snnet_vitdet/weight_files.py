@@ -7,13 +7,17 @@ them a file has is told by its content, and its name must not say otherwise.
 
 import os
 import pickle
+import pickletools
+import zipfile
 from collections.abc import Mapping
+from typing import BinaryIO
 
 import numpy as np
 import safetensors.torch
 import torch
 
 from snnet_vitdet.errors import InputError, first_line
+from snnet_vitdet.text import shown
 
 __all__ = ["check_state_dict", "read_weight_file"]
 
@@ -32,6 +36,11 @@ _ZIP = b"PK\x03\x04"
 # The first byte of every binary pickle, and what follows soon in one of torch's old format.
 _BINARY_PICKLE = b"\x80"
 _OLD_TORCH = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")
+
+# A file of the old format begins with these many pickles; the tensors' values follow.
+_OLD_PICKLES = 5
+# What a tuple of a file may hold, all in it counted; those of tensors hold about twenty.
+_MAX_TUPLE = 10_000
 
 _REAL_TYPES = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
@@ -67,8 +76,12 @@ def read_weight_file(path: str | os.PathLike[str], *, on_disk: bool = False) -> 
         if kind == _TORCH:
             # Files of the old format cannot stay on the disk.
             mmap = on_disk and head.startswith(_ZIP)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            _refuse_bombs(path)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            return _plain(content, {})
         with open(path, "rb") as file:
+            _refuse_large_tuples(file)
+            file.seek(0)
             # As detectron2 reads them: the oldest were written by Python 2.
             return _with_tensors(_ArrayUnpickler(file, encoding="latin1").load())
     except InputError:
@@ -103,8 +116,8 @@ def check_state_dict(state: object, source: str) -> None:
     for key, value in state.items():
         if fault := _fault(key, value):
             raise InputError(
-                f"{source} holds no state dict (names to tensors) that can be used: {key!r} "
-                f"{fault}; save dense tensors of real, finite numbers"
+                f"{source} holds no state dict (names to tensors) that can be used: "
+                f"{shown(key)} {fault}; save dense tensors of real, finite numbers"
             )
 
 
@@ -114,6 +127,8 @@ def _fault(key: object, value: object) -> str:
         return f"is a {type(key).__name__}, not a name"
     if not torch.is_tensor(value):
         return f"is a {type(value).__name__}"
+    if value.is_nested:
+        return "is a nested tensor"
     if value.layout != torch.strided:
         return f"is a sparse tensor ({value.layout})"
     if value.dtype not in _REAL_TYPES:
@@ -123,8 +138,9 @@ def _fault(key: object, value: object) -> str:
     # A few bytes can be spread over any number of elements.
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         return f"is {tuple(value.shape)}, of which the file holds a part"
-    if value.is_floating_point() and not torch.isfinite(value).all():
-        return "holds NaN or infinite values"
+    # As a model keeps them, in single precision, beyond whose range others become infinite.
+    if torch.is_floating_point(value) and not torch.isfinite(value.float()).all():
+        return "holds NaN or infinite values in float32"
     return ""
 
 
@@ -145,6 +161,77 @@ def _kind(head: bytes, size: int) -> str:
 def _reason(error: Exception) -> str:
     # Of torch's long texts, the first sentence says what it is.
     return first_line(error).partition(". ")[0]
+
+
+def _refuse_bombs(path: str) -> None:
+    """Refuses files of torch that are small and would take much time or memory."""
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            file.seek(0)
+            for _ in range(_OLD_PICKLES):
+                _refuse_large_tuples(file)
+            return
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise pickle.UnpicklingError(
+                    f"it has the compressed part {shown(entry.filename)}, as torch never writes it"
+                )
+            # torch finds the parts by names of any case.
+            if entry.filename.lower().endswith(".pkl"):
+                with archive.open(entry) as part:
+                    _refuse_large_tuples(part)
+
+
+def _refuse_large_tuples(file: BinaryIO) -> None:
+    """Reads one pickle, makes nothing of it, and refuses tuples that hold too much.
+
+    A tuple can hold another many times over at a few bytes for each; whatever then goes through all
+    that is in it, as a dict does with its keys, takes forever.
+    """
+    stack, sizes, mark = [], {}, None
+    for opcode, argument, _ in pickletools.genops(file):
+        name = opcode.name
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            sizes[len(sizes) if argument is None else argument] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(sizes[argument])
+        elif name == "DUP":
+            stack.append(stack[-1])
+        elif name == "MARK":
+            stack.append(mark)
+        elif opcode.stack_before or opcode.stack_after:
+            held = []
+            before = opcode.stack_before
+            if pickletools.stackslice in before:
+                while (size := stack.pop()) is not mark:
+                    held.append(size)
+                before = before[: before.index(pickletools.markobject)]
+            held += [stack.pop() for _ in before]
+            size = 1 + sum(held) if "TUPLE" in name else 1
+            if size > _MAX_TUPLE:
+                raise pickle.UnpicklingError("it has a tuple of too many parts")
+            stack += [size] * len(opcode.stack_after)
+
+
+def _plain(node: object, done: dict[int, object]) -> object:
+    """A content of dicts, lists, tuples and tensors that have no attributes of the file's own.
+
+    torch lets a file set those of parameters and ordered dicts, in the place of their methods.
+    """
+    if isinstance(node, torch.Tensor):
+        return torch.Tensor.detach(node)
+    if not isinstance(node, dict | list | tuple):
+        return node
+    if id(node) not in done:
+        if isinstance(node, dict):
+            made = {key: _plain(value, done) for key, value in dict.items(node)}
+        elif isinstance(node, list):
+            made = [_plain(value, done) for value in node]
+        else:
+            made = tuple(_plain(value, done) for value in node)
+        done[id(node)] = made
+    return done[id(node)]
 
 
 class _ArrayUnpickler(pickle.Unpickler):

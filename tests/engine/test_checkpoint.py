@@ -367,3 +367,42 @@ def test_of_the_checkpoints_to_keep_those_from_before_a_resume_are_a_part(tmp_pa
     assert {path.name for path in tmp_path.glob("*.pth")} == {
         *("model_init.pth", "model_0000010.pth", "model_0000011.pth")
     }
+
+
+@pytest.mark.parametrize("name", ["m.pth?v2", "m.pth?v=2", "run?1/m.pth", "a#b.pth", "a%20b.pth"])
+def test_the_file_that_is_named_is_loaded_whatever_its_name_has(tmp_path, name):
+    torch.save(make_model().state_dict(), tmp_path / "m.pth")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    with pytest.raises(InputError, match="does not exist"):
+        load(tmp_path / name, make_model())
+    zeros = {key: torch.zeros_like(value) for key, value in make_model().state_dict().items()}
+    torch.save(zeros, tmp_path / name)
+    # ".pth?v2" is no suffix, and says nothing.
+    model = make_model()
+    load(tmp_path / name, model)
+    assert not any(value.any() for value in model.state_dict().values())
+
+
+def test_whole_numbers_are_no_weights(tmp_path):
+    state = make_model().state_dict()
+    state["backbone.bias"] = torch.arange(4)
+    torch.save({"model": state}, tmp_path / "m.pth")
+    with pytest.raises(InputError, match=r"1 of another type \(backbone.bias torch.int64 instead"):
+        load(tmp_path / "m.pth", make_model())
+
+
+@pytest.mark.parametrize("iteration", [-7, 2**2000])
+def test_an_impossible_iteration_is_a_sentence(checkpoint, iteration):
+    content = torch.load(checkpoint) | {"trainer": {"iteration": iteration}}
+    torch.save(content, checkpoint)
+    with pytest.raises(InputError, match="the part 'trainer' of checkpoint"):
+        load(checkpoint, make_model())
+
+
+def test_the_names_of_very_many_classes_are_refused_and_of_many_cut(checkpoint):
+    for number, says in ((65_537, "names 65537 classes"), (60_000, r"\(60000 in all\)\], but")):
+        content = torch.load(checkpoint) | {"classes": {"thing_classes": ["fig" * 99] * number}}
+        torch.save(content, checkpoint)
+        with pytest.raises(InputError, match=says) as error:
+            load(checkpoint, make_model(), classes=ClassNames(NAMES))
+        assert len(str(error.value)) < 3000

@@ -24,6 +24,7 @@ from snnet_vitdet.modeling import baseline_cost, extracted_state, stitch_costs
 from snnet_vitdet.modeling.extracted import merged_state
 from snnet_vitdet.modeling.pyramid_per_exit import SMALL_EXIT
 from snnet_vitdet.stitching import SMALL, Stitch
+from snnet_vitdet.text import listed
 
 from .export_checks import PixelsToPyramid, largest_difference
 from .export_info import ExportInfo
@@ -223,7 +224,7 @@ def _compare(
         elif here.is_floating_point() != there.is_floating_point():
             shapes.append(f"{key} {there.dtype} instead of {here.dtype}")
     problems = [
-        f"{len(keys)} {what} ({', '.join(keys[:5])}{', …' if len(keys) > 5 else ''})"
+        f"{len(keys)} {what} ({listed(keys)})"
         for what, keys in (
             ("missing", sorted(expected.keys() - saved.keys())),
             ("unexpected", sorted(saved.keys() - expected.keys())),

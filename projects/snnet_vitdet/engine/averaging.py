@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.text import listed
 
 __all__ = ["AveragedWeights"]
 
@@ -90,8 +91,7 @@ class AveragedWeights:
         if other:
             raise InputError(
                 f"the moving average in the checkpoint is not one of this model: {len(other)} "
-                f"missing, unexpected or misshapen ({', '.join(other[:5])}"
-                f"{', …' if len(other) > 5 else ''}). Give the config and overrides it was "
+                f"missing, unexpected or misshapen ({listed(other)}). Give the config and overrides it was "
                 "trained with"
             )
         self.model.load_state_dict(state["weights"])

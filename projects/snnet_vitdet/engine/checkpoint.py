@@ -13,6 +13,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.files import replacing, write_atomically
+from snnet_vitdet.text import listed, shown
 from snnet_vitdet.weight_files import check_state_dict, read_weight_file
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_MAX_CLASSES = 65536
+
 # Whether a part of a checkpoint, where it has one, is as this project saves it.
 _FORMS = {
     "classes": lambda part: (
@@ -33,7 +36,12 @@ _FORMS = {
         and isinstance(part["thing_classes"], list)
         and all(isinstance(name, str) for name in part["thing_classes"])
     ),
-    "trainer": lambda part: isinstance(part, dict) and type(part["iteration"]) is int,
+    "trainer": lambda part: (
+        # Of model_init.pth, -1.
+        isinstance(part, dict)
+        and type(part["iteration"]) is int
+        and -1 <= part["iteration"] < 2**63 - 1
+    ),
     "ema": lambda part: (
         isinstance(part, dict)
         and isinstance(part["weights"], dict)
@@ -65,8 +73,8 @@ class ClassNames:
         saved = list(state["thing_classes"])
         if saved != self.names:
             raise InputError(
-                f"the checkpoint was trained for the classes {saved}, but the data has "
-                f"{self.names}: give the data it was trained for, or start a new training from it "
+                f"the checkpoint was trained for the classes {shown(saved)}, but the data "
+                f"has {shown(self.names)}: give the data it was trained for, or start a new training from it "
                 "with train.init_checkpoint and another train.output_dir"
             )
 
@@ -224,6 +232,12 @@ def _parts(path: str, *, on_disk: bool = False) -> dict:
                 f"the part {name!r} of checkpoint {path} is not as this project saves it: take it "
                 "out of the file, or use another checkpoint"
             )
+    names = saved["classes"]["thing_classes"] if "classes" in saved else []
+    if len(names) > _MAX_CLASSES:
+        raise InputError(
+            f"checkpoint {path} names {len(names)} classes, of which {_MAX_CLASSES} can be used: "
+            "it is damaged; use another checkpoint"
+        )
     return dict(saved)
 
 
@@ -246,15 +260,16 @@ class StrictCheckpointer(DetectionCheckpointer):
         self.new_classes = new_classes
         self._averaged = False
 
-    def load(self, path: str, *args: object, averaged: bool = False, **kwargs: object) -> dict:
-        """Loads a checkpoint.
+    def load(
+        self, path: str, checkpointables: Sequence[str] | None = None, *, averaged: bool = False
+    ) -> dict:
+        """Loads a checkpoint. Unlike for detectron2's, a path is never an address.
 
         Args:
-            path: Its file.
-            *args: As for detectron2's.
+            path: Its file; if empty, nothing is loaded.
+            checkpointables: What to load besides the weights; None for all that the file has.
             averaged: Whether to take the moving average of the weights where the checkpoint has
                 one, as for everything but going on with its training.
-            **kwargs: As for detectron2's.
 
         Returns:
             What of the checkpoint was not loaded into anything; ``ema`` is in it if the checkpoint
@@ -263,9 +278,16 @@ class StrictCheckpointer(DetectionCheckpointer):
         Raises:
             InputError: If it cannot be read, or is of another model or other classes.
         """
+        if not path:
+            return {}
         self._averaged = averaged
+        self.logger.info("Loading from %s", path)
+        checkpoint = self._load_file(path)
+        self._load_model(checkpoint)
         try:
-            return super().load(path, *args, **kwargs)
+            for key in self.checkpointables if checkpointables is None else checkpointables:
+                if key in checkpoint:
+                    self.checkpointables[key].load_state_dict(checkpoint.pop(key))
         except InputError:
             raise
         except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
@@ -275,6 +297,7 @@ class StrictCheckpointer(DetectionCheckpointer):
                 f"({type(error).__name__}: {first_line(error)}): resume it with the settings it "
                 "began with, or start a new one from it with train.init_checkpoint"
             ) from error
+        return checkpoint
 
     def save(self, name: str, *, tag: bool = True, **kwargs: object) -> None:
         """Writes a checkpoint, as a whole or not at all.
@@ -363,6 +386,15 @@ class StrictCheckpointer(DetectionCheckpointer):
             logger.info("The weights are the moving average of their training.")
         if self.new_classes:
             self._forget_other_classes(checkpoint)
+        own = self.model.state_dict()
+        # detectron2 takes this prefix away.
+        saved = {key.removeprefix("module."): v for key, v in checkpoint["model"].items()}
+        # Which copying would turn into each other without a word.
+        types = [
+            f"{key} {saved[key].dtype} instead of {own[key].dtype}"
+            for key in sorted(saved.keys() & own.keys())
+            if saved[key].is_floating_point() != own[key].is_floating_point()
+        ]
         incompatible = super()._load_model(checkpoint)
         shapes = [
             f"{key} {saved} instead of {own}"
@@ -375,11 +407,12 @@ class StrictCheckpointer(DetectionCheckpointer):
         missing = sorted(set(incompatible.missing_keys) - skipped)
         unexpected = sorted(incompatible.unexpected_keys)
         problems = [
-            f"{len(keys)} {what} ({', '.join(keys[:5])}{', …' if len(keys) > 5 else ''})"
+            f"{len(keys)} {what} ({listed(keys)})"
             for what, keys in (
                 ("missing", missing),
                 ("unexpected", unexpected),
                 ("misshapen", shapes),
+                ("of another type", types),
             )
             if keys
         ]

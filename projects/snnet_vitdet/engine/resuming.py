@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.files import write_atomically
+from snnet_vitdet.text import shown
 
 from .checkpoint import last_checkpoint
 from .config import EARLIER_GROUPING, LATER_KEYS, save_config
@@ -63,7 +64,8 @@ def check_resumed_optimizer(optimizer: torch.optim.Optimizer, state: Mapping) ->
         state: Of the checkpoint's optimizer, which would replace these settings.
 
     Raises:
-        InputError: If a number of a group differs.
+        InputError: If a number of a group differs, or what the optimizer keeps of a parameter is
+            of another shape or not finite.
     """
     for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):
         # The schedule changes the one, and keeps the other.
@@ -76,6 +78,28 @@ def check_resumed_optimizer(optimizer: torch.optim.Optimizer, state: Mapping) ->
                     "it began with, or start another training from the checkpoint with "
                     "train.init_checkpoint and a train.output_dir of its own"
                 )
+        for parameter, index in zip(own["params"], saved["params"], strict=False):
+            for key, value in state["state"].get(index, {}).items():
+                if fault := _fault(value, parameter):
+                    raise InputError(
+                        f"the optimizer of the checkpoint is damaged: its {shown(key)} of a "
+                        f"parameter of the shape {tuple(parameter.shape)} {fault}; resume from an "
+                        "earlier checkpoint, or start another training from this one with "
+                        "train.init_checkpoint"
+                    )
+
+
+def _fault(value: object, parameter: torch.Tensor) -> str:
+    """What is wrong with what an optimizer keeps of a parameter, if anything."""
+    if not torch.is_tensor(value):
+        return "" if value is None or isinstance(value, int | float) else "is no tensor"
+    # One number is a count of steps.
+    if value.ndim and value.shape != parameter.shape:
+        return f"has the shape {tuple(value.shape)}"
+    # Of other layouts, it could not tell.
+    if value.layout != torch.strided or value.is_meta or not torch.isfinite(value.float()).all():
+        return "has NaN or infinite values"
+    return ""
 
 
 def _same(own: object, saved: object) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.text import listed
 
 from .anchor import AnchorViT
 
@@ -41,10 +42,15 @@ def anchor_of_baseline(
         for key in target
         if key in own and own[key].shape != target[key].shape
     ]
+    problems += [
+        f"{key} {own[key].dtype} instead of {target[key].dtype}"
+        for key in target
+        if key in own and own[key].is_floating_point() != target[key].is_floating_point()
+    ]
     if problems:
         raise InputError(
             f"{source} is a checkpoint of a detector, but not of one with this anchor alone: "
-            f"{', '.join(problems[:5])}{', …' if len(problems) > 5 else ''} differ. Give one that "
+            f"{listed(problems)} differ. Give one that "
             "was trained with the same anchor by a config of a baseline"
         )
     return own

@@ -12,6 +12,7 @@ import torch
 from timm.layers import resample_patch_embed, resize_rel_pos_bias_table
 
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.text import listed
 
 from .anchor import AnchorViT
 from .attention import resize_rel_pos
@@ -180,6 +181,14 @@ def _check(
             if converted[key].shape != target[key].shape
         ),
     )
+    problems += _describe(
+        "of another type",
+        (
+            f"{key} {converted[key].dtype} instead of {target[key].dtype}"
+            for key in target.keys() & converted.keys()
+            if converted[key].is_floating_point() != target[key].is_floating_point()
+        ),
+    )
     if problems:
         raise InputError(
             f"{source}: these are not the weights of the anchor (width {anchor.embed_dim}, depth "
@@ -192,5 +201,4 @@ def _describe(what: str, keys: Iterable[str]) -> list[str]:
     keys = sorted(keys)
     if not keys:
         return []
-    shown = ", ".join(keys[:8]) + (", …" if len(keys) > 8 else "")
-    return [f"{len(keys)} {what} ({shown})"]
+    return [f"{len(keys)} {what} ({listed(keys, 8)})"]
