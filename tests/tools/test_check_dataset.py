@@ -6,8 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from detectron2.config import instantiate
 from in_process import run_program
 from PIL import Image
+
+from snnet_vitdet.engine import StrictCheckpointer
 
 NANO = "configs/shapes/mask_rcnn_snnet_nano.py"
 
@@ -140,7 +143,15 @@ def test_wrong_arguments_are_refused(option, says, run):
     assert says in finished.error
 
 
-def test_a_training_that_is_there_can_be_checked(run, tmp_path):
-    (tmp_path / "output").mkdir()
-    (tmp_path / "output" / "last_checkpoint").write_text("model_0000009.pth")
-    assert run().code == 0
+def test_a_training_that_is_there_is_checked_with_its_last_checkpoint(run, tiny_config, tmp_path):
+    folder = tmp_path / "output"
+    folder.mkdir()
+    StrictCheckpointer(instantiate(tiny_config().model), str(folder)).save("model_0000009")
+    finished = run()
+    assert finished.code == 0, finished.printed + finished.error
+    path = folder / "model_0000009.pth"
+    for content in (b"no checkpoint", None):
+        path.write_bytes(content) if content else path.unlink()
+        finished = run()
+        assert finished.code == 2
+        assert f"the last checkpoint={path} cannot be used: weight file" in finished.printed

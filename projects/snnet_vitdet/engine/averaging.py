@@ -91,8 +91,8 @@ class AveragedWeights:
         if other:
             raise InputError(
                 f"the moving average in the checkpoint is not one of this model: {len(other)} "
-                f"missing, unexpected or misshapen ({listed(other)}). Give the config and overrides it was "
-                "trained with"
+                f"missing, unexpected or misshapen ({listed(other)}). Give the config and "
+                "overrides it was trained with"
             )
         self.model.load_state_dict(state["weights"])
         self.num_steps = state["num_steps"]

@@ -74,8 +74,8 @@ class ClassNames:
         if saved != self.names:
             raise InputError(
                 f"the checkpoint was trained for the classes {shown(saved)}, but the data "
-                f"has {shown(self.names)}: give the data it was trained for, or start a new training from it "
-                "with train.init_checkpoint and another train.output_dir"
+                f"has {shown(self.names)}: give the data it was trained for, or start a new "
+                "training from it with train.init_checkpoint and another train.output_dir"
             )
 
 

@@ -93,12 +93,13 @@ def _fault(value: object, parameter: torch.Tensor) -> str:
     """What is wrong with what an optimizer keeps of a parameter, if anything."""
     if not torch.is_tensor(value):
         return "" if value is None or isinstance(value, int | float) else "is no tensor"
+    if value.is_nested:
+        return "is a nested tensor"
     # One number is a count of steps.
     if value.ndim and value.shape != parameter.shape:
         return f"has the shape {tuple(value.shape)}"
-    # Of other layouts, it could not tell.
     if value.layout != torch.strided or value.is_meta or not torch.isfinite(value.float()).all():
-        return "has NaN or infinite values"
+        return "has other than finite values"
     return ""
 
 
