@@ -22,7 +22,7 @@ from snnet_vitdet.engine import (
     mean_gflops,
     training_shares,
 )
-from snnet_vitdet.errors import InputError, exit_with, first_line
+from snnet_vitdet.errors import InputError, exit_on_input_error, first_line
 from snnet_vitdet.modeling import anchor_alone, baseline_cost, stitch_costs
 from snnet_vitdet.modeling.cost import image_size_of
 from snnet_vitdet.stitching import EndsSampler
@@ -74,7 +74,7 @@ def write_csv(path, rows):
 
 
 def main():
-    """Prints the table, and writes it if asked to."""
+    """Runs the program."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -82,6 +82,12 @@ def main():
     parser.add_argument("--csv", metavar="OUT", help="also write the table to this file")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
     args = parser.parse_args()
+    with exit_on_input_error():
+        run(args)
+
+
+def run(args):
+    """Prints the table, and writes it if asked to."""
     try:
         config = load_config(args.config_file, args.opts)
         costs = stitch_costs(config.model)
@@ -94,13 +100,11 @@ def main():
         }
         if args.csv:
             write_csv(args.csv, rows)
-    except InputError as error:
-        exit_with(error)
     except InterpolationToMissingValueError as error:
-        exit_with(
+        raise InputError(
             f"the config leaves data to you ({first_line(error)}); for the costs alone "
             "give model.roi_heads.num_classes=80"
-        )
+        ) from error
     print(tabulate(rows, COLUMNS, disable_numparse=[1, 2, 3]))
     print(
         f"\n{len(rows)} stitches at {size} x {size} pixels. "

@@ -290,6 +290,7 @@ FAULTY_ANNOTATIONS = {
     ),
 }
 FAULTY_TEST_ANNOTATIONS = {
+    "negative area in test": ({"area": -5.0}, 'no "area" in pixels, which the evaluation needs'),
     "no area in test": ({"area": None}, 'no "area" in pixels, which the evaluation needs'),
     "no iscrowd in test": ({"iscrowd": None}, 'no "iscrowd" of 0 or 1'),
 }

@@ -202,6 +202,20 @@ def test_saved_config_of_an_earlier_version_gets_the_keys_it_lacks(tiny_config, 
     assert (changed.sweep.subset, changed.sweep.mode) == (500, "one_pass")
 
 
+def test_a_trainings_own_config_means_what_it_has_trained_not_what_it_started_from(
+    tiny_config, tmp_path
+):
+    config = tiny_config("train.init_checkpoint=elsewhere/model_final.pth")
+    path = str(tmp_path / "config.yaml")
+    LazyConfig.save(config, path)
+    # Without a checkpoint beside it, it is a config as any other.
+    assert load_config(path).train.init_checkpoint == "elsewhere/model_final.pth"
+    (tmp_path / "model_0000003.pth").touch()
+    assert load_config(path).train.init_checkpoint == ""
+    given = load_config(path, ["train.init_checkpoint=other.pth"])
+    assert given.train.init_checkpoint == "other.pth"
+
+
 def test_a_saved_config_without_a_grouping_goes_on_with_rounded_groups(tiny_config, tmp_path):
     config = tiny_config()
     assert config.sampler.pop("grouping") == "gap"

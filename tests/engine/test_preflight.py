@@ -112,6 +112,12 @@ def test_gpu_that_is_not_there_is_refused_with_both_remedies(device, check, monk
         ("dataloader.train.total_batch_size=0", "total_batch_size=0 must be a whole number of at"),
         ("init.stitching_layers=zero", "init.stitching_layers=zero must be one of"),
         ("init.num_images=0", "init.num_images=0 must be a whole number above 0"),
+        (
+            "sampler.seed=-1",
+            "the sampler of this config cannot be built: seed must be >= 0, got -1",
+        ),
+        ("sampler.seed=1.5", "the sampler of this config cannot be built: "),
+        ("sampler.seed=abc", "the sampler of this config cannot be built: "),
         ("sampler.step=0", "the sampler of this config cannot be built: step must be a positive"),
         ("model.backbone.net.small.num_heads=5", "cannot be built: width .* num_heads=5"),
         ("model.backbone.square_pad=0", "model.backbone.square_pad is 0"),

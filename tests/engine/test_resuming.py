@@ -115,6 +115,19 @@ def test_what_changes_nothing_of_the_training_may_differ(folder, resumed, caplog
     assert not caplog.records and not list(folder.glob("config_until_*"))
 
 
+def test_what_a_training_was_started_from_stays_on_record(folder, resumed, caplog):
+    config = LazyConfig.load(str(folder / "config.yaml"))
+    config.train.init_checkpoint = "first.pth"
+    save_config(config, str(folder / "config.yaml"))
+    for override, warned in (("", False), ("first.pth", False), ("other.pth", True)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            save_resumed_config(resumed(f"train.init_checkpoint='{override}'"), 10)
+        assert ("other.pth has no effect" in caplog.text) == warned == bool(caplog.records)
+        saved = LazyConfig.load(str(folder / "config.yaml"))
+        assert saved.train.init_checkpoint == "first.pth"
+
+
 def test_a_config_of_an_earlier_version_has_the_values_of_then(folder, resumed, caplog):
     config = LazyConfig.load(str(folder / "config.yaml"))
     del config.train.ends, config.train.ema_decay

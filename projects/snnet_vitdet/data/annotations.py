@@ -183,7 +183,7 @@ def _faults_of(
         yield "iscrowd"
     # An area that is there but no number breaks the summary of training data as well.
     area = annotation.get("area", None if for_evaluation else 0)
-    if not _all_finite([area]):
+    if not _all_finite([area]) or area is True or area < 0:
         yield "area"
 
     box_fault = _box_fault(annotation.get("bbox"), size)

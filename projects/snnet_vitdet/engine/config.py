@@ -149,11 +149,13 @@ def _name_grouping(config: DictConfig, config_file: str) -> None:
 def _follow_folder(config: DictConfig, config_file: str) -> None:
     """A training's own config.yaml means the folder it lies in, wherever that has been moved to.
 
-    Saved is the folder's path as seen from where the training was started.
+    Saved is the folder's path as seen from where the training was started, and the checkpoint that
+    it was started from: what is scored, resumed and predicted with is what it has trained since.
     """
     folder, name = os.path.split(config_file)
     if name == "config.yaml" and last_checkpoint(folder):
         config.train.output_dir = folder or "."
+        config.train.init_checkpoint = ""
 
 
 def _check_override(config: DictConfig, override: str) -> None:

@@ -1,5 +1,6 @@
 """The settings of a resumed training, beside those it began with."""
 
+import copy
 import logging
 import os
 import tempfile
@@ -136,6 +137,17 @@ def save_resumed_config(config: DictConfig, iteration: int) -> None:
             _text(changes, 0),
             before,
         )
+    # What the training was started from stays on record.
+    config = copy.deepcopy(config)
+    if os.path.isfile(path):
+        given = config.train.init_checkpoint
+        config.train.init_checkpoint = _read(path).get("train", {}).get("init_checkpoint", "")
+        if given and given != config.train.init_checkpoint:
+            logger.warning(
+                "train.init_checkpoint=%s has no effect: the training goes on from its own last "
+                "checkpoint.",
+                given,
+            )
     save_config(config, path)
 
 

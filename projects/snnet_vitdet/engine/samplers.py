@@ -1,5 +1,6 @@
 """The sampler of a config, and what a training by it costs."""
 
+import struct
 from collections.abc import Sequence
 
 from detectron2.config import instantiate
@@ -49,7 +50,8 @@ def build_sampler(config: DictConfig, costs: CostTable) -> Sampler:
     node.gflops = list(costs.gflops)
     try:
         sampler = instantiate(node)
-    except (TypeError, ValueError) as error:
+        sampler(0)  # a seed is looked at when it is used
+    except (TypeError, ValueError, struct.error) as error:
         raise InputError(f"the sampler of this config cannot be built: {error}") from error
     period, first = turns_of_ends(config)
     if not period and not first:
