@@ -73,9 +73,10 @@ def steps(page):
 def test_every_command_of_the_page_runs(page, demo, monkeypatch):
     monkeypatch.chdir(demo)
     count = 0
+    names: dict[str, object] = {}  # what one piece of code defines, the next may use
     for language, text in steps(page):
         if language:
-            exec(compile(text, f"docs/{page}.md", "exec"), {})
+            exec(compile(text, f"docs/{page}.md", "exec"), names)
         else:
             _, *arguments = shlex.split(text, comments=True)
             if arguments[:2] == SERVER:
