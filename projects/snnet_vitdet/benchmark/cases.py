@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +14,7 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from torch import nn
 
+from snnet_vitdet.engine.precision import autocast
 from snnet_vitdet.evaluation.one_pass import detect
 from snnet_vitdet.modeling import AnchorViT, anchor_alone, find_stitched_vit
 from snnet_vitdet.modeling.anchor import Block
@@ -42,12 +42,6 @@ class Case:
     run: Callable[[], object]
     forward: Callable[[], torch.Tensor] | None = None
     weight: int = 1
-
-
-def _autocast(device: torch.device, precision: torch.dtype) -> object:
-    if precision == torch.float32:
-        return nullcontext()
-    return torch.autocast(device.type, dtype=precision)
 
 
 def block_cases(
@@ -92,7 +86,7 @@ def built_grid(anchor: DictConfig) -> int:
 def _forward_block(
     block: nn.Module, x: torch.Tensor, device: torch.device, precision: torch.dtype
 ) -> torch.Tensor:
-    with _autocast(device, precision):
+    with autocast(device, precision):
         return block(x)
 
 
@@ -165,7 +159,7 @@ def _losses(
 ) -> torch.Tensor:
     choose()
     torch.manual_seed(0)
-    with EventStorage(), _autocast(device, precision):
+    with EventStorage(), autocast(device, precision):
         return sum(model.train()(list(batch)).values())
 
 
@@ -198,7 +192,7 @@ def _infer(
     precision: torch.dtype,
 ) -> None:
     choose()
-    with _autocast(device, precision):
+    with autocast(device, precision):
         model.eval()([{"image": sample["image"]} for sample in batch])
 
 
@@ -216,13 +210,13 @@ def sweep_cases(
     images = [{"image": sample["image"]} for sample in batch]
 
     def one_pass() -> None:
-        with merged(model.eval()), _autocast(device, precision):
+        with merged(model.eval()), autocast(device, precision):
             for _ in detect(model, images, tree):
                 pass
 
     @torch.no_grad()
     def separate() -> None:
-        with merged(model.eval()), _autocast(device, precision):
+        with merged(model.eval()), autocast(device, precision):
             for stitch in stitches:
                 with backbone.using_stitch(stitch):
                     model(images)

@@ -122,19 +122,15 @@ def _tokens(
     model: nn.Module, samples: Iterable[dict]
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """Cut, and the tokens of both anchors before it, of each image: (rows, columns, width)."""
-    training = model.training
+    net, training = model.backbone.net, model.training
     model.eval()  # stochastic depth would add noise to the tokens
     try:
         for sample in samples:
             images = model.preprocess_image([sample])
             # Those of the image alone, of whole patches: what pads it to a square is the same
             # everywhere, and no stitch has to carry it over.
-            sizes = (
-                max(1, side // model.backbone.net.small.patch_size)
-                for side in images.image_sizes[0]
-            )
-            rows, columns = sizes
-            for cut, small, large in model.backbone.net.stage_tokens(images.tensor):
+            rows, columns = (max(1, side // net.small.patch_size) for side in images.image_sizes[0])
+            for cut, small, large in net.stage_tokens(images.tensor):
                 yield cut, small[0, :rows, :columns], large[0, :rows, :columns]
     finally:
         model.train(training)
