@@ -114,6 +114,26 @@ def test_an_aim_waits_for_its_part_of_the_training(progress, first, run, tmp_pat
     assert struck[-1] + 1 == first
 
 
+def test_an_aim_at_the_training_waits_for_a_checkpoint_to_be_written(run, tmp_path, monkeypatch):
+    run.text = "Starting training from iteration 0\n"
+    train(tmp_path, 0)
+    checkpoint = tmp_path / ".tmp.model_0000000.pth"
+    observer = Observer(run, tmp_path, sweeps=False)
+    monkeypatch.setattr(observer, "last_iteration", lambda: 0)
+    write(checkpoint)
+    sleeps = []
+
+    def sleep(seconds):
+        sleeps.append(seconds)
+        if len(sleeps) == 3:
+            checkpoint.unlink()
+
+    monkeypatch.setattr("time.sleep", sleep)
+    durations = Durations({}, {TRAINING: 0.0})
+    assert Aim(TRAINING, 0.0, 0.5).wait(observer, durations, max_iter=10)
+    assert len(sleeps) == 3
+
+
 def test_an_aim_gives_up_when_the_run_ends(run, tmp_path):
     run.status = 0
     observer = Observer(run, tmp_path, sweeps=False)

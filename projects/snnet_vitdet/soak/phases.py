@@ -186,6 +186,9 @@ class Aim:
             time.sleep(look)
         seconds = durations.phases | durations.units
         time.sleep(self.moment * seconds[self.phase])
+        # A checkpoint that is written between two iterations is a phase of its own.
+        while self.phase == TRAINING and observer.written() and observer.run.status is None:
+            time.sleep(look)
         return observer.run.status is None
 
     def _condition(self, observer: Observer, max_iter: int) -> Callable[[], bool]:
