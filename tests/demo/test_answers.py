@@ -73,3 +73,9 @@ def test_the_plot_follows_and_runs_no_model():
     above = answers.preview(Wish(**WISH | dict(limit=99)))
     assert 'role="alert">no stitch takes at most 99' in above and "chosen:" not in above
     assert answers._detector.asked == []
+
+
+def test_a_single_stitch_has_facts_and_no_plot():
+    answers = Answers(Recorder(()), Choices([SPACE[3]], COSTS[3:4], None), max_pixels=1000)
+    html = answers.preview(Wish(**WISH | dict(limit=answers.choices.limits("gflops")[0])))
+    assert SPACE[3].name in html and "<svg" not in html

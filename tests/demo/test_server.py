@@ -96,7 +96,11 @@ def ask(page):
         session = f"session{next(sessions)}"
         request = {"data": data, "fn_index": ids[event], "session_hash": session}
         join = f"{address}gradio_api/queue/join"
-        httpx.post(join, json=request, timeout=PATIENCE).raise_for_status()
+        # httpx itself refuses NaN, which servers take.
+        headers = {"content-type": "application/json"}
+        httpx.post(
+            join, content=json.dumps(request), headers=headers, timeout=PATIENCE
+        ).raise_for_status()
         url = f"{address}gradio_api/queue/data?session_hash={session}"
         with httpx.stream("GET", url, timeout=PATIENCE) as lines:
             for line in lines.iter_lines():
@@ -207,6 +211,21 @@ def test_a_path_that_is_none_is_refused(ask):
     for path in ("", "\0", "a" * 10_000, "~", "file:///etc/passwd", "data:image/png;base64,AAAA"):
         ended = ask("change", [{"path": path}, *STATE])
         assert not ended["success"] and "were uploaded" in ended["output"]["error"]
+
+
+@pytest.mark.parametrize("wrong", [None, "abc", [1], float("nan")])
+@pytest.mark.parametrize("place", range(len(STATE)))
+def test_a_control_of_a_wrong_value_is_answered_in_a_sentence(place, wrong, page, ask):
+    state = [wrong if i == place else value for i, value in enumerate(STATE)]
+    (path,) = upload(page[0], ("a.png", picture())).json()
+    for ended in (ask("input", state), ask("change", [{"path": path, "meta": META}, *state])):
+        assert ended["success"] or ended["output"]["error"]
+
+
+@pytest.mark.parametrize("data", [[], STATE[:3], [*STATE, 1]])
+def test_a_wrong_number_of_controls_is_answered_in_a_sentence(data, ask):
+    ended = ask("input", data)
+    assert ended["success"] or ended["output"]["error"]
 
 
 def test_no_request_goes_around_the_queue(page, detector):
@@ -368,3 +387,16 @@ def test_an_upload_is_limited_as_a_whole(page):
     assert stored() == before
     assert upload(address, ("a.png", b"2" * 290_000)).status_code == 200
     assert len(stored()) == len(before) + 1
+
+
+def test_uploads_are_limited_together(page):
+    address, folder = page
+    room = 50 * MAX_UPLOAD_MB * 1e6
+    with open(os.path.join(folder, "many.png"), "wb") as file:
+        file.truncate(int(room))  # a file with a hole, which takes no space
+    try:
+        answer = upload(address, ("a.png", picture()))
+        assert answer.status_code == 507 and "no room" in answer.text
+    finally:
+        os.remove(file.name)
+    assert upload(address, ("a.png", picture())).status_code == 200

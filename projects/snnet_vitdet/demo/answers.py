@@ -73,7 +73,7 @@ class Answers:
         return ids[0]
 
     def preview(self, wish: Wish) -> str:
-        """The chosen stitch and the plot, as HTML; runs no model."""
+        """The chosen stitch and the plot, where there is a choice, as HTML; runs no model."""
         budget = "gflops" if wish.budget == BY_NAME else wish.budget
         scored = bool(self.choices.scores)
         try:
@@ -81,6 +81,8 @@ class Answers:
             head = self._facts(chosen)
         except InputError as error:
             chosen, head = None, message(str(error))
+        if not self.choices.is_choice:
+            return head
         return head + plot_svg(
             self.choices.points(budget, wish.by),
             self.axis(budget),

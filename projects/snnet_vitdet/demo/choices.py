@@ -69,6 +69,11 @@ class Choices:
         self._compared = {r.stitch_id: r for r in compared if (r.num_images or 0) == most}
 
     @property
+    def is_choice(self) -> bool:
+        """Whether there is more than one stitch."""
+        return len(self.stitches) > 1
+
+    @property
     def scores(self) -> list[str]:
         """Which of ``SCORES`` there are; none without a sweep."""
         results = self._compared.values()

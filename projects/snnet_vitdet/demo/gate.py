@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .uploads import is_upload
+from .uploads import bytes_stored, is_upload
 
 __all__ = ["Gate"]
 
@@ -27,6 +27,8 @@ _JOIN = "/gradio_api/queue/join"
 _MAX_STATE = 100_000
 # Around the files in an upload: boundaries and names.
 _MAX_ENVELOPE = 100_000
+# Of all pictures there are at a time, uploaded and drawn, in uploads of the largest size.
+_MAX_STORED = 50
 
 
 class Gate:
@@ -81,6 +83,8 @@ class Gate:
             return PlainTextResponse("A request must tell its length.", 411)
         if int(length) > limits[path]:
             return PlainTextResponse(f"A request may bring {limits[path]} bytes, not more.", 413)
+        if path == _UPLOAD and bytes_stored() > _MAX_STORED * self._max_upload:
+            return PlainTextResponse("There is no room for more pictures: try in an hour.", 507)
         return None
 
     def _is_own(self, host: str) -> bool:

@@ -24,9 +24,9 @@ _UNSCORED = (
     "There is **no sweep**: nothing says which stitch detects better. Within a budget, the stitch "
     "that computes the most is taken. `train_net.py --eval-only` scores them."
 )
-_HINT = message("Drop an image, or pick one of the examples.", error=False)
-# Visitors' pictures are deleted after a day, looked for every hour.
-_DELETE_CACHE = (3600, 86400)
+_HINT = message("Drop an image.", error=False)
+# Visitors' pictures are deleted after an hour, looked for every ten minutes.
+_DELETE_CACHE = (600, 3600)
 
 
 def _path_of_upload(self, payload):
@@ -61,7 +61,7 @@ def build_page(answers: Answers, heading: str, examples: Sequence[str] = ()) -> 
         title=neutral(heading), analytics_enabled=False, delete_cache=_DELETE_CACHE
     ) as page:
         gr.HTML(f"<h2>{escaped(heading)}</h2>", elem_id="heading")
-        if not answers.choices.scores:
+        if answers.choices.is_choice and not answers.choices.scores:
             gr.Markdown(_UNSCORED, elem_id="unscored")
         with gr.Row():
             with gr.Column(scale=5, min_width=320):
@@ -108,7 +108,7 @@ def _budget_controls(answers: Answers) -> dict[str, gr.components.Component]:
     budgets = answers.choices.budgets
     names = [stitch.name for stitch in answers.choices.stitches.values()]
     kinds = [(BUDGETS[budget][0], budget) for budget in budgets] + [("name", BY_NAME)]
-    with gr.Group():
+    with gr.Group(visible=answers.choices.is_choice):
         budget = gr.Radio(kinds, value=budgets[0], label="Choose by", elem_id="budget")
         limit = gr.Slider(**_slider(answers, budgets[0]), elem_id="limit", buttons=[])
         name = gr.Dropdown(names, value=names[0], label="Stitch", visible=False, elem_id="name")
@@ -130,7 +130,7 @@ def _settings(answers: Answers) -> dict[str, gr.components.Component]:
             [(f"{score} AP", score) for score in scores or SCORES],
             value=scores[0] if scores else next(iter(SCORES)),
             label="Best within a budget by",
-            visible=len(scores) > 1,
+            visible=len(scores) > 1 and answers.choices.is_choice,
             elem_id="by",
         )
         threshold = gr.Radio(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gradio as gr
 
-__all__ = ["is_upload", "private_uploads", "take_uploads_alone"]
+__all__ = ["bytes_stored", "is_upload", "private_uploads", "take_uploads_alone"]
 
 # What gradio writes beside the path of a file.
 _META = {"_type": "gradio.FileData"}
@@ -41,6 +41,16 @@ def is_upload(path: str | None) -> bool:
         return False
 
 
+def bytes_stored() -> int:
+    """The size of all files in the folder."""
+    total = 0
+    for path in Path(gr.utils.get_upload_folder()).rglob("*"):
+        # gradio deletes old ones meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
+
+
 def take_uploads_alone(page: gr.Blocks) -> None:
     """Has a page look at all that a visitor sends before gradio does.
 
@@ -53,7 +63,14 @@ def take_uploads_alone(page: gr.Blocks) -> None:
         for each in _objects_in(inputs):
             if each != _META and not is_upload(each.get("path")):
                 raise gr.Error("Only files that were uploaded are taken.", print_exception=False)
-        return await preprocess(function, inputs, *args, **kwargs)
+        # An image may be missing; a control always has a value, of the kind it is for.
+        components = zip(function.inputs, inputs, strict=False)
+        if any(value is None and not isinstance(each, gr.Image) for each, value in components):
+            raise gr.Error("A control has no value.", print_exception=False)
+        try:
+            return await preprocess(function, inputs, *args, **kwargs)
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            raise gr.Error("A control has a wrong value.", print_exception=False) from error
 
     page.preprocess_data = checked
 
