@@ -50,7 +50,7 @@ def training_lines(sampler, shares, costs, large_alone):
     """What a training of these stitches costs an iteration, and how often it trains the anchors."""
     mean = mean_gflops(shares, costs)
     yield (
-        f"Training iteration: {mean:.1f} GFLOPs an image on average, "
+        f"Training iteration: {mean:.5g} GFLOPs an image on average, "
         f"{mean / large_alone.gflops:.3f} of the baseline on the large anchor"
     )
     if isinstance(sampler, EndsSampler):
@@ -113,9 +113,9 @@ def run(args):
         "on average over the training."
     )
     for anchor in costs.space.anchors:
-        print(f"{anchor.name} in the supernet: {costs[anchor.id].gflops:.1f} GFLOPs")
+        print(f"{anchor.name} in the supernet: {costs[anchor.id].gflops:.5g} GFLOPs")
     for name, cost in baselines.items():
-        print(f"ViTDet on the {name} anchor alone (baseline): {cost.gflops:.1f} GFLOPs")
+        print(f"ViTDet on the {name} anchor alone (baseline): {cost.gflops:.5g} GFLOPs")
     for line in training_lines(sampler, shares, costs, baselines["large"]):
         print(line)
 

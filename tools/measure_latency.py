@@ -103,7 +103,7 @@ def run(args):
     device = predictor.device
     on_gpu = device.type == "cuda"
     rounds = f"{args.warmup} + {args.repeats} rounds"
-    print(f"{len(ids)} stitches, {rounds}, {len(inputs)} images at once")
+    print(f"{len(ids)} stitches, {rounds}, batches of {len(inputs)}")
     rows = measure_stitches(predictor, ids, costs, inputs, args.repeats, args.warmup)
     facts = {
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine() + " CPU",

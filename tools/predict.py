@@ -8,10 +8,12 @@
     python tools/predict.py photos/ --exported output/my/export/FS-3.safetensors
 
 Writes drawn pictures (of a video, a film of the same name as .mp4) and predictions.json in COCO
-format, masks as RLE, to the folder --output.
+format, masks as RLE, to the folder --output, or else to output/predictions, or _2, _3 … behind it
+where that is taken.
 """
 
 import argparse
+import itertools
 import os
 from pathlib import Path
 
@@ -61,7 +63,9 @@ def arguments():
     parser.add_argument(
         "--precision", default="float32", choices=("float32", "float16", "bfloat16")
     )
-    parser.add_argument("--output", default="output/predictions", metavar="FOLDER")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="default: output/predictions, or the next free _2, _3 …"
+    )
     parser.add_argument("--no-pictures", action="store_true", help="predictions.json alone")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
     # Overrides come last, as with train_net.py, which leaves options between the two positionals.
@@ -213,10 +217,17 @@ def frames_of(video):
         yield np.ascontiguousarray(frame[:, :, ::-1])
 
 
+def free_folder(folder):
+    """The folder, with a number behind its name if earlier results are there."""
+    numbered = (folder.with_name(f"{folder.name}_{number}") for number in itertools.count(2))
+    folders = itertools.chain([folder], numbered)
+    return next(each for each in folders if not (each.is_dir() and any(each.iterdir())))
+
+
 def run(args):
     """Detects, draws and writes."""
     files = files_of(args.inputs)
-    output = Path(args.output)
+    output = Path(args.output) if args.output else free_folder(Path("output/predictions"))
     if output.exists() and any(output.samefile(Path(file).parent) for file in files or ()):
         raise InputError(f"{output} has the images, which would be overwritten: give --output")
     predictor = predictor_for(args)

@@ -19,9 +19,9 @@ def predict(trained_tiny, tmp_path):
     config = trained_tiny(tmp_path / "unused")
     config_file = Path(config.train.init_checkpoint).parent / "config.yaml"
 
-    def run(given, *options, fails=False):
+    def run(given, *options, fails=False, output=tmp_path / "out"):
         arguments = [str(given), "--config-file", str(config_file), "--device", "cpu"]
-        arguments += ["--output", str(tmp_path / "out"), *options]
+        arguments += options if output is None else ["--output", str(output), *options]
         # So short a training is sure of little.
         arguments += ["model.roi_heads.box_predictor.test_score_thresh=0.01"]
         done = run_program("tools/predict.py", *arguments)
@@ -30,6 +30,16 @@ def predict(trained_tiny, tmp_path):
 
     run.images = Path(config.data.test_images)
     return run
+
+
+def test_results_of_two_runs_are_not_mixed(predict, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image = next(predict.images.iterdir())
+    for folder in ("predictions", "predictions_2", "predictions_3"):
+        assert f"output/{folder}/predictions.json" in predict(image, output=None)
+        assert sorted(each.name for each in Path("output", folder).iterdir()) == sorted(
+            [image.name, "predictions.json"]
+        )
 
 
 def test_a_folder_gives_pictures_and_a_coco_file(predict, tmp_path):

@@ -197,7 +197,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[object]:
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(
             f"{path} cannot be read as safetensors ({error}): it is truncated or another kind of "
-            "file; export it again"
+            "file; give the .safetensors file of an export, or export it again"
         ) from error
 
 
