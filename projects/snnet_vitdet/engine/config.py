@@ -25,12 +25,14 @@ from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.files import write_atomically
 
 from .checkpoint import last_checkpoint
+from .masks import settle_masks
 
 __all__ = ["EARLIER_GROUPING", "LATER_KEYS", "load_config", "save_config"]
 
 logger = logging.getLogger(__name__)
 
 LATER_KEYS = {
+    "data.masks": True,
     "train.reference_batch_size": None,
     "train.clip_grad_norm": None,
     "train.tf32": False,
@@ -48,7 +50,7 @@ LATER_KEYS = {
     "sweep.overwrite": False,
 }
 """Keys that a config.yaml saved by an earlier version has not, with the values of
-configs/common/train.py."""
+configs/common/train.py; what it trained had masks."""
 EARLIER_GROUPING = "round"
 """How an earlier version grouped the stitches it drew, without a key (``sampler.grouping``)."""
 
@@ -93,6 +95,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     for key, value in LATER_KEYS.items():
         if key.startswith(null):
             OmegaConf.update(config, key, value, force_add=True)
+    settle_masks(config)
     return config
 
 
