@@ -192,6 +192,8 @@ def read_categories(json_file: str) -> dict[Id, str]:
 def has_masks(json_file: str) -> bool:
     """Whether any object of an annotation file, crowds aside, has a mask.
 
+    A file without annotations does not tell, and is taken for one with masks.
+
     Raises:
         InputError: see ``read_coco_json``.
     """
@@ -201,7 +203,10 @@ def has_masks(json_file: str) -> bool:
 @functools.cache
 def _has_masks(key: tuple[str, int, int]) -> bool:
     annotations = read_coco_json(key[0])["annotations"]
-    return any(a.get("segmentation") and not a.get("iscrowd") for a in annotations)
+    return not annotations or any(
+        annotation.get("segmentation") and not annotation.get("iscrowd")
+        for annotation in annotations
+    )
 
 
 def read_coco_json(json_file: str, masks: bool = True) -> dict:

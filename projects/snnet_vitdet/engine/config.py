@@ -4,6 +4,7 @@
 change nothing and be noticed after the training, if ever.
 """
 
+import contextlib
 import difflib
 import inspect
 import logging
@@ -95,7 +96,9 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     for key, value in LATER_KEYS.items():
         if key.startswith(null):
             OmegaConf.update(config, key, value, force_add=True)
-    settle_masks(config)
+    # An annotation file that cannot be read is told of where the data are checked.
+    with contextlib.suppress(InputError):
+        settle_masks(config)
     return config
 
 
