@@ -12,6 +12,7 @@ from detectron2.structures import BitMasks, PolygonMasks
 
 from snnet_vitdet.data import build_train_loader, check_coco_json, coco_dicts
 from snnet_vitdet.data.mask_truth import mask_truth
+from snnet_vitdet.errors import InputError
 
 
 @pytest.fixture
@@ -112,6 +113,17 @@ def test_boxes_alone_are_counted_in_a_sentence(
     assert summary.masks == sum(summary.instances.values()) - 2
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("2 of ") and "have no mask" in line and consequence in line
+
+
+def test_normalised_boxes_are_refused_without_masks_too(tiny_scenes, tmp_path):
+    coco = json.loads(Path(tiny_scenes.train_json).read_text(encoding="utf-8"))
+    for annotation in coco["annotations"]:
+        del annotation["segmentation"]
+        annotation["bbox"] = [side / 64 for side in annotation["bbox"]]
+    path = tmp_path / "normalised.json"
+    path.write_text(json.dumps(coco), encoding="utf-8")
+    with pytest.raises(InputError, match="have a box of numbers from 0 to 1"):
+        check_coco_json(str(path), tiny_scenes.train_images, for_evaluation=False, masks=False)
 
 
 def test_masks_are_scored_on_crowds_in_place_of_boxes_alone():
