@@ -60,6 +60,7 @@ from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.evaluation import (
     BASELINE,
     CocoScorer,
+    build_evaluator,
     evaluate_stitch,
     format_table,
     provenance_of,
@@ -172,7 +173,7 @@ def do_train(config, resume):
             stitches = [backbone.space[i] for i in ids]
         results = {}
         for stitch in stitches:
-            evaluator = instantiate(config.dataloader.evaluator)
+            evaluator = build_evaluator(config.dataloader.evaluator)
             results[stitch.name] = evaluate_stitch(evaluated, stitch, test_loader, evaluator)
             scores = ", ".join(f"{key} {value:.1f}" for key, value in results[stitch.name].items())
             logger.info("%s: %s", stitch.name, scores)
@@ -280,7 +281,7 @@ def do_sweep(config, resume):
             stitch_ids,
             costs,
             data_loader,
-            lambda: instantiate(config.dataloader.evaluator),
+            lambda: build_evaluator(config.dataloader.evaluator),
             folder,
             scorer=scorer,
             subset=subset,

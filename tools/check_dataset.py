@@ -101,7 +101,9 @@ def max_aspect(config, purpose):
 def read_part(config, purpose, args):
     """Reads annotations and images of training or of test."""
     json_file, image_root = (config.data[f"{purpose}_{key}"] for key in ("json", "images"))
-    found = inspect_coco_json(json_file, image_root, for_evaluation=purpose == "test")
+    found = inspect_coco_json(
+        json_file, image_root, for_evaluation=purpose == "test", masks=config.data.masks
+    )
     part = Part(purpose, json_file, image_root, found, ImageSurvey(max_aspect(config, purpose)))
     images = list(part.images())
     results = inspect_images(images, decode=not args.headers_only, workers=args.workers)
@@ -196,6 +198,7 @@ def facts_of(part):
     yield "most objects on an image", f"{most} ({name})" if most else 0
     yield "crowds", summary.crowds
     need = " (need the mask format bitmask)" if summary.rle_masks else ""
+    yield "objects with a mask", summary.masks
     yield "objects with RLE masks", f"{summary.rle_masks}{need}"
     yield "boxes without area", summary.flat_boxes
     by_area = sorted(part.survey.sizes, key=lambda size: size[0] * size[1])

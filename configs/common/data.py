@@ -19,6 +19,9 @@ data = OmegaConf.create(
         train_images="???",
         test_json="???",
         test_images="???",
+        # True, False, or "auto": whether the training data have masks to learn. Without, a Faster
+        # R-CNN is trained, and boxes are scored alone.
+        masks="auto",
         # Side in pixels of the square that images are cropped or padded to.
         image_size=1024,
         # Read and check the annotation files, and look for the images, before anything starts.

@@ -21,6 +21,7 @@ from ..COCO.mask_rcnn_snnet_deit3_s_l_100ep import (
 )
 
 data.train_json = data.train_images = data.test_json = data.test_images = "???"
+data.masks = "auto"
 model.roi_heads.num_classes = L(num_categories)(json_file="${data.train_json}")
 # Takes polygons as well as RLE.
 dataloader.train.mapper.instance_mask_format = "bitmask"

@@ -271,7 +271,6 @@ FAULTY_ANNOTATIONS = {
     "box without area": ({"bbox": [1, 1, 0, 4]}, "a box without area"),
     "box of negative width": ({"bbox": [9, 9, -4, 4]}, "a box without area"),
     "box outside": ({"bbox": [WIDTH, 1, 4, 4]}, "a box outside the image"),
-    "no mask": ({"segmentation": None}, "no segmentation"),
     "polygon of two points": (
         {"segmentation": [[1, 1, 9, 9]]},
         "a polygon that is no list of at least 3 points",

@@ -52,10 +52,10 @@ def check(tmp_path):
     for number in (1, 2, 3):
         (images / f"{number}.jpg").touch()
 
-    def write_and_check(coco, for_evaluation=False):
+    def write_and_check(coco, for_evaluation=False, masks=True):
         path = tmp_path / "some.json"
         path.write_text(json.dumps(coco))
-        return check_coco_json(str(path), str(images), for_evaluation=for_evaluation)
+        return check_coco_json(str(path), str(images), for_evaluation=for_evaluation, masks=masks)
 
     return write_and_check
 
@@ -90,8 +90,7 @@ def test_summary_counts_what_is_there(check, coco):
         ({"bbox": [1, 2, 3, -4]}, "has a box without area"),
         ({"bbox": [WIDTH, 2, 3, 4]}, r"has a box outside the image .*\[200, 2, 3, 4\]"),
         ({"bbox": [-5, 2, 5, 4]}, "has a box outside the image"),
-        ({"segmentation": None}, "has no segmentation .*add masks"),
-        ({"segmentation": []}, "has no segmentation"),
+        ({"segmentation": "1 2 3"}, "has a polygon that is no list of at least 3 points"),
         ({"segmentation": [[1, 2, 3, 4]]}, "has a polygon that is no list of at least 3 points"),
         ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "has a polygon that is no list"),
         ({"segmentation": [1, 2, 3, 4, 5, 6]}, "has a polygon that is no list"),
@@ -116,11 +115,20 @@ def test_evaluation_needs_area_and_iscrowd_and_training_does_not(check, coco, mi
     assert check(coco).annotations == 4
 
 
-def test_crowds_may_lack_a_mask_in_training_only(check, coco):
+def test_crowds_may_lack_a_mask(check, coco):
     del coco["annotations"][3]["segmentation"]
     assert check(coco).crowds == 1
-    with pytest.raises(InputError, match="has no segmentation"):
-        check(coco, for_evaluation=True)
+    assert check(coco, for_evaluation=True).crowds == 1
+
+
+@pytest.mark.parametrize("nothing", [None, []])
+def test_training_on_masks_needs_one(check, coco, nothing):
+    for annotation in coco["annotations"]:
+        annotation["segmentation"] = nothing
+    with pytest.raises(InputError, match="3 of 4 .*have no segmentation .*data.masks=false"):
+        check(coco)
+    assert check(coco, for_evaluation=True).masks == 0
+    assert check(coco, masks=False).masks == 0
 
 
 def test_many_faults_of_a_kind_are_counted_and_the_first_are_shown(check, coco):

@@ -119,6 +119,37 @@ def test_objects_are_drawn_at_their_places_in_images_of_any_size(tmp_path, size,
         assert columns.max() / image.width == pytest.approx(0.75, abs=0.02)
 
 
+def test_of_annotations_the_masks_that_are_there_are_drawn(tmp_path):
+    file = tmp_path / "image.png"
+    Image.new("RGB", (300, 300), "black").save(file)
+    # Each a triangle in its box.
+    annotations = [
+        {
+            "bbox": [x, 60, 120, 120],
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "category_id": 0,
+            "segmentation": [[x, 60, x + 120, 60, x, 180]],
+        }
+        for x in (20, 160)
+    ]
+    row = {"stitch_id": 0, "name": "baseline", "kind": "baseline", "gflops": 2.0, "bbox_AP": None}
+
+    def inside(count):
+        """How bright the two objects are inside their masks, where ``count`` have one."""
+        given = [dict(each) for each in annotations]
+        for each in given[count:]:
+            del each["segmentation"]
+        record = {"file_name": str(file), "annotations": given}
+        samples = sample_detections(OneBox([1, 1, 9, 9], False), [row], [record], ["nut"])
+        picture = Image.open(io.BytesIO(samples.rows[0].pictures[1].webp)).convert("L")
+        scale = picture.width / 300
+        pixels = np.asarray(picture)
+        return [pixels[round(100 * scale), round((x + 30) * scale)] > 20 for x in (20, 160)]
+
+    assert inside(2) == [True, True]
+    assert inside(1) == [True, False]
+
+
 def test_images_that_are_not_there_are_not_taken(tmp_path):
     row = {"stitch_id": 0, "name": "n", "kind": "baseline", "gflops": 2.0, "bbox_AP": 3.0}
     records = [{"file_name": str(tmp_path / f"{i}.png"), "annotations": []} for i in range(9)]

@@ -135,6 +135,30 @@ def test_as_many_classes_of_other_names_start_anew_too(checkpoint):
     assert kept == {name for name in before if "predictor" in name}
 
 
+def test_a_mask_head_may_be_on_one_side_alone_where_new_classes_are_meant(
+    checkpoint, tmp_path, caplog
+):
+    boxes = make_model()
+    del boxes.roi_heads.mask_head
+    boxes_file = tmp_path / "boxes.pth"
+    torch.save({"model": boxes.state_dict()}, boxes_file)
+    saved = torch.load(checkpoint)["model"]
+    for path, model, message in (
+        (checkpoint, boxes, "The checkpoint's mask head is left out"),
+        (boxes_file, make_model(), "The checkpoint has no mask head: it starts anew"),
+    ):
+        for parameter in model.parameters():
+            nn.init.zeros_(parameter)
+        with pytest.raises(InputError, match=r"2 (missing|unexpected) \(roi_heads.mask_head"):
+            load(path, model)
+        with caplog.at_level(logging.INFO, "snnet_vitdet.engine.checkpoint"):
+            load(path, model, new_classes=True)
+        assert message in caplog.text and "Other classes" not in caplog.text
+        for name, value in model.state_dict().items():
+            new = path == boxes_file and "mask_head" in name
+            assert torch.equal(value, torch.zeros_like(value) if new else saved[name]), name
+
+
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
     class Trap:
         def __reduce__(self):

@@ -1,7 +1,7 @@
 """COCO-format data by path, the generated scenes, checks and the loaders."""
 
 from .checks import Inspection, check_coco_json, check_same_categories, inspect_coco_json
-from .coco_json import category_names, coco_dicts, dataset_name, num_categories
+from .coco_json import category_names, coco_dicts, dataset_name, has_masks, num_categories
 from .evaluation_loader import EvaluationLoader, build_evaluation_loader
 from .loader import TrainLoader, build_train_loader
 from .mapper import CheckedMapper
@@ -23,6 +23,7 @@ __all__ = [
     "coco_dicts",
     "dataset_name",
     "generate_shapes",
+    "has_masks",
     "inspect_coco_json",
     "num_categories",
 ]

@@ -40,12 +40,16 @@ _FAULTS = {
     "iscrowd": ('have no "iscrowd" of 0 or 1, which the evaluation needs', "set it, usually to 0"),
     "area": (
         'have no "area" in pixels, which the evaluation needs',
-        "set it to the area of the mask",
+        "set it to the area of the mask, or of the box where there is no mask",
     ),
     "bbox": ("have no bbox of four finite numbers", "write it as [x, y, width, height]"),
     "flat": ("have a box without area", "remove them or correct width and height"),
     "outside": ("have a box outside the image", "remove them or correct [x, y, width, height]"),
-    "no mask": ("have no segmentation", "add masks, as polygons or RLE: Mask R-CNN learns them"),
+    "no mask": (
+        "have no segmentation",
+        "add masks, as polygons or RLE, for Mask R-CNN to learn, or train boxes alone by "
+        "data.masks=false",
+    ),
     "polygon": (
         "have a polygon that is no list of at least 3 points",
         "write it as [x1, y1, x2, y2, x3, y3, …] or remove it",
@@ -75,6 +79,7 @@ def inspect_annotations(
     entries: ImageEntries,
     categories: Mapping[int | str, str],
     for_evaluation: bool,
+    masks: bool = True,
 ) -> InspectedAnnotations:
     """Looks at every annotation.
 
@@ -84,6 +89,7 @@ def inspect_annotations(
         entries: Its images.
         categories: Names of its categories by id.
         for_evaluation: Also ask for what COCO's evaluation needs, ``area`` and ``iscrowd``.
+        masks: Whether masks are to be learnt or scored. Training needs at least one.
     """
     fault_counts: Counter[str] = Counter()
     fault_examples: dict[str, list[str]] = defaultdict(list)
@@ -91,20 +97,25 @@ def inspect_annotations(
     occupied: set[int | str] = set()
     instances = dict.fromkeys(categories, 0)
     size_counts = {"small": 0, "medium": 0, "large": 0}
-    crowds = rle_masks = 0
+    crowds = object_masks = rle_masks = 0
     for position, annotation in enumerate(annotations):
         faults = list(_faults_of(annotation, seen, entries, categories, for_evaluation))
+        in_order = not faults
+        crowd, has_mask = annotation.get("iscrowd"), bool(annotation.get("segmentation"))
+        if masks and not has_mask and (for_evaluation or not crowd):
+            faults.append("no mask")
         for fault in faults:
             fault_counts[fault] += 1
             if len(fault_examples[fault]) < EXAMPLES:
                 fault_examples[fault].append(_describe(annotation, position, fault))
-        if annotation.get("iscrowd"):
+        object_masks += has_mask and not crowd
+        if crowd:
             crowds += 1
-        elif not faults:
+        elif in_order:
             if annotation["image_id"] in entries.sizes:
                 occupied.add(annotation["image_id"])
             instances[annotation["category_id"]] += 1
-            rle_masks += isinstance(annotation["segmentation"], dict)
+            rle_masks += isinstance(annotation.get("segmentation"), dict)
             area = annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
             size_counts["small" if area < 32**2 else "medium" if area < 96**2 else "large"] += 1
 
@@ -119,6 +130,9 @@ def inspect_annotations(
         text = "have a box without area ({examples}); training leaves them out."
         warnings.append(sentence("flat", text))
         del fault_counts["flat"]
+    # No fault: boxes are learnt and scored without masks.
+    if (for_evaluation or object_masks) and (without := fault_counts.pop("no mask", 0)):
+        warnings.append(_about_masks(json_file, without, len(annotations), for_evaluation))
     if crowds:
         warnings.append(_about_crowds(json_file, crowds, len(annotations), for_evaluation))
     num_images = len(entries.sizes)
@@ -135,6 +149,7 @@ def inspect_annotations(
             empty_images=num_images - len(occupied),
             annotations=len(annotations),
             crowds=crowds,
+            masks=object_masks,
             rle_masks=rle_masks,
             flat_boxes=flat_boxes,
             categories=dict(categories),
@@ -142,6 +157,16 @@ def inspect_annotations(
             sizes=size_counts,
         ),
     )
+
+
+def _about_masks(json_file: str, without: int, total: int, for_evaluation: bool) -> str:
+    consequence = (
+        "box AP counts them, mask AP counts what is found in their boxes neither for nor against"
+        if for_evaluation
+        else "training learns their boxes, and masks from the others"
+    )
+    none = agree("have no mask", without)
+    return f"{without} of {total} annotations in {json_file} {none}: {consequence}."
 
 
 def _about_crowds(json_file: str, crowds: int, total: int, for_evaluation: bool) -> str:
@@ -189,10 +214,8 @@ def _faults_of(
     box_fault = _box_fault(annotation.get("bbox"), size)
     if box_fault is not None:
         yield box_fault
-    mask = annotation.get("segmentation")
-    mask_fault = _mask_fault(mask, size)
-    # Training leaves crowds out, but reads a mask that is there; evaluation needs theirs.
-    if mask_fault is not None and (for_evaluation or not crowd or mask):
+    # Training leaves crowds out, but reads a mask that is there.
+    if mask_fault := _mask_fault(annotation.get("segmentation"), size):
         yield mask_fault
 
 
@@ -221,7 +244,7 @@ def _box_fault(box: object, size: tuple[int, int] | None) -> str | None:
 
 def _mask_fault(mask: object, size: tuple[int, int] | None) -> str | None:
     if not mask:
-        return "no mask"
+        return None
     if isinstance(mask, dict):
         # Without an image there is another fault, and no size to compare with.
         fits = size is None or (
@@ -229,7 +252,7 @@ def _mask_fault(mask: object, size: tuple[int, int] | None) -> str | None:
         )
         return None if fits else "rle"
     if not isinstance(mask, list):
-        return "no mask"
+        return "polygon"
     for polygon in mask:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             return "polygon"

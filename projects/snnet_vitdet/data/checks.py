@@ -39,18 +39,23 @@ class Inspection:
     summary: DatasetSummary | None = None
 
 
-def check_coco_json(json_file: str, image_root: str, *, for_evaluation: bool) -> DatasetSummary:
+def check_coco_json(
+    json_file: str, image_root: str, *, for_evaluation: bool, masks: bool = True
+) -> DatasetSummary:
     """Checks all that training or evaluation would stumble over, without opening an image.
 
     Args:
         json_file: annotation file.
         image_root: folder of the images.
         for_evaluation: also ask for what COCO's evaluation needs, ``area`` and ``iscrowd``.
+        masks: whether masks are to be learnt or scored; if not, they are not looked at.
 
     Raises:
         InputError: naming the first kind of fault found, how often it occurs, and where.
     """
-    inspection = inspect_coco_json(json_file, image_root, for_evaluation=for_evaluation)
+    inspection = inspect_coco_json(
+        json_file, image_root, for_evaluation=for_evaluation, masks=masks
+    )
     if inspection.faults:
         raise InputError(inspection.faults[0])
     for warning in inspection.warnings:
@@ -58,11 +63,13 @@ def check_coco_json(json_file: str, image_root: str, *, for_evaluation: bool) ->
     return inspection.summary
 
 
-def inspect_coco_json(json_file: str, image_root: str, *, for_evaluation: bool) -> Inspection:
+def inspect_coco_json(
+    json_file: str, image_root: str, *, for_evaluation: bool, masks: bool = True
+) -> Inspection:
     """Looks for all kinds of faults, see :func:`check_coco_json`."""
     found = Inspection()
     try:
-        found.data = read_coco_json(json_file)
+        found.data = read_coco_json(json_file, masks)
         categories = read_categories(json_file)
     except InputError as error:
         found.faults.append(str(error))
@@ -77,7 +84,7 @@ def inspect_coco_json(json_file: str, image_root: str, *, for_evaluation: bool) 
         found.faults.append(str(error))
         found.missing = {str(image.get("file_name")) for image in images}
     annotations = inspect_annotations(
-        json_file, found.data["annotations"], entries, categories, for_evaluation
+        json_file, found.data["annotations"], entries, categories, for_evaluation, masks
     )
     # First: what is wrong with most of them makes some of the other faults.
     geometry = geometry_faults(json_file, found.data["annotations"], entries.sizes)

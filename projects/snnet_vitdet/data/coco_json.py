@@ -24,12 +24,14 @@ from snnet_vitdet.text import neutral
 from .annotations import NO_CROWDS
 from .dialects import read_dialects, read_json
 from .image_folder import ImageFolder
+from .mask_truth import mask_truth
 from .numbering import Id, Numbered, id_order, numbered
 
 __all__ = [
     "category_names",
     "coco_dicts",
     "dataset_name",
+    "has_masks",
     "num_categories",
     "read_categories",
     "read_coco_json",
@@ -42,13 +44,16 @@ logger = logging.getLogger(__name__)
 _categories_of_file: dict[tuple[str, int, int], dict[Id, str]] = {}
 
 
-def coco_dicts(json_file: str, image_root: str, filter_empty: bool) -> list[dict]:
+def coco_dicts(
+    json_file: str, image_root: str, filter_empty: bool, masks: bool = True
+) -> list[dict]:
     """Loads COCO-format instances as detectron2's dataset dicts.
 
     Args:
         json_file: annotation file.
         image_root: folder that the file names in ``json_file`` are relative to.
         filter_empty: leave out images without an object that is not a crowd, as training wants.
+        masks: read masks, where there are any.
 
     Returns:
         One dict an image, in the order of the file. Whatever ids the file has, ``image_id`` is from
@@ -58,7 +63,7 @@ def coco_dicts(json_file: str, image_root: str, filter_empty: bool) -> list[dict
     Raises:
         InputError: the file cannot be used, or no image is left.
     """
-    data = numbered(json_file, read_coco_json(json_file)).content
+    data = numbered(json_file, read_coco_json(json_file, masks)).content
     if not data["images"]:
         raise InputError(f"{json_file} lists no images: use an annotation file that does.")
     dicts = _dicts(data, ImageFolder(os.path.abspath(image_root)))
@@ -73,41 +78,49 @@ def coco_dicts(json_file: str, image_root: str, filter_empty: bool) -> list[dict
     return dicts
 
 
-def dataset_name(json_file: str, image_root: str) -> str:
+def dataset_name(json_file: str, image_root: str, masks: bool = True) -> str:
     """The name of these data in detectron2's catalogues, where it registers them if need be.
 
-    It is a function of the two absolute paths and of when the file was written. The metadata has
+    It is a function of the arguments, as absolute paths, and of when the file was written. The
+    metadata has
     all that ``COCOEvaluator`` and ``Visualizer`` need, whether or not the data have been loaded:
     ``json_file`` is a copy of the annotations for this process, with the numbers of
     :func:`coco_dicts` in place of ids; ``image_ids`` and ``category_ids`` are the file's own, by
-    number less 1.
+    number less 1. If masks are read and some objects have none, ``mask_dataset`` is the name of the
+    same data as :func:`.mask_truth` has them.
     """
     json_path, image_path = os.path.abspath(json_file), os.path.abspath(image_root)
-    key = "\0".join(map(str, (*_file_key(json_path), image_path)))
+    key = "\0".join(map(str, (*_file_key(json_path), image_path, *([] if masks else ["boxes"]))))
     digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
     name = f"coco_json_{Path(json_path).stem}_{digest}"
     if name not in DatasetCatalog:
-        data = numbered(json_path, read_coco_json(json_path))
-        copy = _write_copy(name, data)
-        DatasetCatalog.register(name, lambda: coco_dicts(json_path, image_path, filter_empty=False))
-        classes = [category["name"] for category in data.content["categories"]]
-        MetadataCatalog.get(name).set(
-            json_file=copy,
-            image_root=image_path,
-            evaluator_type="coco",
-            thing_classes=classes,
-            thing_dataset_id_to_contiguous_id={index + 1: index for index in range(len(classes))},
-            image_ids=data.image_ids,
-            category_ids=data.category_ids,
+        data = numbered(json_path, read_coco_json(json_path, masks))
+        DatasetCatalog.register(
+            name, lambda: coco_dicts(json_path, image_path, filter_empty=False, masks=masks)
         )
+        _describe(name, data, data.content, image_path)
+        truth = mask_truth(data.content) if masks else data.content
+        if truth is not data.content:
+            _describe(f"{name}_masks", data, truth, image_path)
+            MetadataCatalog.get(name).set(mask_dataset=f"{name}_masks")
     return name
 
 
-def _write_copy(name: str, data: Numbered) -> str:
+def _describe(name: str, data: Numbered, content: dict[str, list[dict]], image_root: str) -> None:
+    """Sets the metadata of a name."""
     # In ASCII, which libraries read in every locale.
-    path = os.path.join(_folder_of_copies().name, f"{name}.json")
-    write_atomically(path, json.dumps(data.content).encode("ascii"))
-    return path
+    copy = os.path.join(_folder_of_copies().name, f"{name}.json")
+    write_atomically(copy, json.dumps(content).encode("ascii"))
+    classes = [category["name"] for category in content["categories"]]
+    MetadataCatalog.get(name).set(
+        json_file=copy,
+        image_root=image_root,
+        evaluator_type="coco",
+        thing_classes=classes,
+        thing_dataset_id_to_contiguous_id={index + 1: index for index in range(len(classes))},
+        image_ids=data.image_ids,
+        category_ids=data.category_ids,
+    )
 
 
 @functools.cache
@@ -176,8 +189,32 @@ def read_categories(json_file: str) -> dict[Id, str]:
     return dict(_categories_of_file[key])
 
 
-def read_coco_json(json_file: str) -> dict:
+def has_masks(json_file: str) -> bool:
+    """Whether any object of an annotation file, crowds aside, has a mask.
+
+    A file without annotations does not tell, and is taken for one with masks.
+
+    Raises:
+        InputError: see ``read_coco_json``.
+    """
+    return _has_masks(_file_key(os.path.abspath(json_file)))
+
+
+@functools.cache
+def _has_masks(key: tuple[str, int, int]) -> bool:
+    annotations = read_coco_json(key[0])["annotations"]
+    return not annotations or any(
+        annotation.get("segmentation") and not annotation.get("iscrowd")
+        for annotation in annotations
+    )
+
+
+def read_coco_json(json_file: str, masks: bool = True) -> dict:
     """Parses an annotation file and checks its outline.
+
+    Args:
+        json_file: annotation file.
+        masks: keep the masks; without them, nothing else reads or checks them.
 
     Returns:
         The file's content as :mod:`.dialects` reads it: ``images``, ``annotations`` and
@@ -212,6 +249,9 @@ def read_coco_json(json_file: str) -> dict:
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise InputError(f'"{section}" in {path} must be a list of objects.')
     _categories_of_file[key] = _checked_categories(path, data["categories"])
+    if not masks:
+        for annotation in data["annotations"]:
+            annotation.pop("segmentation", None)
     read_dialects(data)
     return data
 

@@ -45,7 +45,7 @@ _FAULTS = {
 
 
 def geometry_of(annotation: Mapping[str, object], size: tuple[int, int]) -> Collection[str] | None:
-    """What is odd about the box and the mask of an object.
+    """What is odd about the box and the mask, if any, of an object.
 
     Args:
         annotation: The object.
@@ -55,14 +55,18 @@ def geometry_of(annotation: Mapping[str, object], size: tuple[int, int]) -> Coll
         Keys of ``GEOMETRY_NOTES``; None if its box or its mask is faulty.
     """
     box, mask = annotation.get("bbox"), annotation.get("segmentation")
-    bounds = _bounds_of(mask, size) if is_box(box) else None
-    if bounds is None:
+    if not is_box(box):
         return None
-    x, y, width, height = map(float, box)
     judged = min(size) > _FEW_PIXELS
     kinds = []
     if judged and _is_normalised(box):
         kinds.append("box")
+    if not mask:
+        return kinds
+    bounds = _bounds_of(mask, size)
+    if bounds is None:
+        return None
+    x, y, width, height = map(float, box)
     if judged and isinstance(mask, list):
         left, top, across, down = bounds
         if _is_normalised((left, top, left + across, top + down)):
@@ -112,7 +116,7 @@ def geometry_faults(
     looked = f"the first {total}" if total == _JUDGED else str(total)
     return {
         kind: (
-            f"{counts[kind]} of {looked} annotations with box and mask in {json_file} "
+            f"{counts[kind]} of {looked} annotations of objects in {json_file} "
             f"{agree(text, counts[kind])} ({some(examples[kind], counts[kind], '; ')}): {remedy}."
         )
         for kind, (text, remedy) in _FAULTS.items()
@@ -121,8 +125,7 @@ def geometry_faults(
 
 
 def _shown(annotation: Mapping[str, object], kind: str) -> str:
-    polygons = annotation["segmentation"]
-    numbers = polygons[0][:4] if kind == "polygon" else annotation["bbox"]
+    numbers = annotation["segmentation"][0][:4] if kind == "polygon" else annotation["bbox"]
     return f"[{', '.join(f'{number:.4g}' for number in numbers)}{', …' * (kind == 'polygon')}]"
 
 

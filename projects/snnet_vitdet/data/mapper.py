@@ -1,7 +1,9 @@
 """detectron2's mapper of data, with a sentence for every image file that cannot be used."""
 
+import torch
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
+from detectron2.structures import BitMasks, Instances, PolygonMasks
 
 from snnet_vitdet.errors import InputError
 
@@ -14,7 +16,9 @@ class CheckedMapper(DatasetMapper):
     """Takes what detectron2's mapper takes, and gives what it gives.
 
     What that one would train wrong without a word, grey of 16 bits, is refused; what it would
-    refuse in the words of some library is named; an image without an object can be trained on.
+    refuse in the words of some library is named; an image without an object can be trained on. An
+    object without a mask among others that have one keeps its box: its mask is empty, and the field
+    ``gt_has_mask`` of the instances, (N,), booleans, which is there only then, says so.
     """
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -39,9 +43,38 @@ class CheckedMapper(DatasetMapper):
     def _transform_annotations(
         self, dataset_dict: dict, transforms: object, image_shape: tuple[int, int]
     ) -> None:
-        if any(a.get("iscrowd", 0) == 0 for a in dataset_dict["annotations"]):
+        objects = [a for a in dataset_dict["annotations"] if a.get("iscrowd", 0) == 0]
+        with_masks, without = objects, []
+        if self.use_instance_mask:
+            with_masks = [a for a in objects if "segmentation" in a]
+            without = [a for a in objects if "segmentation" not in a]
+        if with_masks:
+            dataset_dict["annotations"] = with_masks
             super()._transform_annotations(dataset_dict, transforms, image_shape)
-            return
-        # detectron2 would look for masks to compute boxes from.
-        del dataset_dict["annotations"]
-        dataset_dict["instances"] = utils.annotations_to_instances([], image_shape)
+        else:
+            # detectron2 would look for masks to compute boxes from.
+            del dataset_dict["annotations"]
+            dataset_dict["instances"] = utils.annotations_to_instances([], image_shape)
+        if without:
+            boxes = self._boxes_alone(without, transforms, image_shape)
+            if with_masks:
+                masked = dataset_dict["instances"]
+                masked.gt_has_mask = torch.ones(len(masked), dtype=torch.bool)
+                boxes = Instances.cat([masked, boxes])
+            dataset_dict["instances"] = boxes
+
+    def _boxes_alone(
+        self, objects: list[dict], transforms: object, image_shape: tuple[int, int]
+    ) -> Instances:
+        transformed = [
+            utils.transform_instance_annotations(each, transforms, image_shape) for each in objects
+        ]
+        instances = utils.annotations_to_instances(transformed, image_shape)
+        instances = utils.filter_empty_instances(instances)
+        count = len(instances)
+        if self.instance_mask_format == "polygon":
+            instances.gt_masks = PolygonMasks([[] for _ in range(count)])
+        else:
+            instances.gt_masks = BitMasks(torch.zeros(count, *image_shape, dtype=torch.bool))
+        instances.gt_has_mask = torch.zeros(count, dtype=torch.bool)
+        return instances

@@ -27,6 +27,7 @@ class DatasetSummary:
         empty_images: number of images without an object (crowds aside).
         annotations: number of objects and crowds.
         crowds: how many of the annotations are crowds.
+        masks: how many objects have a mask.
         rle_masks: how many objects have an RLE mask; with any, a mapper needs the mask format
             "bitmask".
         flat_boxes: how many objects have a box without area; training leaves these out.
@@ -41,6 +42,7 @@ class DatasetSummary:
     empty_images: int
     annotations: int
     crowds: int
+    masks: int
     rle_masks: int
     flat_boxes: int
     categories: dict[int | str, str]

@@ -124,15 +124,17 @@ def _put_into_effect(predictor: Predictor, row: Row) -> SampleColumn:
 def _annotated(record: Mapping, size: tuple[int, int], names: Sequence[str]) -> Detections:
     """The annotations of an image in the fields of detections, but for scores, as it is drawn."""
     annotations = [each for each in record.get("annotations", ()) if not each.get("iscrowd")]
-    keys = ["bbox", "bbox_mode", "category_id"]
-    if all("segmentation" in annotation for annotation in annotations):
-        keys.append("segmentation")
+    keys = ("bbox", "bbox_mode", "category_id", "segmentation")
     drawn = reduced_size(size, _SIDE)
     resize = T.TransformList([T.ResizeTransform(*size, *drawn)])
     resized = [
-        transform_instance_annotations({key: each[key] for key in keys}, resize, drawn)
+        transform_instance_annotations({k: each[k] for k in keys if k in each}, resize, drawn)
         for each in annotations
     ]
+    if any("segmentation" in each for each in resized):
+        # All or none of them have a mask, so that of a box alone is empty.
+        empty = np.zeros(drawn, dtype=np.uint8)
+        resized = [{"segmentation": empty, **each} for each in resized]
     truth = annotations_to_instances(resized, drawn, mask_format="bitmask")
     found = Detections(drawn, pred_boxes=truth.gt_boxes, pred_classes=truth.gt_classes)
     if truth.has("gt_masks"):

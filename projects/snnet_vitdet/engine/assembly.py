@@ -15,7 +15,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
-from snnet_vitdet.modeling import find_stitched_vit
+from snnet_vitdet.modeling import find_stitched_vit, train_on_given_masks
 from snnet_vitdet.stitching import CostTable
 
 from .distillation import InPlaceDistillation, distils, teacher_of
@@ -42,7 +42,8 @@ def build_trainer(
 
     Args:
         config: The whole config.
-        model: The detector; wrapped here if there are several processes.
+        model: The detector; wrapped here if there are several processes. Its mask head learns from
+            the objects that have a mask.
         data_loader: Of this process.
         optimizer: Of the model's parameters.
         costs: Of its stitches; None of a baseline, which has none.
@@ -58,6 +59,7 @@ def build_trainer(
     if kwargs["backbone"] is not None:
         kwargs["sampler"] = build_sampler(config, costs)
     precision = training_precision(config)
+    train_on_given_masks(model)
     model = wrap_for_processes(config, model, precision)
     if precision == torch.float32:
         return StitchedTrainer(model, data_loader, optimizer, **kwargs)
@@ -120,7 +122,7 @@ def rehearse_training(
         config.dataloader.train.total_batch_size // (comm.get_world_size() * steps),
         config.data.image_size,
         model.roi_heads.num_classes,
-        mapper.get("instance_mask_format", "polygon"),
+        mapper.get("instance_mask_format", "polygon") if config.data.masks else None,
     )
     peak = rehearse(
         model.train(),

@@ -253,7 +253,8 @@ class StrictCheckpointer(DetectionCheckpointer):
         Args:
             *args: As for detectron2's.
             new_classes: Whether the checkpoint may be of other classes, by number or name: the last
-                layers of the heads then stay as initialised. For starting a training on other data.
+                layers of the heads then stay as initialised. Likewise, one of the two may have no
+                mask head. For starting a training on other data.
             **kwargs: As for detectron2's.
         """
         super().__init__(*args, **kwargs)
@@ -386,6 +387,7 @@ class StrictCheckpointer(DetectionCheckpointer):
             logger.info("The weights are the moving average of their training.")
         if self.new_classes:
             self._forget_other_classes(checkpoint)
+        new_head = self._new_mask_head(checkpoint) if self.new_classes else set()
         own = self.model.state_dict()
         # detectron2 takes this prefix away.
         saved = {key.removeprefix("module."): v for key, v in checkpoint["model"].items()}
@@ -403,8 +405,8 @@ class StrictCheckpointer(DetectionCheckpointer):
         ]
         skipped = {key for key, _, _ in incompatible.incorrect_shapes}
         if self.new_classes:
-            skipped |= {key for key in incompatible.missing_keys if _is_class_layer(key)}
-        missing = sorted(set(incompatible.missing_keys) - skipped)
+            skipped |= {key for key in incompatible.missing_keys if _is_class_layer(key)} - new_head
+        missing = sorted(set(incompatible.missing_keys) - skipped - new_head)
         unexpected = sorted(incompatible.unexpected_keys)
         problems = [
             f"{len(keys)} {what} ({listed(keys)})"
@@ -430,6 +432,8 @@ class StrictCheckpointer(DetectionCheckpointer):
             )
         if skipped:
             logger.warning("Other classes than in the checkpoint: %s start anew.", sorted(skipped))
+        if new_head:
+            logger.warning("The checkpoint has no mask head: it starts anew.")
         return incompatible
 
     def _forget_other_classes(self, checkpoint: dict) -> None:
@@ -439,6 +443,18 @@ class StrictCheckpointer(DetectionCheckpointer):
             return
         state = checkpoint["model"]
         checkpoint["model"] = {key: state[key] for key in state if not _is_class_layer(key)}
+
+    def _new_mask_head(self, checkpoint: dict) -> set[str]:
+        """Takes out a mask head that the model has not; what a head that is new consists of."""
+        state = checkpoint["model"]
+        own, saved = (
+            {key for key in keys if key.startswith("roi_heads.mask_head.")}
+            for keys in (self.model.state_dict(), state)
+        )
+        if saved and not own:
+            checkpoint["model"] = {key: state[key] for key in state if key not in saved}
+            logger.info("The checkpoint's mask head is left out: boxes alone are trained.")
+        return set() if saved else own
 
 
 def _is_class_layer(key: str) -> bool:

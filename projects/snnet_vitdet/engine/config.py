@@ -4,6 +4,7 @@
 change nothing and be noticed after the training, if ever.
 """
 
+import contextlib
 import difflib
 import inspect
 import logging
@@ -25,12 +26,14 @@ from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.files import write_atomically
 
 from .checkpoint import last_checkpoint
+from .masks import settle_masks
 
 __all__ = ["EARLIER_GROUPING", "LATER_KEYS", "load_config", "save_config"]
 
 logger = logging.getLogger(__name__)
 
 LATER_KEYS = {
+    "data.masks": True,
     "train.reference_batch_size": None,
     "train.clip_grad_norm": None,
     "train.tf32": False,
@@ -48,7 +51,7 @@ LATER_KEYS = {
     "sweep.overwrite": False,
 }
 """Keys that a config.yaml saved by an earlier version has not, with the values of
-configs/common/train.py."""
+configs/common/train.py; what it trained had masks."""
 EARLIER_GROUPING = "round"
 """How an earlier version grouped the stitches it drew, without a key (``sampler.grouping``)."""
 
@@ -93,6 +96,9 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     for key, value in LATER_KEYS.items():
         if key.startswith(null):
             OmegaConf.update(config, key, value, force_add=True)
+    # An annotation file that cannot be read is told of where the data are checked.
+    with contextlib.suppress(InputError):
+        settle_masks(config)
     return config
 
 

@@ -28,6 +28,7 @@ from snnet_vitdet.stitching import select_stitches
 from .checkpoint import checkpoint_to_evaluate, last_checkpoint
 from .distillation import check_distillation
 from .initialise import anchors_of
+from .masks import MASKS, settle_masks
 from .resuming import check_resumed_settings
 from .samplers import build_sampler, turns_of_ends
 from .schedule import check_schedule
@@ -57,6 +58,7 @@ _TRAINING_NUMBERS = {
 # numpy takes no higher seed, and each process has its own, higher by its index.
 _HIGHEST_SEED = 2**32 - 1
 _CHOICES = {
+    "data.masks": MASKS,
     "train.amp.precision": ("auto", "float16", "bfloat16"),
     "train.stitch_scope": SCOPES,
     "init.stitching_layers": ("least_squares", "random"),
@@ -95,6 +97,8 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
     if missing:
         example = " ".join(f"{key}=…" for key in missing)
         raise InputError(f"the config leaves these keys to you: {missing}; add {example}")
+    # Known to load_config where the data were there already.
+    settle_masks(config)
     # A sweep at initialisation starts as a training does.
     starts = config.sweep.at_initialisation if evaluation else not resume
     if evaluation and starts and config.train.init_checkpoint:
@@ -108,6 +112,11 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
         raise InputError(
             f"model.roi_heads.num_classes is {model.roi_heads.num_classes}, but the data has "
             f"{num_classes} categories: set it to that"
+        )
+    if config.data.masks and not model.roi_heads.mask_on:
+        raise InputError(
+            "data.masks=True, but the model of this config has no mask head, which it was saved "
+            "without: set data.masks=false, or give the .py file that it was made from"
         )
     _check_stitches(config, model, training=starts or not evaluation)
     if evaluation:
@@ -170,11 +179,13 @@ def _check_data(data: DictConfig, training: bool) -> int:
     """Checks the annotation files; returns the number of categories."""
     if not data.check:
         return num_categories(data.test_json)
-    test = check_coco_json(data.test_json, data.test_images, for_evaluation=True)
+    test = check_coco_json(data.test_json, data.test_images, for_evaluation=True, masks=data.masks)
     logger.info("Test data: %s", test)
     if not training:
         return len(test.categories)
-    train = check_coco_json(data.train_json, data.train_images, for_evaluation=False)
+    train = check_coco_json(
+        data.train_json, data.train_images, for_evaluation=False, masks=data.masks
+    )
     logger.info("Training data: %s", train)
     check_same_categories(train, test)
     return len(train.categories)

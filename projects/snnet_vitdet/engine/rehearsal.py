@@ -124,7 +124,7 @@ def memory_to_come(
 
 
 def synthetic_batch(
-    num_images: int, size: int, num_classes: int, mask_format: str = "polygon"
+    num_images: int, size: int, num_classes: int, mask_format: str | None = "polygon"
 ) -> list[dict]:
     """Training images as the mapper gives them: noise with many objects, the same every time.
 
@@ -132,7 +132,7 @@ def synthetic_batch(
         num_images: How many.
         size: Height and width in pixels.
         num_classes: Number of categories.
-        mask_format: ``polygon`` or ``bitmask``.
+        mask_format: ``polygon`` or ``bitmask``; None for boxes alone.
     """
     generator = torch.Generator().manual_seed(0)
     batch = []
@@ -142,12 +142,16 @@ def synthetic_batch(
         instances = Instances((size, size))
         instances.gt_boxes = Boxes(boxes)
         instances.gt_classes = torch.arange(_OBJECTS) % num_classes
-        x0, y0, x1, y1 = boxes.unbind(dim=1)
-        polygons = torch.stack([x0, y0, x1, y0, x1, y1, x0, y1], dim=1).double().numpy()
-        masks = PolygonMasks([[polygon] for polygon in polygons])
-        if mask_format == "bitmask":
-            masks = BitMasks.from_polygon_masks(masks, size, size)
-        instances.gt_masks = masks
+        if mask_format:
+            instances.gt_masks = _filled(boxes, size, mask_format)
         image = torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)
         batch.append({"image": image, "height": size, "width": size, "instances": instances})
     return batch
+
+
+def _filled(boxes: torch.Tensor, size: int, mask_format: str) -> PolygonMasks | BitMasks:
+    """Masks that fill boxes (N, 4)."""
+    x0, y0, x1, y1 = boxes.unbind(dim=1)
+    polygons = torch.stack([x0, y0, x1, y0, x1, y1, x0, y1], dim=1).double().numpy()
+    masks = PolygonMasks([[polygon] for polygon in polygons])
+    return BitMasks.from_polygon_masks(masks, size, size) if mask_format == "bitmask" else masks

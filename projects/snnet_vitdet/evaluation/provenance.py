@@ -16,6 +16,8 @@ __all__ = ["difference", "provenance_of"]
 
 _SHOWN = 3
 _BLOCK = 1 << 20
+# What masks change, the settings of the model say.
+_NO_SETTINGS = ("prepare", "check", "masks")
 _DATA_PATHS = ("train_json", "train_images", "test_json", "test_images")
 
 
@@ -43,7 +45,7 @@ def provenance_of(
         "train.tf32": config.train.tf32,
         "dataloader.test.mapper": config.dataloader.test.mapper,
         "dataloader.evaluator": config.dataloader.evaluator,
-        "data": {k: v for k, v in _plain(config.data).items() if k not in ("prepare", "check")},
+        "data": {k: v for k, v in _plain(config.data).items() if k not in _NO_SETTINGS},
     }
     if checkpoint:
         files["checkpoint"] = checkpoint

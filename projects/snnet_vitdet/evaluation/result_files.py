@@ -20,6 +20,8 @@ def give_back_ids(evaluator: DatasetEvaluator) -> None:
     Args:
         evaluator: One that has just evaluated.
     """
+    # Of several, the first one writes what all have been given.
+    evaluator = getattr(evaluator, "_evaluators", [evaluator])[0]
     folder, metadata = (getattr(evaluator, name, None) for name in ("_output_dir", "_metadata"))
     image_ids = getattr(metadata, "image_ids", None)
     if not folder or image_ids is None:

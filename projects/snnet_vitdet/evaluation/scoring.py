@@ -16,6 +16,7 @@ from faster_coco_eval import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 
 from snnet_vitdet.data.coco_json import read_coco_json
+from snnet_vitdet.data.mask_truth import mask_truth
 from snnet_vitdet.data.numbering import numbered
 from snnet_vitdet.errors import InputError
 
@@ -53,8 +54,8 @@ class CocoScorer:
             image_id = truth.image_ids[annotation["image_id"] - 1]
             box = {key: annotation[key] for key in ("bbox", "iscrowd")}
             self._objects[image_id, indexes[annotation["category_id"] - 1]].append(box)
-        with contextlib.redirect_stdout(io.StringIO()):
-            self._truth = COCO(truth.content)
+        self._content = truth.content
+        self._truths: dict[str, COCO] = {}
 
     def score_curve(
         self,
@@ -110,8 +111,9 @@ class CocoScorer:
             }
             for detection in detections
         ]
+        truth = self._truth_of(task)
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval_faster(self._truth, self._truth.loadRes(results), task)
+            evaluation = COCOeval_faster(truth, truth.loadRes(results), task)
             if image_ids is not None:
                 evaluation.params.imgIds = sorted(map(self._number_of, image_ids))
             evaluation.evaluate()
@@ -121,6 +123,15 @@ class CocoScorer:
             f"{task}_{name}": 100 * float(value) if value >= 0 else math.nan
             for name, value in zip(AP_NAMES, evaluation.stats[:6], strict=True)
         }
+
+    def _truth_of(self, task: str) -> COCO:
+        """The annotations that a task counts, the same for both if every object has a mask."""
+        content = mask_truth(self._content) if task == "segm" else self._content
+        task = "bbox" if content is self._content else task
+        if task not in self._truths:
+            with contextlib.redirect_stdout(io.StringIO()):
+                self._truths[task] = COCO(content)
+        return self._truths[task]
 
     def _number_of(self, image_id: int | str) -> int:
         try:

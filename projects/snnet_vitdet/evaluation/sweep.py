@@ -30,7 +30,7 @@ from snnet_vitdet.stitching import Cost, Stitch, merged
 from .one_pass import evaluate_in_one_pass, fixed_subset
 from .provenance import difference
 from .result_files import give_back_ids
-from .results import MEASURED_CSV, METRICS, ResultsTable, StitchResult
+from .results import MEASURED_CSV, METRICS, SCORES, ResultsTable, StitchResult
 from .score_curves import CURVES_FILE, ScoreCurve, ScoreCurves
 from .scoring import CocoScorer
 
@@ -163,16 +163,21 @@ def sweep(
                     curves.write(output_dir)
                 table.write(output_dir)
             logger.info(
-                "stitch %d of %d: %s (id %d), %.1f GFLOPs, box AP %.1f, mask AP %.1f",
+                "stitch %d of %d: %s (id %d), %.1f GFLOPs, %s",
                 count,
                 len(open_stitches),
                 stitch.name,
                 stitch.id,
                 cost.gflops,
-                metrics.get("bbox_AP", math.nan),
-                metrics.get("segm_AP", math.nan),
+                _in_words(metrics),
             )
     return table
+
+
+def _in_words(metrics: Mapping[str, float]) -> str:
+    aps = {word: metrics.get(name, math.nan) for word, name in SCORES.items()}
+    shown = [f"{word} AP {ap:.1f}" for word, ap in aps.items() if not math.isnan(ap)]
+    return ", ".join(shown) or "nothing to score"
 
 
 def _evaluate_separately(

@@ -6,6 +6,7 @@ from .cost import anchor_alone, baseline_cost, stitch_costs
 from .exit_heads import ExitAdapterBoxHead, ExitAwareRCNN
 from .extracted import ExtractedViT, extracted_state
 from .families import anchor_arguments, plain_vit_names
+from .given_masks import train_on_given_masks
 from .precision import running_in
 from .pyramid_per_exit import PyramidPerExit, pyramid_of_exit
 from .stitched_vit import StitchedViT, find_stitched_vit
@@ -29,4 +30,5 @@ __all__ = [
     "pyramid_of_exit",
     "running_in",
     "stitch_costs",
+    "train_on_given_masks",
 ]
