@@ -9,7 +9,7 @@ from detectron2.utils.registry import locate
 
 from snnet_vitdet.errors import InputError, first_line
 
-__all__ = ["build", "parameters_of", "told_as"]
+__all__ = ["build", "check_call", "parameters_of", "told_as"]
 
 
 @contextmanager
@@ -30,8 +30,8 @@ def told_as(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         cause = first_line(error)
-        if isinstance(error, LookupError):
-            cause = f"{type(error).__name__} {cause}"  # which says no more than the key
+        if not isinstance(error, RuntimeError | TypeError | ValueError):
+            cause = f"{type(error).__name__}: {cause}"  # which may be a single word
         raise InputError(f"{what}: {cause}") from error
 
 
@@ -45,10 +45,7 @@ def build(key: str, node: object) -> object:
     Raises:
         InputError: If it cannot be made; names the innermost node that cannot, and the cause.
     """
-    if not isinstance(node, Mapping) or "_target_" not in node:
-        raise InputError(
-            f"{key} describes nothing that can be built: it must be a group with a _target_"
-        )
+    _check_node(key, node)
     try:
         return instantiate(node)
     except InputError:
@@ -58,6 +55,31 @@ def build(key: str, node: object) -> object:
             build(name, child)
         with told_as(f"{key} cannot be built from its config"):
             raise error
+
+
+def check_call(key: str, node: object) -> None:
+    """Checks that what a node describes could be called, where to call it takes long.
+
+    Args:
+        key: The node's name in the config.
+        node: The node; it has a ``_target_``.
+
+    Raises:
+        InputError: If there is no such callable, or it does not take what the node has.
+    """
+    _check_node(key, node)
+    arguments = dict(node)
+    with told_as(f"{key} cannot be built from its config"):
+        target = arguments.pop("_target_")
+        target = locate(target) if isinstance(target, str) else target
+        inspect.signature(target).bind(**arguments)
+
+
+def _check_node(key: str, node: object) -> None:
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise InputError(
+            f"{key} describes nothing that can be built: it must be a group with a _target_"
+        )
 
 
 def _nodes(key: str, node: object) -> Iterator[tuple[str, Mapping]]:

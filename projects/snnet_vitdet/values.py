@@ -9,6 +9,7 @@ from snnet_vitdet.text import shown
 
 __all__ = [
     "FLAG",
+    "PATH",
     "STITCHES",
     "TEXT",
     "Kind",
@@ -144,6 +145,11 @@ def FLAG(value: object) -> str:  # noqa: N802  (as the other kinds without param
 def TEXT(value: object) -> str:  # noqa: N802
     """A text; it may be empty."""
     return "" if isinstance(value, str) else "a text"
+
+
+def PATH(value: object) -> str:  # noqa: N802
+    """Where a file or a folder is."""
+    return "" if isinstance(value, str) and value.strip() else "a path"
 
 
 def STITCHES(value: object) -> str:  # noqa: N802

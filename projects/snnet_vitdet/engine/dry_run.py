@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import nn
 
-from snnet_vitdet.building import build, told_as
+from snnet_vitdet.building import build, check_call, told_as
 from snnet_vitdet.data import CheckedMapper, dataset_name
 from snnet_vitdet.modeling import ExitAdapterBoxHead, ExitAwareRCNN, find_stitched_vit
 
@@ -67,6 +67,7 @@ def try_loader(key: str, node: DictConfig) -> None:
                 mapper(_records(folder)[0])
         if "dataset" not in node:
             return
+        check_call(f"{key}.dataset", node.dataset)
         node = copy.deepcopy(node)
         node.dataset = LazyCall(_records)(folder=folder)
         if "num_workers" in node:
@@ -146,6 +147,8 @@ def try_evaluator(node: DictConfig) -> None:
         target = locate(target) if isinstance(target, str) else target
     if not isinstance(target, type) or not issubclass(target, COCOEvaluator):
         return
+    if not isinstance(node.get("dataset_name"), str):
+        check_call(f"{key}.dataset_name", node.get("dataset_name"))
     with _sample() as folder, contextlib.redirect_stdout(io.StringIO()):
         name = dataset_name(os.path.join(folder, _ANNOTATIONS), folder)
         node.dataset_name = name

@@ -24,6 +24,7 @@ from snnet_vitdet.building import build
 from snnet_vitdet.data import check_coco_json, check_same_categories, num_categories
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.one_pass import supports_one_pass
+from snnet_vitdet.files import read_file
 from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, stitch_costs
 from snnet_vitdet.modeling.cost import build_on_meta
 from snnet_vitdet.modeling.timm_weights import check_weights
@@ -313,7 +314,6 @@ def _check_sweep_dir(output_dir: str) -> None:
 def _num_rows(path: str) -> int:
     """0 also if there is nothing worth keeping."""
     try:
-        with open(path, encoding="utf-8") as file:
-            return len(json.load(file))
+        return len(json.loads(read_file(path)))
     except (OSError, TypeError, ValueError):
         return 0

@@ -15,6 +15,7 @@ from snnet_vitdet.building import parameters_of
 from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.values import (
     FLAG,
+    PATH,
     STITCHES,
     TEXT,
     Kind,
@@ -43,30 +44,40 @@ ACCUMULATION_STITCHES = ("own", "same")
 HIGHEST_SEED = 2**32 - 1
 """numpy takes no higher one."""
 _SEED = whole(0, HIGHEST_SEED)
+# Below, there is hardly a patch; above, no memory holds the attention of so many.
+_SIDE = whole(32, 16384)
 # More processes than any machine has cores.
 _WORKERS = whole(0, 1024)
 
 SETTINGS = {
-    "data.train_json": TEXT,
-    "data.train_images": TEXT,
-    "data.test_json": TEXT,
-    "data.test_images": TEXT,
-    # Below, there is hardly a patch; above, no memory holds the attention of so many.
-    "data.image_size": whole(32, 16384),
+    "data.train_json": PATH,
+    "data.train_images": PATH,
+    "data.test_json": PATH,
+    "data.test_images": PATH,
+    "data.image_size": _SIDE,
     "data.check": FLAG,
+    "data.prepare.root": PATH,
+    "data.prepare.num_train": whole(1, 10**6),
+    "data.prepare.num_test": whole(1, 10**6),
+    "data.prepare.image_size": _SIDE,
+    "data.prepare.seed": _SEED,
     "dataloader.train.total_batch_size": whole(1),
     "dataloader.train.num_workers": _WORKERS,
     "dataloader.train.seed": _SEED,
     "dataloader.test.num_workers": _WORKERS,
     "dataloader.test.batch_size": whole(1),
+    "dataloader.*.dataset.json_file": PATH,
+    "dataloader.*.dataset.image_root": PATH,
     "dataloader.*.dataset.filter_empty": FLAG,
+    "dataloader.evaluator.dataset_name.json_file": PATH,
+    "dataloader.evaluator.dataset_name.image_root": PATH,
     "init.weights.*": or_null(TEXT),
     "init.stitching_layers": one_of("least_squares", "random"),
     "init.num_images": whole(1),
     "model.pixel_mean": numbers(3, number()),
     "model.pixel_std": numbers(3, number(above=0)),
     "optimizer.lr": number(above=0),
-    "train.output_dir": TEXT,
+    "train.output_dir": PATH,
     "train.init_checkpoint": or_null(TEXT),
     "train.device": TEXT,
     "train.seed": _SEED,
@@ -123,7 +134,7 @@ _NODES = (
 )
 _TRAINING_NODES = ("dataloader.train", "lr_multiplier", "optimizer", "init.weights")
 _START = ("train.output_dir", "train.init_checkpoint", "train.device", "train.seed")
-_OPTIONAL = ("train.checkpointer.max_to_keep", "train.ddp.*", "init.weights.*")
+_OPTIONAL = ("train.checkpointer.max_to_keep", "train.ddp.", "init.weights.")
 
 _ABSENT = object()
 
@@ -138,7 +149,11 @@ def needed(training: bool) -> tuple[str, ...]:
     sweep = tuple(key for key in SETTINGS if key.startswith("sweep."))
     if not training:
         return (*_NODES, *_START, *sweep)
-    own = (key for key in SETTINGS if key.startswith(("train.", "init.")) and key not in _OPTIONAL)
+    own = (
+        key
+        for key in SETTINGS
+        if key.startswith(("train.", "init.")) and not key.startswith(_OPTIONAL)
+    )
     return (*_NODES, *_TRAINING_NODES, *own, *sweep)
 
 
@@ -154,13 +169,15 @@ def check_settings(config: DictConfig, required: Iterable[str] = ()) -> None:
     Raises:
         InputError: For the first setting that cannot be; names it.
     """
-    # What is referred to before what refers to it, which would be blamed for it.
-    for key, value, _ in sorted(_settings(config), key=lambda setting: setting[2]):
-        if key in _GROUPS and not isinstance(value, DictConfig):
+    for group in _GROUPS:
+        value = _at(config, group)
+        if value is not _ABSENT and not isinstance(value, Mapping):
             raise InputError(
-                f"{key}={written(value)} must be a group of settings: leave it as it is, and "
+                f"{group}={written(value)} must be a group of settings: leave it as it is, and "
                 "change settings in it one by one"
             )
+    # What is referred to before what refers to it, which would be blamed for it.
+    for key, value, _ in sorted(_settings(config), key=lambda setting: setting[2]):
         for kind in _kinds(key):
             check(key, value, kind)
         if not isinstance(value, DictConfig) and not all(map(_is_finite, _parts(value))):
@@ -229,6 +246,8 @@ def _settings(node: object, path: str = "") -> Iterator[tuple[str, object, bool]
             continue
         try:
             value = node[name]
+            if isinstance(value, ListConfig) and not _has_nodes(value):
+                value = OmegaConf.to_container(value, resolve=True)
         except InterpolationToMissingValueError:
             continue
         except OmegaConfBaseException as error:
@@ -239,10 +258,12 @@ def _settings(node: object, path: str = "") -> Iterator[tuple[str, object, bool]
                 ) from error
             continue
         yield key, value, OmegaConf.is_interpolation(node, name)
-        if isinstance(value, DictConfig) or (
-            isinstance(value, ListConfig) and any(isinstance(part, DictConfig) for part in value)
-        ):
+        if isinstance(value, DictConfig | ListConfig):
             yield from _settings(value, key)
+
+
+def _has_nodes(value: ListConfig) -> bool:
+    return any(isinstance(part, Mapping) for part in OmegaConf.to_container(value, resolve=False))
 
 
 def _at(config: DictConfig, key: str) -> object:
