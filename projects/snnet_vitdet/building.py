@@ -2,10 +2,11 @@
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from detectron2.config import instantiate
 from detectron2.utils.registry import locate
+from omegaconf.errors import OmegaConfBaseException
 
 from snnet_vitdet.errors import InputError, first_line
 
@@ -48,11 +49,12 @@ def build(key: str, node: object) -> object:
     _check_node(key, node)
     try:
         return instantiate(node)
-    except InputError:
-        raise
     except Exception as error:
-        for name, child in _nodes(key, node):
-            build(name, child)
+        with suppress(OmegaConfBaseException):  # nodes that refer to what is not there
+            for name, child in _nodes(key, node):
+                build(name, child)
+        if isinstance(error, InputError):
+            raise InputError(f"{key}: {error}") from error
         with told_as(f"{key} cannot be built from its config"):
             raise error
 
@@ -68,8 +70,8 @@ def check_call(key: str, node: object) -> None:
         InputError: If there is no such callable, or it does not take what the node has.
     """
     _check_node(key, node)
-    arguments = dict(node)
     with told_as(f"{key} cannot be built from its config"):
+        arguments = dict(node)
         target = arguments.pop("_target_")
         target = locate(target) if isinstance(target, str) else target
         inspect.signature(target).bind(**arguments)

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from torch import nn
 
 from snnet_vitdet.building import build, check_call, told_as
 from snnet_vitdet.data import CheckedMapper, dataset_name
+from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import ExitAdapterBoxHead, ExitAwareRCNN, find_stitched_vit
 
 from .rehearsal import synthetic_batch
@@ -42,6 +43,8 @@ _OBJECT = {
     "area": 768,
     "iscrowd": 0,
 }
+# Augmentations are random.
+_TRIES = 4
 # Heads of more numbers than this take longer than a dry run may, and more memory.
 _MOST_WEIGHTS = 2**28
 
@@ -64,12 +67,13 @@ def try_loader(key: str, node: DictConfig) -> None:
             if type(mapper) not in (CheckedMapper, DatasetMapper):
                 return
             with told_as(f"{key}.mapper cannot map an image with its config"):
-                mapper(_records(folder)[0])
+                for _ in range(_TRIES):
+                    mapper(_records(folder)[0])
         if "dataset" not in node:
             return
         check_call(f"{key}.dataset", node.dataset)
         node = copy.deepcopy(node)
-        node.dataset = LazyCall(_records)(folder=folder)
+        node.dataset, node.mapper = LazyCall(_records)(folder=folder), LazyCall(_no_mapper)()
         if "num_workers" in node:
             node.num_workers = 0
         if "total_batch_size" in node:
@@ -145,10 +149,18 @@ def try_evaluator(node: DictConfig) -> None:
     target = node.get("_target_")
     with told_as(f"{key} cannot be built from its config"):
         target = locate(target) if isinstance(target, str) else target
+        if not callable(target):
+            raise TypeError(f"{target} is nothing that can be called")
     if not isinstance(target, type) or not issubclass(target, COCOEvaluator):
         return
-    if not isinstance(node.get("dataset_name"), str):
-        check_call(f"{key}.dataset_name", node.get("dataset_name"))
+    data = node.get("dataset_name")
+    if not isinstance(data, str):
+        check_call(f"{key}.dataset_name", data)
+    elif data not in DatasetCatalog:
+        raise InputError(
+            f"{key}.dataset_name={data} is no data set that detectron2 knows: leave it out, to "
+            "evaluate on data.test_json"
+        )
     with _sample() as folder, contextlib.redirect_stdout(io.StringIO()):
         name = dataset_name(os.path.join(folder, _ANNOTATIONS), folder)
         node.dataset_name = name
@@ -201,3 +213,11 @@ def _records(folder: str) -> list[dict]:
     path = os.path.join(folder, _IMAGE)
     size = {"height": _HEIGHT, "width": _WIDTH}
     return [{"file_name": path, "image_id": 1, "annotations": [annotation], **size}]
+
+
+def _no_mapper() -> Callable[[dict], dict]:
+    return _as_it_is
+
+
+def _as_it_is(record: dict) -> dict:
+    return record

@@ -69,6 +69,7 @@ SETTINGS = {
     "dataloader.*.dataset.json_file": PATH,
     "dataloader.*.dataset.image_root": PATH,
     "dataloader.*.dataset.filter_empty": FLAG,
+    "dataloader.*.mapper.image_format": one_of("RGB", "BGR", "YUV-BT.601"),
     "dataloader.evaluator.dataset_name.json_file": PATH,
     "dataloader.evaluator.dataset_name.image_root": PATH,
     "init.weights.*": or_null(TEXT),
@@ -119,6 +120,7 @@ SETTINGS = {
 
 _GROUPS = (
     *("data", "dataloader", "init", "lr_multiplier", "model", "optimizer", "sampler", "sweep"),
+    *("model.backbone", "model.backbone.net", "model.proposal_generator", "model.roi_heads"),
     *("train", "dataloader.train", "dataloader.test", "dataloader.evaluator", "init.weights"),
     *("train.accumulation", "train.amp", "train.checkpointer", "train.ddp"),
     *("train.distillation", "train.ends", "dataloader.train.mapper", "dataloader.test.mapper"),
