@@ -112,10 +112,11 @@ def try_heads(config: DictConfig, model: nn.Module, training: bool) -> None:
         name: torch.rand(1, shape.channels, side // shape.stride, side // shape.stride)
         for name, shape in shapes.items()
     }
-    mask_format = OmegaConf.select(
-        config, "dataloader.train.mapper.instance_mask_format", default="polygon"
-    )
+    mapper = OmegaConf.select(config, "dataloader.train.mapper", default={})
+    mask_format = mapper.get("instance_mask_format", "polygon")
     (sample,) = synthetic_batch(1, side, max(1, model.roi_heads.num_classes), mask_format)
+    if not mapper.get("use_instance_mask", True):
+        sample["instances"].remove("gt_masks")
     images, targets = ImageList.from_tensors([sample["image"].float()]), [sample["instances"]]
     with EventStorage():
         if training:

@@ -100,7 +100,8 @@ def check_schedule(config: DictConfig, model: nn.Module) -> None:
     optimizer = copy.deepcopy(config.optimizer)
     optimizer.params.model = model
     for group in build("optimizer", optimizer).param_groups:
-        check("optimizer.lr of a group of parameters", group["lr"], _FACTOR)
+        for name in ("lr", "weight_decay"):
+            check(f"optimizer.{name} of a group of parameters", group.get(name, 0), _FACTOR)
     multiplier = build("lr_multiplier", config.lr_multiplier)
     if not isinstance(multiplier, ParamScheduler):
         raise InputError(

@@ -1,4 +1,4 @@
-"""The settings that are ours: what each of them may be, checked before anything is read.
+"""What settings may be, most of them our own: checked before anything is read.
 
 What the parts of detectron2 and torch take is theirs to say: :mod:`.dry_run` builds and tries them.
 """
@@ -69,13 +69,27 @@ SETTINGS = {
     "dataloader.*.dataset.json_file": PATH,
     "dataloader.*.dataset.image_root": PATH,
     "dataloader.*.dataset.filter_empty": FLAG,
+    "dataloader.train.mapper.is_train": one_of(True),
+    "dataloader.test.mapper.is_train": one_of(False),
+    "dataloader.*.mapper.use_instance_mask": FLAG,
+    "dataloader.*.mapper.recompute_boxes": FLAG,
     "dataloader.*.mapper.image_format": one_of("RGB", "BGR", "YUV-BT.601"),
     "dataloader.evaluator.dataset_name.json_file": PATH,
     "dataloader.evaluator.dataset_name.image_root": PATH,
     "init.weights.*": or_null(TEXT),
     "init.stitching_layers": one_of("least_squares", "random"),
     "init.num_images": whole(1),
+    # detectron2 would take any number, and train or find nothing.
+    "model.proposal_generator.batch_size_per_image": whole(1),
+    "model.proposal_generator.positive_fraction": number(0, 1),
+    "model.proposal_generator.nms_thresh": number(0, 1),
+    "model.roi_heads.batch_size_per_image": whole(1),
+    "model.roi_heads.positive_fraction": number(0, 1),
+    "model.roi_heads.*.test_score_thresh": number(0, 1),
+    "model.roi_heads.*.test_nms_thresh": number(0, 1),
+    "model.roi_heads.*.test_topk_per_image": whole(-1),
     "model.pixel_mean": numbers(3, number()),
+    "model.input_format": one_of("RGB", "BGR"),
     "model.pixel_std": numbers(3, number(above=0)),
     "optimizer.lr": number(above=0),
     "train.output_dir": PATH,
@@ -121,6 +135,7 @@ SETTINGS = {
 _GROUPS = (
     *("data", "dataloader", "init", "lr_multiplier", "model", "optimizer", "sampler", "sweep"),
     *("model.backbone", "model.backbone.net", "model.proposal_generator", "model.roi_heads"),
+    "optimizer.params",
     *("train", "dataloader.train", "dataloader.test", "dataloader.evaluator", "init.weights"),
     *("train.accumulation", "train.amp", "train.checkpointer", "train.ddp"),
     *("train.distillation", "train.ends", "dataloader.train.mapper", "dataloader.test.mapper"),
