@@ -55,11 +55,11 @@ from snnet_vitdet.errors import InputError
         ("optimizer.params=5", "optimizer.params=5 must be a group of settings"),
         (
             "model.roi_heads.positive_fraction=abc",
-            "positive_fraction=abc must be a number of at lea",
+            "fraction=abc must be a number of at least",
         ),
         (
             "model.roi_heads.positive_fraction=nan",
-            "positive_fraction=nan must be a number of at lea",
+            "fraction=nan must be a number of at least",
         ),
         ("optimizer.weight_decay=true", "optimizer.weight_decay=True must be a number"),
         ("model.roi_heads.batch_size_per_image=-1", "batch_size_per_image=-1 must be a whole num"),
@@ -67,7 +67,7 @@ from snnet_vitdet.errors import InputError
         ("model.roi_heads.box_head.conv_norm=5", "conv_norm=5 must be a text, as LN is"),
         (
             "dataloader.train.mapper.use_instance_mask=abc",
-            "use_instance_mask=abc must be true or f",
+            "mask=abc must be true or false",
         ),
         ("lr_multiplier.scheduler.values=[1.0,.inf,0.1]", "values=.* must be "),
     ],
