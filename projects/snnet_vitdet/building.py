@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 
 from detectron2.config import instantiate
 from detectron2.utils.registry import locate
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from snnet_vitdet.errors import InputError, first_line
 
@@ -27,10 +27,10 @@ def told_as(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except InputError:
-        raise
+    except (InputError, InterpolationToMissingValueError):
+        raise  # of what is left to the user, the program knows the remedy
     except Exception as error:
-        cause = first_line(error)
+        cause = first_line(error).rstrip(":")
         if not isinstance(error, RuntimeError | TypeError | ValueError):
             cause = f"{type(error).__name__}: {cause}"  # which may be a single word
         raise InputError(f"{what}: {cause}") from error
@@ -45,10 +45,13 @@ def build(key: str, node: object) -> object:
 
     Raises:
         InputError: If it cannot be made; names the innermost node that cannot, and the cause.
+        InterpolationToMissingValueError: If it refers to what is still left to the user.
     """
     _check_node(key, node)
     try:
         return instantiate(node)
+    except InterpolationToMissingValueError:
+        raise
     except Exception as error:
         with suppress(OmegaConfBaseException):  # nodes that refer to what is not there
             for name, child in _nodes(key, node):

@@ -147,7 +147,7 @@ def test_gpu_that_is_not_there_is_refused_with_both_remedies(device, check, monk
         ("model.backbone.net.lora_rank=33", "rank must be 0 … 32"),
         ("model.backbone.net.small.global_block_indexes=[4]", "global_block_indexes holds 4"),
         ("model.backbone.net.lora_rank=-1", "model.backbone.net: rank must be 0 … 32"),
-        ("model.backbone.net.lora_alpha=0", "model.backbone.net: alpha must be above 0, or null"),
+        ("model.backbone.net.lora_alpha=-1", "model.backbone.net: alpha must be at least 0, or n"),
         ("model.backbone.net.small.embed_dim=-8", "small: embed_dim=-8 of an anchor must be a who"),
         ("model.backbone.net.small.num_heads=0", "small: num_heads=0 of an anchor must be a whole"),
         ("model.backbone.net.small.window_size=-1", "window_size=-1 of an anchor must be a whole"),
