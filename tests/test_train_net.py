@@ -635,13 +635,17 @@ def test_no_config_file_is_refused(refused):
         ("sweep.stitch_ids=0-3,7", "has commas outside quotes"),
         ("train.max_itr=3", "did you mean 'max_iter'"),
         ("model.backbone.net.large.patch_size=8", "patch sizes differ (16 and 8)"),
-        ("data.test_json=gone.json", "gone.json cannot be opened"),
         ("data.test_json='???'", "add data.test_json=…"),
     ],
 )
 @pytest.mark.parametrize("flags", [[], ["--eval-only"]], ids=["training", "sweep"])
 def test_wrong_override_is_refused(flags, override, expected, refused):
     assert expected in refused(*flags, override)
+
+
+def test_missing_data_are_refused_and_before_them_a_missing_checkpoint(refused):
+    assert "gone.json cannot be opened" in refused("data.test_json=gone.json")
+    assert "nothing to evaluate" in refused("--eval-only", "data.test_json=gone.json")
 
 
 def test_missing_weights_are_refused(refused):

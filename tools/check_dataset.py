@@ -35,6 +35,7 @@ from snnet_vitdet.engine import ClassNames, StrictCheckpointer, load_config, pre
 from snnet_vitdet.engine.checkpoint import last_checkpoint
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.modeling.cost import build_on_meta
+from snnet_vitdet.modeling.timm_weights import names_file
 from snnet_vitdet.text import neutral
 
 PURPOSES = ("train", "test")
@@ -174,6 +175,18 @@ def checkpoint_fault(config):
     return None
 
 
+def untried_weights(config):
+    """Says of weights by name that only a training will find out whether it can have them."""
+    if config.train.init_checkpoint or last_checkpoint(config.train.output_dir):
+        return
+    for name, source in config.init.weights.items():
+        if source and not names_file(source):
+            yield (
+                f"init.weights.{name}={source} names weights of timm, which a training downloads; "
+                "nothing is downloaded here, so this is not tried"
+            )
+
+
 def notes_of(config, parts):
     """What is handled and worth knowing, a sentence each."""
     for part in parts:
@@ -182,6 +195,7 @@ def notes_of(config, parts):
                 part.found, config.data.image_size, for_evaluation=part.purpose == "test"
             )
         yield from part.survey.notes(part.json_file)
+    yield from untried_weights(config)
     paths = [{os.path.realpath(path) for path, _ in part.images()} for part in parts]
     yield from shared_images(*paths, *(part.survey.digests for part in parts))
 

@@ -45,7 +45,8 @@ train.distillation = dict(weight=0.0, rpn_weight=0.0, every=1)
 # Before the first iteration, run the most expensive stitch once, to see whether it fits into the
 # memory of the GPU.
 train.rehearsal = True
-# Scored every eval_period iterations and at the end; the sweep (--eval-only) scores many.
+# Scored every eval_period iterations and at the end; with eval_period=0 at the end alone. The sweep
+# (--eval-only) scores many.
 train.eval_stitches = "anchors"
 
 sweep = dict(

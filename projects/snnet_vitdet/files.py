@@ -1,13 +1,26 @@
 """Files that are written as a whole or not at all: no crash and no reader meets half of one."""
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from snnet_vitdet.errors import cannot_write
 
-__all__ = ["replacing", "write_atomically"]
+__all__ = ["read_file", "replacing", "write_atomically"]
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The content of a regular file: a pipe would be waited for, and /dev/zero be read, forever.
+
+    Raises:
+        OSError: If it cannot be read, or is anything else than a regular file.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+    return Path(path).read_bytes()
 
 
 @contextmanager

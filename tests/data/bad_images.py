@@ -140,7 +140,7 @@ def thin(path):
 
 REFUSED = {
     "missing": Case("missing.jpg", lambda path: None, "there is no such file"),
-    "a folder": Case("folder.jpg", lambda path: path.mkdir(), "Is a directory"),
+    "a folder": Case("folder.jpg", lambda path: path.mkdir(), "no regular file"),
     "zero bytes": Case("zero.jpg", write_bytes(b""), "the file is empty"),
     "no image": Case("text.jpg", write_bytes(b"<html>404</html>"), "it is none that is known"),
     "truncated JPEG": Case("cut.jpg", truncated(0.9), "image file is truncated"),

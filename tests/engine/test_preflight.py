@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import LazyConfig
+from detectron2.data import DatasetCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import GeneralizedRCNN
 
@@ -82,11 +83,14 @@ def test_gpu_that_is_not_there_is_refused_with_both_remedies(device, check, monk
         ("optimizer.lr=fast", "optimizer.lr=fast must be a number above 0"),
         (
             "optimizer.params.overrides.pos_embed={lr:nan}",
-            "optimizer.lr of a group of parameters=nan must be a number of at least 0",
+            "optimizer.params.overrides.pos_embed.lr=nan must be a finite number",
         ),
-        ("optimizer.weight_decay=-1", "the optimizer .* cannot be built: Invalid weight_decay"),
-        ("optimizer.betas=[2,0.9]", "the optimizer .* cannot be built: Invalid beta parameter"),
-        ("lr_multiplier.warmup_length=2", "the lr_multiplier of this config fails: where in Par"),
+        (
+            "optimizer.weight_decay=-1",
+            "optimizer cannot be built from its config: Invalid weight_decay",
+        ),
+        ("optimizer.betas=[2,0.9]", "optimizer cannot be built from its config: Invalid beta"),
+        ("lr_multiplier.warmup_length=2", "lr_multiplier cannot be built .*: where in Par"),
         (
             "lr_multiplier.scheduler.values=[1.0,-0.1,0.01]",
             "lr_multiplier after 800 of 1000 parts of the training=-0.1 must be a number of at lea",
@@ -111,15 +115,15 @@ def test_gpu_that_is_not_there_is_refused_with_both_remedies(device, check, monk
         ("train.freeze_anchors=true", "train.freeze_anchors=True must be a whole number"),
         ("dataloader.train.total_batch_size=0", "total_batch_size=0 must be a whole number of at"),
         ("init.stitching_layers=zero", "init.stitching_layers=zero must be one of"),
-        ("init.num_images=0", "init.num_images=0 must be a whole number above 0"),
+        ("init.num_images=0", "init.num_images=0 must be a whole number of at least 1"),
         (
             "sampler.seed=-1",
-            "the sampler of this config cannot be built: seed must be >= 0, got -1",
+            "sampler cannot draw with its config: seed must be >= 0, got -1",
         ),
-        ("sampler.seed=1.5", "the sampler of this config cannot be built: "),
-        ("sampler.seed=abc", "the sampler of this config cannot be built: "),
-        ("sampler.step=0", "the sampler of this config cannot be built: step must be a positive"),
-        ("model.backbone.net.small.num_heads=5", "cannot be built: width .* num_heads=5"),
+        ("sampler.seed=1.5", "sampler cannot draw with its config: "),
+        ("sampler.seed=abc", "sampler.seed=abc must be a number, as 0 is"),
+        ("sampler.step=0", "sampler cannot be built from its config: step must be a posit"),
+        ("model.backbone.net.small.num_heads=5", "small cannot be built .*: width .* num_heads=5"),
         ("model.backbone.square_pad=0", "model.backbone.square_pad is 0"),
         ("sweep.stitch_ids=14", "stitch '14' is outside .* ids go from 0 to 13"),
         ("sweep.stitch_ids=0-14", "stitch '0-14' is outside .* ids go from 0 to 13"),
@@ -142,6 +146,48 @@ def test_gpu_that_is_not_there_is_refused_with_both_remedies(device, check, monk
         ("model.backbone.net.kinds=[FX]", "choose among"),
         ("model.backbone.net.lora_rank=33", "rank must be 0 … 32"),
         ("model.backbone.net.small.global_block_indexes=[4]", "global_block_indexes holds 4"),
+        ("model.backbone.net.lora_rank=-1", "model.backbone.net: rank must be 0 … 32"),
+        ("model.backbone.net.lora_alpha=-1", "model.backbone.net: alpha must be at least 0, or n"),
+        ("model.backbone.net.small.embed_dim=-8", "small: embed_dim=-8 of an anchor must be a who"),
+        ("model.backbone.net.small.num_heads=0", "small: num_heads=0 of an anchor must be a whole"),
+        ("model.backbone.net.small.window_size=-1", "window_size=-1 of an anchor must be a whole"),
+        ("model.backbone.net.small.patch_size=0", "patch_size=0 of an anchor must be a whole numb"),
+        ("model.backbone.net.small.drop_path_rate=2", "drop_path_rate=2 of an anchor .* below 1"),
+        ("model.backbone._target_=nix", "model.backbone cannot be built from its config: .*nix"),
+        ("model.roi_heads.box_pooler.output_size=5", "model.roi_heads cannot be trained with its"),
+        ("model.proposal_generator.pre_nms_topk=[60]", "proposal_generator cannot be .*config"),
+        (
+            "dataloader.train.mapper.augmentations=null",
+            "train.mapper cannot be built from its conf",
+        ),
+        (
+            "dataloader.train.mapper.augmentations=[5]",
+            "train.mapper cannot be built from its confi",
+        ),
+        ("dataloader.train.mapper.instance_mask_format=abc", "mapper cannot map an image .*: abc"),
+        (
+            "dataloader.train.mapper.augmentations.1.max_scale=null",
+            "mapper cannot map an image wit",
+        ),
+        (
+            "dataloader.train.mapper.use_instance_mask=false",
+            "roi_heads cannot be trained .*gt_masks",
+        ),
+        ("dataloader.train.dataset._target_=nix", "dataloader.train.dataset cannot be built from"),
+        ("dataloader.test=null", "dataloader.test=null must be a group of settings"),
+        ("dataloader.evaluator._target_=nix", "dataloader.evaluator cannot be built from its conf"),
+        ("+dataloader.evaluator.tasks=[abc]", "evaluator cannot score with its config: .*abc"),
+        ("dataloader.evaluator.max_dets_per_image=many", "evaluator cannot score with its config"),
+        (
+            "dataloader.evaluator.dataset_name=abc",
+            "dataset_name=abc is no data set that detectron2",
+        ),
+        ("optimizer.params.overrides.pos_embed.weight_decay=-1", "weight_decay of a group .*=-1"),
+        ("+train.ddp.nix=1", "train.ddp has no setting nix; it has .*bucket_cap_mb"),
+        ("+train.checkpointer.nix=1", "train.checkpointer has no setting nix; it has .*period"),
+        ("train.device=meta", "train.device=meta is no device to train on: set auto, cuda or cpu"),
+        ("data.test_json=/dev/zero", "/dev/zero is no regular file, but must be a COCO annotation"),
+        ("data.train_json=.", "is a folder, but must be a COCO annotation file"),
         ("data.test_json=gone.json", "gone.json cannot be opened"),
         ("data.test_images=gone", "image folder gone .* does not exist"),
     ],
@@ -448,3 +494,37 @@ def test_detections_and_first_stages_of_interrupted_sweeps_are_not_overwritten_u
     (detections.parent / "stitches.json").write_text('[{"stitch_id": 0}]')
     with pytest.raises(InputError, match="subset already holds the scores of 1 stitch: add --res"):
         check(evaluation=True)
+
+
+def test_a_pipe_in_place_of_annotations_is_refused_at_once(check, tmp_path):
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match="pipe.json is no regular file"):
+        check(f"data.train_json='{pipe}'")
+
+
+def test_what_needs_no_data_is_refused_before_any_are_made(check, tmp_path):
+    scenes = f"data.prepare.root='{tmp_path / 'scenes'}'"
+    for override, expected in (
+        ("train.ends.first=99999", "train.ends.first=99999 must be at most train.max_iter"),
+        ("dataloader.evaluator._target_=nix", "dataloader.evaluator cannot be built"),
+        ("init.weights.small=gone.pth", "weight file gone.pth does not exist"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            check(scenes, override)
+        assert not (tmp_path / "scenes").exists()
+    check(scenes)
+    assert (tmp_path / "scenes").exists()
+
+
+def test_a_config_without_a_setting_of_a_training_is_refused_by_its_name(tiny_config, tmp_path):
+    config = tiny_config(f"train.output_dir='{tmp_path}'")
+    del config.train.accumulation
+    with pytest.raises(InputError, match="the config has no train.accumulation.steps: begin with"):
+        preflight(config, evaluation=False, resume=False, num_processes=1)
+
+
+def test_checking_registers_no_data_of_its_own(check):
+    before = set(DatasetCatalog)
+    check()
+    assert set(DatasetCatalog) == before

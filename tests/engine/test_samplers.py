@@ -132,7 +132,7 @@ def test_plan_says_how_the_ends_take_turns(overrides, expected, make, costs):
         (("train.ends.period=true",), "train.ends.period=True must be a whole number"),
         (("train.ends.period=1",), "train.ends.period=1 must be 0 or at least 2, a turn for each"),
         (("train.ends.first=-1",), "train.ends.first=-1 must be a whole number of at least 0"),
-        (("train.ends.first=null",), "train.ends.first=None must be a whole number of at least 0"),
+        (("train.ends.first=null",), "train.ends.first=null must be a whole number of at least 0"),
         (
             ("train.ends.first=7", "train.max_iter=6"),
             "train.ends.first=7 must be at most train.max_iter=6",
@@ -141,8 +141,11 @@ def test_plan_says_how_the_ends_take_turns(overrides, expected, make, costs):
             ("train.ends.period=4", "train.ends.stitches=XL"),
             "train.ends.stitches=XL: unknown stitch 'XL'",
         ),
-        (("train.ends.first=4", "train.ends.stitches=''"), "no stitch is selected"),
-        (("sampler.step=0",), "the sampler of this config cannot be built: step must be"),
+        (
+            ("train.ends.first=4", "train.ends.stitches=''"),
+            "train.ends.stitches= must be ids, names",
+        ),
+        (("sampler.step=0",), "sampler cannot be built from its config: step must be"),
     ],
 )
 def test_turns_that_cannot_be_are_refused(overrides, expected, make):

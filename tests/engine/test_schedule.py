@@ -1,5 +1,7 @@
 import pytest
 from detectron2.config import LazyConfig, instantiate
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from snnet_vitdet.engine import apply_linear_scaling, load_config, training_plan
 from snnet_vitdet.engine.schedule import scale_iterations
@@ -146,7 +148,10 @@ def test_what_is_off_stays_off_and_is_not_told(load):
     ],
 )
 def test_value_that_cannot_be_scaled_is_refused(override, expected, load):
-    config = load(f"{BATCH}=64", "train.reference_batch_size=8", override)
+    config = load(f"{BATCH}=64", "train.reference_batch_size=8")
+    # Set by a program: of a file and overrides, they are looked at where those are read.
+    parsed = OverridesParser.create().parse_override(override)
+    OmegaConf.update(config, parsed.key_or_group, parsed.value())
     before = values_of(config)
     with pytest.raises(InputError, match=expected):
         apply_linear_scaling(config)

@@ -109,7 +109,7 @@ def test_all_faults_are_told_at_once(run, damaged, tiny_scenes, tmp_path):
     finished = run(
         damaged,
         f"data.train_json='{tmp_path / 'train.json'}'",
-        "train.max_iter=0",
+        "optimizer.betas=[2,0.9]",
     )
     assert finished.code == 2
     faults = finished.printed.partition("Faults: to be corrected before a training\n")[2]
@@ -120,7 +120,7 @@ def test_all_faults_are_told_at_once(run, damaged, tiny_scenes, tmp_path):
         "names a category that is not listed",
         "is damaged or truncated",
         "id 1 is 'disc' in training and 'circle' in test",
-        "train.max_iter=0 must be a whole number of at least 1",
+        "optimizer cannot be built from its config: Invalid beta parameter",
     ):
         assert says in faults
     assert "kinds of faults: 6" in finished.printed
@@ -155,3 +155,12 @@ def test_a_training_that_is_there_is_checked_with_its_last_checkpoint(run, tiny_
         finished = run()
         assert finished.code == 2
         assert f"the last checkpoint={path} cannot be used: weight file" in finished.printed
+
+
+def test_weights_by_name_are_said_not_to_be_tried(run):
+    name = "deit3_small_patch16_224.fb_in22k_ft_in1k"
+    finished = run(f"init.weights.small={name}")
+    assert (
+        f"init.weights.small={name} names weights of timm, which a training downloads; nothing"
+        in (finished.printed)
+    )

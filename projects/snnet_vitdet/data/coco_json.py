@@ -263,8 +263,9 @@ def _file_key(path: str) -> tuple[str, int, int]:
         raise InputError(
             f"The annotation file {path} cannot be opened ({error.strerror}): check the path."
         ) from error
-    if os.path.isdir(path):
-        raise InputError(f"{path} is a folder, but must be a COCO annotation file (JSON).")
+    if not os.path.isfile(path):
+        what = "a folder" if os.path.isdir(path) else "no regular file"
+        raise InputError(f"{path} is {what}, but must be a COCO annotation file (JSON).")
     return path, status.st_mtime_ns, status.st_size
 
 

@@ -4,6 +4,8 @@ import ast
 import json
 from urllib.parse import urlsplit
 
+from snnet_vitdet.files import read_file
+
 __all__ = ["read_dialects", "read_json"]
 
 
@@ -16,8 +18,7 @@ def read_json(path: str) -> object:
         RecursionError: It is nested too deeply.
     """
     # As bytes: text would be decoded as the locale says, which may be ASCII.
-    with open(path, "rb") as file:
-        return json.loads(file.read())
+    return json.loads(read_file(path))
 
 
 def read_dialects(data: dict) -> None:

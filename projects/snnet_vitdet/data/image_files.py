@@ -118,6 +118,8 @@ def inspect_image(
         What it is, or the first thing that is wrong.
     """
     path = os.fspath(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        return ImageFault("not opened", path, "it is no regular file")
     try:
         file = PathManager.open(path, "rb")
     except FileNotFoundError:

@@ -19,6 +19,7 @@ from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from snnet_vitdet.building import build
 from snnet_vitdet.engine import (
     StrictCheckpointer,
     checkpoint_to_evaluate,
@@ -493,7 +494,7 @@ def _load(config: DictConfig, weights: str, names: Sequence[str] | None) -> nn.M
     model_config = copy.deepcopy(config.model)
     if names is not None:
         model_config.roi_heads.num_classes = len(names)
-    model = instantiate(model_config)
+    model = build("model", model_config)
     # As the sweep does, whose scores go with the weights.
     averaged = OmegaConf.select(config, "sweep.averaged", default=True)
     StrictCheckpointer(model).load(weights, averaged=averaged)

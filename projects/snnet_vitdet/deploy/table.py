@@ -11,6 +11,7 @@ from pathlib import Path
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import ResultsTable, ScoreCurves, StitchResult
 from snnet_vitdet.evaluation.results import METRICS, SCORES
+from snnet_vitdet.files import read_file
 
 __all__ = ["LATENCY_FILE", "StitchEntry", "StitchTable"]
 
@@ -268,7 +269,7 @@ class StitchTable:
 
 def _read_measurements(path: Path) -> dict:
     try:
-        measurements = json.loads(path.read_text(encoding="utf-8"))
+        measurements = json.loads(read_file(path))
         for row in measurements["rows"]:
             for key in ("latency_ms", "latency_ms_p90", "memory_mb"):
                 value = row[key]

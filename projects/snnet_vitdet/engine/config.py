@@ -5,8 +5,8 @@ change nothing and be noticed after the training, if ever.
 """
 
 import contextlib
+import copy
 import difflib
-import inspect
 import logging
 import os
 import tempfile
@@ -16,24 +16,24 @@ from pathlib import Path
 
 import yaml
 from detectron2.config import LazyConfig
-from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from snnet_vitdet.building import parameters_of
 from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.files import write_atomically
 
 from .checkpoint import last_checkpoint
 from .masks import settle_masks
+from .settings import check_like, check_settings
 
 __all__ = ["EARLIER_GROUPING", "LATER_KEYS", "load_config", "save_config"]
 
 logger = logging.getLogger(__name__)
 
 LATER_KEYS = {
-    "data.masks": True,
     "train.reference_batch_size": None,
     "train.clip_grad_norm": None,
     "train.tf32": False,
@@ -51,7 +51,7 @@ LATER_KEYS = {
     "sweep.overwrite": False,
 }
 """Keys that a config.yaml saved by an earlier version has not, with the values of
-configs/common/train.py; what it trained had masks."""
+configs/common/train.py."""
 EARLIER_GROUPING = "round"
 """How an earlier version grouped the stitches it drew, without a key (``sampler.grouping``)."""
 
@@ -66,7 +66,8 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
 
     Raises:
         InputError: If the file or a key does not exist, or an override cannot be parsed; for a key,
-            says which there are.
+            says which there are. If a setting is none of those that it may be (:mod:`.settings`),
+            or an override of another type than what it takes the place of.
     """
     if not config_file:
         raise InputError("no config file is given: add --config-file configs/…")
@@ -82,8 +83,8 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
             OmegaConf.update(config, key, value, force_add=True)
     _name_grouping(config, config_file)
     _follow_folder(config, config_file)
-    for override in overrides:
-        _check_override(config, override)
+    keys = [_checked_key(config, override) for override in overrides]
+    before = copy.deepcopy(config)
     try:
         config = LazyConfig.apply_overrides(config, [o.removeprefix("+") for o in overrides])
     except (OmegaConfBaseException, KeyError, NotImplementedError) as error:
@@ -96,6 +97,9 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     for key, value in LATER_KEYS.items():
         if key.startswith(null):
             OmegaConf.update(config, key, value, force_add=True)
+    for key in keys:
+        check_like(key, before, config)
+    check_settings(config)
     # An annotation file that cannot be read is told of where the data are checked.
     with contextlib.suppress(InputError):
         settle_masks(config)
@@ -164,7 +168,8 @@ def _follow_folder(config: DictConfig, config_file: str) -> None:
         config.train.init_checkpoint = ""
 
 
-def _check_override(config: DictConfig, override: str) -> None:
+def _checked_key(config: DictConfig, override: str) -> str:
+    """The key of an override that can be applied."""
     if override.startswith("-"):
         raise InputError(f"option {override!r} comes after an override: options go before them")
     try:
@@ -181,7 +186,7 @@ def _check_override(config: DictConfig, override: str) -> None:
             f'text, or "{key}=[{value}]" for a list (with the double quotes, in a shell)'
         )
     if parsed.is_add():
-        return
+        return parsed.key_or_group
     node: object = OmegaConf.to_container(config, resolve=False)
     *parents, last = parsed.key_or_group.split(".")
     path = ""
@@ -191,9 +196,10 @@ def _check_override(config: DictConfig, override: str) -> None:
         node = node[int(part)] if isinstance(node, list) else node[part]
         path = f"{path}.{part}" if path else part
     if last == "_target_" and isinstance(node, Mapping) and last in node:
-        return
-    if last not in _keys(node) and last not in _parameters(node):
+        return parsed.key_or_group
+    if last not in _keys(node) and last not in parameters_of(node):
         raise _unknown(override, last, path, node)
+    return parsed.key_or_group
 
 
 def _keys(node: object) -> list[str]:
@@ -204,22 +210,8 @@ def _keys(node: object) -> list[str]:
     return []
 
 
-def _parameters(node: object) -> list[str]:
-    """Names that the callable of an ``L(...)`` node takes."""
-    if not isinstance(node, Mapping) or "_target_" not in node:
-        return []
-    target = node["_target_"]
-    if isinstance(target, str):
-        target = locate(target)
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError):
-        return []
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-
-
 def _unknown(override: str, key: str, path: str, node: object) -> InputError:
-    known = sorted({*_keys(node), *_parameters(node)})
+    known = sorted({*_keys(node), *parameters_of(node)})
     where = path or "the config"
     if not known:
         return InputError(f"override {override!r}: {where} is a value, it has no key {key!r}")

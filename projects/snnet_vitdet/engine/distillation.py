@@ -16,8 +16,6 @@ from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import StitchedViT, find_stitched_vit, pyramid_of_exit
 from snnet_vitdet.stitching import CostTable, Sampler, StitchSpace
 
-from .values import check_number, check_whole_number
-
 __all__ = [
     "InPlaceDistillation",
     "check_distillation",
@@ -58,11 +56,8 @@ def check_distillation(settings: Mapping[str, object], model: nn.Module) -> None
         model: The detector.
 
     Raises:
-        InputError: For a weight below 0, a period below 1, or a model that has nothing to distil.
+        InputError: For a model that has nothing to distil.
     """
-    for name in ("weight", "rpn_weight"):
-        check_number(f"{_KEY}.{name}", settings[name], 0)
-    check_whole_number(f"{_KEY}.every", settings["every"], 1)
     if not distils(settings):
         return
     given = f"{_KEY} is given a weight, but"

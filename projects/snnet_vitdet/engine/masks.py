@@ -8,10 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from snnet_vitdet.data import coco_dicts, dataset_name, has_masks
 
-__all__ = ["MASKS", "settle_masks"]
-
-MASKS = ("auto", True, False)
-"""What ``data.masks`` may be."""
+__all__ = ["settle_masks"]
 
 _MASK_PARTS = ("mask_in_features", "mask_pooler", "mask_head")
 

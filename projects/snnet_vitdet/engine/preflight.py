@@ -4,73 +4,58 @@ Runs once, in the process the user started, before any other process, GPU or dat
 ends in one sentence instead of a traceback from the middle of several processes.
 """
 
+import copy
 import glob
+import inspect
 import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
 
 import torch
-from detectron2.config import instantiate
+from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from snnet_vitdet.building import build
 from snnet_vitdet.data import check_coco_json, check_same_categories, num_categories
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.one_pass import supports_one_pass
-from snnet_vitdet.modeling import find_stitched_vit, stitch_costs
+from snnet_vitdet.files import read_file
+from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, stitch_costs
 from snnet_vitdet.modeling.cost import build_on_meta
 from snnet_vitdet.modeling.timm_weights import check_weights
 from snnet_vitdet.stitching import select_stitches
+from snnet_vitdet.values import check, whole, written
 
 from .checkpoint import checkpoint_to_evaluate, last_checkpoint
 from .distillation import check_distillation
+from .dry_run import try_evaluator, try_heads, try_loader
 from .initialise import anchors_of
-from .masks import MASKS, settle_masks
+from .masks import settle_masks
 from .resuming import check_resumed_settings
-from .samplers import build_sampler, turns_of_ends
+from .samplers import build_sampler
 from .schedule import check_schedule
-from .trainer import ACCUMULATION_STITCHES, SCOPES
-from .values import check_whole_number
+from .settings import HIGHEST_SEED, check_settings, needed
 
 __all__ = ["preflight"]
 
 logger = logging.getLogger(__name__)
 
-# The lowest value of numbers.
-_NUMBERS = {
-    "train.seed": 0,
-    "train.max_iter": 1,
-    "dataloader.test.num_workers": 0,
-    "sweep.subset": 0,
+# Arguments of what else a config gives to detectron2 and torch as it is.
+_ARGUMENTS = {
+    "train.ddp": {*inspect.signature(DistributedDataParallel).parameters, "fp16_compression"},
+    "train.checkpointer": set(inspect.signature(PeriodicCheckpointer).parameters),
 }
-_TRAINING_NUMBERS = {
-    "dataloader.train.total_batch_size": 1,
-    "dataloader.train.num_workers": 0,
-    "train.accumulation.steps": 1,
-    "train.freeze_anchors": 0,
-    "train.log_period": 1,
-    "train.eval_period": 0,
-    "train.checkpointer.period": 1,
-}
-# numpy takes no higher seed, and each process has its own, higher by its index.
-_HIGHEST_SEED = 2**32 - 1
-_CHOICES = {
-    "data.masks": MASKS,
-    "train.amp.precision": ("auto", "float16", "bfloat16"),
-    "train.stitch_scope": SCOPES,
-    "init.stitching_layers": ("least_squares", "random"),
-    "sweep.mode": ("one_pass", "separate"),
-    "sweep.precision": ("float32", "float16", "bfloat16"),
-    "sweep.averaged": (True, False),
-}
-_TRAINING_CHOICES = {"train.accumulation.stitch": ACCUMULATION_STITCHES}
 
 
 def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_processes: int) -> None:
     """Prepares generated data, resolves ``train.device`` and checks everything a run depends on.
+
+    What needs no data is checked before any are made or read.
 
     Args:
         config: The whole config, overrides applied; ``train.device=auto`` is replaced.
@@ -81,46 +66,22 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
     Raises:
         InputError: For the first thing that is wrong.
     """
+    check_settings(config, required=needed(training=not evaluation))
+    check("train.seed", config.train.seed, whole(0, HIGHEST_SEED - num_processes + 1))
     _resolve_device(config)
-    # A sweep takes what an earlier version saved, which has fewer keys.
-    numbers = _NUMBERS if evaluation else _NUMBERS | _TRAINING_NUMBERS
-    for key, lowest in numbers.items():
-        check_whole_number(key, OmegaConf.select(config, key), lowest)
-    check_whole_number("train.seed", config.train.seed, 0, _HIGHEST_SEED - num_processes + 1)
-    for key, allowed in (_CHOICES if evaluation else _CHOICES | _TRAINING_CHOICES).items():
-        value = OmegaConf.select(config, key)
-        if value not in allowed:
-            raise InputError(f"{key}={value} must be one of {list(allowed)}")
-    if "prepare" in config.data:
-        instantiate(config.data.prepare)
     missing = sorted(_missing_keys(OmegaConf.to_container(config, resolve=False)))
     if missing:
         example = " ".join(f"{key}=…" for key in missing)
         raise InputError(f"the config leaves these keys to you: {missing}; add {example}")
-    # Known to load_config where the data were there already.
-    settle_masks(config)
     # A sweep at initialisation starts as a training does.
     starts = config.sweep.at_initialisation if evaluation else not resume
+    training = starts or not evaluation
     if evaluation and starts and config.train.init_checkpoint:
         raise InputError(
             "sweep.at_initialisation=True sweeps without a checkpoint: leave out "
             "train.init_checkpoint, or at_initialisation"
         )
-    num_classes = _check_data(config.data, training=starts or not evaluation)
-    model = _build(config.model)
-    if model.roi_heads.num_classes != num_classes:
-        raise InputError(
-            f"model.roi_heads.num_classes is {model.roi_heads.num_classes}, but the data has "
-            f"{num_classes} categories: set it to that"
-        )
-    if config.data.masks and not model.roi_heads.mask_on:
-        raise InputError(
-            "data.masks=True, but the model of this config has no mask head, which it was saved "
-            "without: set data.masks=false, or give the .py file that it was made from"
-        )
-    _check_stitches(config, model, training=starts or not evaluation)
-    if evaluation:
-        _check_sweep(config, model)
+    model = _check_parts(config, training, evaluation, num_processes)
     if evaluation and not starts:
         checkpoint_to_evaluate(config.train.init_checkpoint, config.train.output_dir)
     elif config.train.init_checkpoint and not os.path.isfile(config.train.init_checkpoint):
@@ -129,14 +90,6 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
         )
     _check_writable(config.train.output_dir)
     if not evaluation:
-        batch = config.dataloader.train.total_batch_size
-        _check_batch(batch, num_processes, config.train.accumulation.steps)
-        _check_freezing(config.train, model, num_processes)
-        check_distillation(config.train.distillation, model)
-        _check_averaging(config.train.ema_decay)
-        check_schedule(config, model)
-        if (kept := config.train.checkpointer.get("max_to_keep")) is not None:
-            check_whole_number("train.checkpointer.max_to_keep", kept, 1)
         _check_output_dir(config.train.output_dir, resume)
         if resume:
             check_resumed_settings(config)
@@ -147,6 +100,23 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
         for name, source in config.init.weights.items():
             if source and name in anchors:
                 check_weights(anchors[name], source)
+    if "prepare" in config.data:
+        build("data.prepare", config.data.prepare)
+    # Known to load_config where the data were there already.
+    settle_masks(config)
+    num_classes = _check_data(config.data, training)
+    own = config.model.roi_heads.num_classes
+    own = build("model.roi_heads.num_classes", own) if OmegaConf.is_dict(own) else own
+    if own != num_classes:
+        raise InputError(
+            f"model.roi_heads.num_classes is {own}, but the data has {num_classes} categories: "
+            "set it to that"
+        )
+    if config.data.masks and not model.roi_heads.mask_on:
+        raise InputError(
+            "data.masks=True, but the model of this config has no mask head, which it was saved "
+            "without: set data.masks=false, or give the .py file that it was made from"
+        )
 
 
 def _missing_keys(node: object, path: str = "") -> Iterator[str]:
@@ -162,17 +132,56 @@ def _resolve_device(config: DictConfig) -> None:
     available = torch.cuda.is_available()
     if config.train.device == "auto":
         config.train.device = "cuda" if available else "cpu"
+    name = config.train.device
     try:
-        torch.device(config.train.device)
-    except RuntimeError as error:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"train.device={name} is no device to train on: set auto, cuda or cpu")
+    if device.type == "cuda" and not available:
         raise InputError(
-            f"train.device={config.train.device} is no device: set auto, cuda or cpu"
-        ) from error
-    if config.train.device.startswith("cuda") and not available:
-        raise InputError(
-            f"train.device={config.train.device}, but torch {torch.__version__} sees no GPU: set "
+            f"train.device={name}, but torch {torch.__version__} sees no GPU: set "
             "train.device=cpu, or install a driver and a torch that fit the GPU"
         )
+    if device.index and device.type == "cuda" and device.index >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise InputError(
+            f"train.device={name}, but torch {torch.__version__} sees {count} GPU"
+            f"{'s' if count > 1 else ''}: set train.device=cuda"
+        )
+
+
+def _check_parts(
+    config: DictConfig, training: bool, evaluation: bool, num_processes: int
+) -> nn.Module:
+    """Checks all that needs no data; returns the model on the meta device."""
+    config = copy.deepcopy(config)
+    if OmegaConf.is_dict(OmegaConf.select(config, "model.roi_heads.num_classes")):
+        config.model.roi_heads.num_classes = 1  # counted in data that may not be there yet
+    model = build_on_meta(config.model)
+    try_heads(config, model, training)
+    _check_stitches(config, model, training)
+    if evaluation:
+        _check_sweep(config, model)
+    try_loader("dataloader.test", config.dataloader.test)
+    try_evaluator(config.dataloader.evaluator)
+    if training:
+        try_loader("dataloader.train", config.dataloader.train)
+    if not evaluation:
+        _check_training(config, model, num_processes)
+    return model
+
+
+def _check_training(config: DictConfig, model: nn.Module, num_processes: int) -> None:
+    batch = config.dataloader.train.total_batch_size
+    _check_batch(batch, num_processes, config.train.accumulation.steps)
+    _check_freezing(config.train, model, num_processes)
+    check_distillation(config.train.distillation, model)
+    check_schedule(config, model)
+    for group, known in _ARGUMENTS.items():
+        if unknown := sorted(set(OmegaConf.select(config, group)) - known):
+            raise InputError(f"{group} has no setting {unknown[0]}; it has {sorted(known)}")
 
 
 def _check_data(data: DictConfig, training: bool) -> int:
@@ -191,32 +200,29 @@ def _check_data(data: DictConfig, training: bool) -> int:
     return len(train.categories)
 
 
-def _build(model_config: DictConfig) -> nn.Module:
-    try:
-        return build_on_meta(model_config)
-    except InputError:
-        raise
-    except (AssertionError, TypeError, ValueError) as error:
-        raise InputError(f"the model of this config cannot be built: {error}") from error
-
-
 def _check_stitches(config: DictConfig, model: nn.Module, training: bool) -> None:
     backbone = find_stitched_vit(model)
     if backbone is None:
-        if training and any(turns_of_ends(config)):
+        if training and (config.train.ends.period or config.train.ends.first):
             raise InputError(
                 f"train.ends is set, but the backbone {type(model.backbone.net).__name__} has no "
                 "stitches to take turns: leave it out"
             )
+        if anchors_of(model):
+            baseline_cost(config.model)
         return
-    select_stitches(config.sweep.stitch_ids, backbone.space)
+    selected = ("sweep.stitch_ids", "train.eval_stitches") if training else ("sweep.stitch_ids",)
+    for key in selected:
+        selection = OmegaConf.select(config, key)
+        try:
+            select_stitches(selection, backbone.space)
+        except InputError as error:
+            raise InputError(f"{key}={written(selection)}: {error}") from error
     costs = stitch_costs(config.model)
-    if not training:
-        return
-    select_stitches(config.train.eval_stitches, backbone.space)
-    if not isinstance(config.init.num_images, int) or config.init.num_images < 1:
-        raise InputError(f"init.num_images={config.init.num_images} must be a whole number above 0")
-    build_sampler(config, costs)
+    if training:
+        if "sampler" not in config:
+            raise InputError("the config has no sampler, which chooses the stitch of an iteration")
+        build_sampler(config, costs)
 
 
 def _check_sweep(config: DictConfig, model: nn.Module) -> None:
@@ -275,14 +281,6 @@ def _check_freezing(train: DictConfig, model: nn.Module, num_processes: int) -> 
         )
 
 
-def _check_averaging(decay: object) -> None:
-    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
-        raise InputError(
-            f"train.ema_decay={decay} must be a number from 0, for no average, to less than 1, "
-            "such as 0.9998"
-        )
-
-
 def _check_writable(output_dir: str) -> None:
     try:
         os.makedirs(output_dir, exist_ok=True)
@@ -326,7 +324,6 @@ def _check_sweep_dir(output_dir: str) -> None:
 def _num_rows(path: str) -> int:
     """0 also if there is nothing worth keeping."""
     try:
-        with open(path, encoding="utf-8") as file:
-            return len(json.load(file))
+        return len(json.loads(read_file(path)))
     except (OSError, TypeError, ValueError):
         return 0

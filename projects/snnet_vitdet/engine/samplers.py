@@ -1,15 +1,12 @@
 """The sampler of a config, and what a training by it costs."""
 
-import struct
 from collections.abc import Sequence
 
-from detectron2.config import instantiate
 from omegaconf import DictConfig
 
+from snnet_vitdet.building import build, told_as
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.stitching import CostTable, EndsSampler, Sampler, StitchSpace, select_stitches
-
-from .values import check_whole_number
 
 __all__ = [
     "build_sampler",
@@ -17,23 +14,7 @@ __all__ = [
     "ends_plan",
     "mean_gflops",
     "training_shares",
-    "turns_of_ends",
 ]
-
-
-def turns_of_ends(config: DictConfig) -> tuple[int, int]:
-    """Period and first iterations of ``train.ends``; both 0 if the ends have no turns.
-
-    Args:
-        config: The whole config.
-
-    Raises:
-        InputError: If one of them is no whole number of at least 0.
-    """
-    turns = config.train.ends.period, config.train.ends.first
-    for key, value in zip(("period", "first"), turns, strict=True):
-        check_whole_number(f"train.ends.{key}", value, 0)
-    return turns
 
 
 def build_sampler(config: DictConfig, costs: CostTable) -> Sampler:
@@ -48,12 +29,10 @@ def build_sampler(config: DictConfig, costs: CostTable) -> Sampler:
     """
     node = config.sampler.copy()
     node.gflops = list(costs.gflops)
-    try:
-        sampler = instantiate(node)
+    sampler = build("sampler", node)
+    with told_as("sampler cannot draw with its config"):
         sampler(0)  # a seed is looked at when it is used
-    except (TypeError, ValueError, struct.error) as error:
-        raise InputError(f"the sampler of this config cannot be built: {error}") from error
-    period, first = turns_of_ends(config)
+    period, first = config.train.ends.period, config.train.ends.first
     if not period and not first:
         return sampler
     if first > config.train.max_iter:

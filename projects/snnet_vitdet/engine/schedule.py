@@ -6,33 +6,30 @@ fractions of the training in every recipe, so they follow by themselves.
 """
 
 import copy
-import math
-from numbers import Real
 
-from detectron2.config import instantiate
 from fvcore.common.param_scheduler import ParamScheduler
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from snnet_vitdet.errors import InputError, first_line
+from snnet_vitdet.building import build, told_as
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.values import check, number
 
-from .values import check_number, check_whole_number
+from .settings import SETTINGS
 
 __all__ = ["apply_linear_scaling", "check_schedule", "scale_iterations", "training_plan"]
 
-# Numbers of iterations, and the lowest that means something; 0 is off where it is allowed.
-_ITERATIONS = {
-    "train.max_iter": 1,
-    "train.eval_period": 0,
-    "train.checkpointer.period": 1,
-    "train.freeze_anchors": 0,
-    "train.ends.first": 0,
-}
+# Numbers of iterations; 0 is off where it is allowed.
+_ITERATIONS = (
+    *("train.max_iter", "train.eval_period", "train.checkpointer.period"),
+    *("train.freeze_anchors", "train.ends.first"),
+)
 _REFERENCE = "train.reference_batch_size"
 _BATCH = "dataloader.train.total_batch_size"
 _LR = "optimizer.lr"
 # Parts of a training that its schedule is looked at after.
 _PLACES = 1000
+_FACTOR = number(0)
 
 
 def scale_iterations(iterations: int, reference: int, batch: int) -> int:
@@ -69,17 +66,15 @@ def apply_linear_scaling(config: DictConfig) -> list[str]:
     if reference is None:
         return []
     batch = OmegaConf.select(config, _BATCH)
-    check_whole_number(_REFERENCE, reference, 1)
-    check_whole_number(_BATCH, batch, 1)
+    for key in (_REFERENCE, _BATCH, _LR, *_ITERATIONS):
+        check(key, OmegaConf.select(config, key), SETTINGS[key])
     if batch == reference:
         OmegaConf.update(config, _REFERENCE, None)
         return []
     lr = OmegaConf.select(config, _LR)
-    _check_learning_rate(lr)
     scaled = {_LR: (lr, lr * (batch / reference))}
-    for key, lowest in _ITERATIONS.items():
+    for key in _ITERATIONS:
         value = OmegaConf.select(config, key)
-        check_whole_number(key, value, lowest)
         scaled[key] = (value, scale_iterations(value, reference, batch))
     for key, (_, value) in scaled.items():
         OmegaConf.update(config, key, value)
@@ -92,11 +87,6 @@ def apply_linear_scaling(config: DictConfig) -> list[str]:
     ]
 
 
-def _check_learning_rate(lr: object) -> None:
-    if not isinstance(lr, Real) or not 0 < lr < math.inf:
-        raise InputError(f"{_LR}={lr} must be a number above 0")
-
-
 def check_schedule(config: DictConfig, model: nn.Module) -> None:
     """Checks that an optimizer can be built, and that its learning rates are ones all the way.
 
@@ -107,30 +97,21 @@ def check_schedule(config: DictConfig, model: nn.Module) -> None:
     Raises:
         InputError: If it cannot, or a learning rate is negative, NaN or infinite.
     """
-    if "lr" in config.optimizer:
-        _check_learning_rate(config.optimizer.lr)
-    optimizer, schedule = copy.deepcopy(config.optimizer), config.lr_multiplier
+    optimizer = copy.deepcopy(config.optimizer)
     optimizer.params.model = model
-    wrong = (ArithmeticError, AssertionError, KeyError, RuntimeError, TypeError, ValueError)
-    try:
-        groups = instantiate(optimizer).param_groups
-    except InputError:
-        raise
-    except wrong as error:
+    for group in build("optimizer", optimizer).param_groups:
+        for name in ("lr", "weight_decay"):
+            check(f"optimizer.{name} of a group of parameters", group.get(name, 0), _FACTOR)
+    multiplier = build("lr_multiplier", config.lr_multiplier)
+    if not isinstance(multiplier, ParamScheduler):
         raise InputError(
-            f"the optimizer of this config cannot be built: {first_line(error)}"
-        ) from error
-    for group in groups:
-        check_number(f"{_LR} of a group of parameters", group["lr"], 0)
-    try:
-        multiplier = instantiate(schedule)
-        factors = []
-        if isinstance(multiplier, ParamScheduler):
-            factors = [multiplier(place / _PLACES) for place in range(_PLACES)]
-    except wrong as error:
-        raise InputError(f"the lr_multiplier of this config fails: {first_line(error)}") from error
+            f"lr_multiplier is a {type(multiplier).__name__}, but must be a ParamScheduler of "
+            "fvcore, such as detectron2's WarmupParamScheduler"
+        )
+    with told_as("lr_multiplier fails with its config"):
+        factors = [multiplier(place / _PLACES) for place in range(_PLACES)]
     for place, factor in enumerate(factors):
-        check_number(f"lr_multiplier after {place} of {_PLACES} parts of the training", factor, 0)
+        check(f"lr_multiplier after {place} of {_PLACES} parts of the training", factor, _FACTOR)
 
 
 def _text(value: float) -> str:

@@ -18,8 +18,9 @@ from snnet_vitdet.modeling import StitchedViT
 from snnet_vitdet.stitching import Stitch
 
 from .resuming import check_resumed_optimizer
+from .settings import ACCUMULATION_STITCHES, SCOPES
 
-__all__ = ["ACCUMULATION_STITCHES", "SCOPES", "StitchedAMPTrainer", "StitchedTrainer"]
+__all__ = ["StitchedAMPTrainer", "StitchedTrainer"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +32,6 @@ def _has_no_sentence(record: logging.LogRecord) -> bool:
 
 # detectron2 logs the traceback of whatever ends a training.
 logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_sentence)
-
-SCOPES = ("shared", "process")
-ACCUMULATION_STITCHES = ("own", "same")
 
 
 class StitchedTrainer(SimpleTrainer):

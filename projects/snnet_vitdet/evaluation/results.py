@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.files import write_atomically
+from snnet_vitdet.files import read_file, write_atomically
 
 from .pareto import pareto_front
 
@@ -196,7 +196,7 @@ class ResultsTable:
         path = Path(directory) / "stitches.json"
         table = cls()
         try:
-            rows = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
+            rows = json.loads(read_file(path), parse_constant=_reject_constant)
             if not isinstance(rows, list):
                 raise ValueError("it is not a list of rows")
             for position, row in enumerate(rows):

@@ -23,7 +23,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.files import write_atomically
+from snnet_vitdet.files import read_file, write_atomically
 from snnet_vitdet.modeling import find_stitched_vit, running_in
 from snnet_vitdet.stitching import Cost, Stitch, merged
 
@@ -202,8 +202,7 @@ def _open_table(output_dir: str, provenance: dict, resume: bool) -> ResultsTable
     if resume and os.path.isfile(os.path.join(output_dir, "stitches.json")):
         table = ResultsTable.read(output_dir)
         try:
-            with open(path, encoding="utf-8") as file:
-                before = json.load(file)
+            before = json.loads(read_file(path))
         except (OSError, ValueError):
             before = None
         # Without rows, and without what would say of what, there is nothing to be mixed up.

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.stitching import LowRankLinear
+from snnet_vitdet.values import FLAG, TEXT, number, numbers, or_null, whole, written
 
 from .attention import Attention
 
@@ -32,6 +33,26 @@ __all__ = ["AnchorViT", "Block", "last_of_each_quarter"]
 _ABS_POS = ("interpolated", "win", None)
 _USE_REL_POS = (True, False, "global")
 _ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
+# Of the other arguments.
+_KINDS = {
+    "img_size": whole(1),
+    "patch_size": whole(1),
+    "embed_dim": whole(1, 2**16),
+    "depth": whole(1, 1000),
+    "num_heads": whole(1),
+    "mlp_ratio": number(above=0),
+    "drop_path_rate": number(0, below=1),
+    "layer_scale_init": or_null(number()),
+    "norm_eps": number(above=0),
+    "pre_norm": FLAG,
+    "window_size": whole(0),
+    "rel_pos_table": FLAG,
+    "pretrain_img_size": whole(1),
+    "pretrain_patch_size": or_null(whole(1)),
+    "activation_checkpointing": FLAG,
+    "lora_rank": whole(0),
+    "out_feature": TEXT,
+}
 
 
 def last_of_each_quarter(depth: int) -> tuple[int, ...]:
@@ -184,10 +205,14 @@ class AnchorViT(Backbone):
             out_feature: Name of the output.
 
         Raises:
-            InputError: For a block index outside the anchor, positions of an unknown kind, or a
-                pretraining size that is smaller than a patch.
+            InputError: For an argument that is none of its kind, a block index outside the anchor,
+                or a pretraining size that is smaller than a patch.
         """
+        given = locals()
         super().__init__()
+        for key, kind in _KINDS.items():
+            if must_be := kind(given[key]):
+                raise InputError(f"{key}={written(given[key])} of an anchor must be {must_be}")
         pretrain_patch_size = pretrain_patch_size or patch_size
         pretrain_grid = pretrain_img_size // pretrain_patch_size
         if not pretrain_grid:
@@ -201,16 +226,14 @@ class AnchorViT(Backbone):
             ("act_layer", act_layer, _ACTIVATIONS),
         ):
             if value not in allowed:
-                written = ", ".join("null" if v is None else str(v) for v in allowed)
-                raise InputError(f"{key}={value} of an anchor must be one of {written}")
-        if not isinstance(norm_eps, float) or not norm_eps > 0:
-            raise InputError(f"norm_eps={norm_eps} of an anchor must be a number above 0")
+                known = ", ".join(map(written, allowed))
+                raise InputError(f"{key}={value} of an anchor must be one of {known}")
         for key, values, lowest in (
             ("pretrain_pixel_mean", pretrain_pixel_mean, 0.0),
             ("pretrain_pixel_std", pretrain_pixel_std, 2.0),
         ):
             # A standard deviation below 2 is one of pixels from 0 to 1.
-            if len(values) != 3 or not all(lowest <= value <= 255 for value in values):
+            if numbers(3, number(lowest, 255))(values):
                 raise InputError(
                     f"{key}={list(values)} of an anchor must be three numbers, red, green and "
                     "blue, of pixels from 0 to 255 (timm's own are of 0 to 1)"
@@ -221,7 +244,7 @@ class AnchorViT(Backbone):
             raise InputError("abs_pos='win' repeats positions in every window: set a window_size")
         if global_block_indexes is None:
             global_block_indexes = last_of_each_quarter(depth)
-        outside = [i for i in global_block_indexes if not 0 <= i < depth]
+        outside = [i for i in global_block_indexes if whole(0, depth - 1)(i)]
         if outside:
             raise InputError(
                 f"global_block_indexes holds {outside[0]}, but the anchor of width {embed_dim} has "

@@ -13,12 +13,12 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from detectron2.config import instantiate
 from detectron2.modeling import SimpleFeaturePyramid
 from omegaconf import DictConfig
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from snnet_vitdet.building import build, told_as
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.stitching import (
     LARGE,
@@ -45,9 +45,13 @@ def _layer_norm_flops(input_shape: Sequence[int], *args: object, **kwargs: objec
 
 
 def build_on_meta(model_config: DictConfig) -> nn.Module:
-    """Builds a model from its config without memory for its weights, in evaluation mode."""
+    """Builds a model from its config without memory for its weights, in evaluation mode.
+
+    Raises:
+        InputError: If it cannot be built.
+    """
     with torch.device("meta"):
-        return instantiate(model_config).eval()
+        return build("model", model_config).eval()
 
 
 def image_size_of(model_config: DictConfig) -> int:
@@ -65,6 +69,7 @@ def image_size_of(model_config: DictConfig) -> int:
     return side
 
 
+@told_as("model cannot run an image with its config")
 def stitch_costs(
     model_config: DictConfig, image_size: int | None = None, num_detections: int = 0
 ) -> CostTable:
@@ -97,6 +102,7 @@ def stitch_costs(
     return CostTable(backbone.space, parts)
 
 
+@told_as("model cannot run an image with its config")
 def baseline_cost(
     model_config: DictConfig, image_size: int | None = None, num_detections: int = 0
 ) -> Cost:

@@ -19,7 +19,7 @@ from .baseline_weights import anchor_of_baseline, is_baseline
 from .conversion import OURS, convert_timm_state_dict
 from .families import check_pretraining
 
-__all__ = ["check_weights", "load_anchor_weights", "read_weights"]
+__all__ = ["check_weights", "load_anchor_weights", "names_file", "read_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def load_anchor_weights(
     """
     if not source:
         return
-    if not _is_file(source):
+    if not names_file(source):
         _check_name(source)
         check_pretraining(anchor, source)
     state = read_weights(source)
@@ -75,7 +75,7 @@ def check_weights(anchor: AnchorViT, source: str) -> None:
         InputError: If a file cannot be read or does not fit, or timm does not know the name, or its
             model is no such anchor.
     """
-    if _is_file(source):
+    if names_file(source):
         state = _read_file(source)
         (anchor_of_baseline if is_baseline(state) else convert_timm_state_dict)(
             state, anchor, source
@@ -91,10 +91,11 @@ def read_weights(source: str) -> Mapping[str, torch.Tensor]:
     Raises:
         InputError: If there is no such file or model, or it cannot be read or downloaded.
     """
-    return _read_file(source) if _is_file(source) else _read_timm(source)
+    return _read_file(source) if names_file(source) else _read_timm(source)
 
 
-def _is_file(source: str) -> bool:
+def names_file(source: str) -> bool:
+    """Whether weights are those of a file, and not those that timm has by name."""
     return source.endswith(_FILE_SUFFIXES) or os.path.exists(source)
 
 
@@ -129,6 +130,7 @@ def _read_timm(name: str) -> Mapping[str, torch.Tensor]:
     except Exception as e:  # timm, the hub client and the network raise many types
         raise InputError(
             f"timm could not give the weights {name!r} ({type(e).__name__}: {first_line(e)}): "
-            "without network, download them elsewhere and give the file's path"
+            "without network, download them elsewhere and give the file's path with "
+            "init.weights.small=<file> (or .large, or .net; docs/anchors.md says where they are)"
         ) from e
     return model.state_dict()

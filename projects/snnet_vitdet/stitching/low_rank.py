@@ -35,9 +35,12 @@ class LowRankLinear(nn.Module):
             train_bias: Whether the bias is trained beside an update.
 
         Raises:
-            ValueError: For a rank that is negative or above both widths.
+            ValueError: For a rank that is negative or above both widths, or an alpha below
+                0.
         """
         super().__init__()
+        if alpha is not None and not alpha >= 0:
+            raise ValueError(f"alpha must be at least 0, or null for the rank, got {alpha}")
         if not 0 <= rank <= min(in_features, out_features):
             raise ValueError(
                 f"rank must be 0 … {min(in_features, out_features)} for a {self._what} "

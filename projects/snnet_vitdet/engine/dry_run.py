@@ -1,0 +1,225 @@
+"""Parts of a run that are not ours, tried on one made image: mappers, loaders, heads, scores.
+
+Whether they can work with what a config gives them shows when they do, not when they are built. On
+the CPU, in the time of one iteration; the ViTs, which are large and our own, do not take part.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from detectron2.config import LazyCall
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, BoxMode, ImageList, Instances
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from torch import nn
+
+from snnet_vitdet.building import build, check_call, told_as
+from snnet_vitdet.data import CheckedMapper, dataset_name
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.modeling import ExitAdapterBoxHead, ExitAwareRCNN, find_stitched_vit
+
+from .rehearsal import synthetic_batch
+
+__all__ = ["try_evaluator", "try_heads", "try_loader"]
+
+_IMAGE, _ANNOTATIONS = "sample.png", "sample.json"
+# As large as a photograph: augmentations may cut a piece out of it.
+_HEIGHT, _WIDTH = 480, 640
+_BOX = [80, 80, 320, 240]
+_OBJECT = {
+    "bbox": _BOX,
+    "segmentation": [[80, 80, 400, 80, 400, 320, 80, 320]],
+    "area": 76800,
+    "iscrowd": 0,
+}
+# Augmentations are random.
+_TRIES = 4
+# Heads of more numbers than this take longer than a dry run may, and more memory.
+_MOST_WEIGHTS = 2**28
+
+
+def try_loader(key: str, node: DictConfig) -> None:
+    """Builds a mapper and a loader of a config, and loads a batch with them.
+
+    A mapper of one's own may want more than is there: it is built and not run.
+
+    Args:
+        key: The loader's name in the config.
+        node: The loader; not changed.
+
+    Raises:
+        InputError: If anything goes wrong.
+    """
+    with _sample() as folder:
+        if "mapper" in node:
+            mapper = build(f"{key}.mapper", node.mapper)
+            if type(mapper) not in (CheckedMapper, DatasetMapper):
+                return
+            with told_as(f"{key}.mapper cannot map an image with its config"):
+                for _ in range(_TRIES):
+                    mapper(_records(folder)[0])
+        if "dataset" not in node:
+            return
+        check_call(f"{key}.dataset", node.dataset)
+        node = copy.deepcopy(node)
+        node.dataset, node.mapper = LazyCall(_records)(folder=folder), LazyCall(_no_mapper)()
+        if "num_workers" in node:
+            node.num_workers = 0
+        if "total_batch_size" in node:
+            node.total_batch_size = comm.get_world_size()
+        loader = build(key, node)
+        with told_as(f"{key} gives no batch with its config"):
+            next(iter(loader), None)
+
+
+def try_heads(config: DictConfig, model: nn.Module, training: bool) -> None:
+    """Builds region proposal network and heads of a config, and runs them on random features.
+
+    Args:
+        config: The whole config.
+        model: Its model; it may be on the meta device.
+        training: Whether losses and their gradients are looked at as well.
+
+    Raises:
+        InputError: If anything goes wrong.
+    """
+    parts = {"model.proposal_generator": "proposal_generator", "model.roi_heads": "roi_heads"}
+    if not all(OmegaConf.select(config, key) and hasattr(model, parts[key]) for key in parts):
+        return
+    weights = sum(p.numel() for name in parts.values() for p in getattr(model, name).parameters())
+    if weights > _MOST_WEIGHTS:
+        return
+    rpn, heads = (build(key, OmegaConf.select(config, key)) for key in parts)
+    if isinstance(model, ExitAwareRCNN):
+        for module in heads.modules():
+            if isinstance(module, ExitAdapterBoxHead):
+                module.follow(find_stitched_vit(model))
+    shapes = model.backbone.output_shape()
+    # Of the coarsest level, a pixel or more.
+    side = max(64, *(shape.stride for shape in shapes.values()))
+    features = {
+        name: torch.rand(1, shape.channels, side // shape.stride, side // shape.stride)
+        for name, shape in shapes.items()
+    }
+    mapper = OmegaConf.select(config, "dataloader.train.mapper", default={})
+    mask_format = mapper.get("instance_mask_format", "polygon")
+    (sample,) = synthetic_batch(1, side, max(1, model.roi_heads.num_classes), mask_format)
+    if not mapper.get("use_instance_mask", True):
+        sample["instances"].remove("gt_masks")
+    images, targets = ImageList.from_tensors([sample["image"].float()]), [sample["instances"]]
+    with EventStorage():
+        if training:
+            with told_as("model.proposal_generator cannot be trained with its config"):
+                proposals, losses = rpn(images, features, targets)
+                sum(losses.values()).backward()
+            with told_as("model.roi_heads cannot be trained with its config"):
+                _, losses = heads(images, features, proposals, targets)
+                sum(losses.values()).backward()
+        rpn.eval()
+        heads.eval()
+        with torch.no_grad():
+            with told_as("model.proposal_generator cannot work with its config"):
+                proposals, _ = rpn(images, features)
+            with told_as("model.roi_heads cannot work with its config"):
+                heads(images, features, proposals)
+
+
+def try_evaluator(node: DictConfig) -> None:
+    """Builds the evaluator of a config, and scores an object that is found exactly.
+
+    One that is no COCOEvaluator may want more than is there: it is not built.
+
+    Args:
+        node: ``dataloader.evaluator``; not changed.
+
+    Raises:
+        InputError: If anything goes wrong.
+    """
+    key, node = "dataloader.evaluator", copy.deepcopy(node)
+    target = node.get("_target_")
+    with told_as(f"{key} cannot be built from its config"):
+        target = locate(target) if isinstance(target, str) else target
+        if not callable(target):
+            raise TypeError(f"{target} is nothing that can be called")
+    if not isinstance(target, type) or not issubclass(target, COCOEvaluator):
+        return
+    data = node.get("dataset_name")
+    if not isinstance(data, str):
+        check_call(f"{key}.dataset_name", data)
+    elif data not in DatasetCatalog:
+        raise InputError(
+            f"{key}.dataset_name={data} is no data set that detectron2 knows: leave it out, to "
+            "evaluate on data.test_json"
+        )
+    with _sample() as folder, contextlib.redirect_stdout(io.StringIO()):
+        name = dataset_name(os.path.join(folder, _ANNOTATIONS), folder)
+        node.dataset_name = name
+        # Of several processes, this one is the first to start: it must not wait for others.
+        node.distributed = False
+        if node.get("output_dir"):
+            node.output_dir = folder
+        try:
+            evaluator = build(key, node)
+            with told_as(f"{key} cannot score with its config"):
+                evaluator.reset()
+                evaluator.process([{"image_id": 1}], [{"instances": _found()}])
+                evaluator.evaluate()
+        finally:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+def _found() -> Instances:
+    """The object of the sample as a detector gives it."""
+    x, y, width, height = _BOX
+    found = Instances((_HEIGHT, _WIDTH))
+    found.pred_boxes = Boxes(torch.tensor([[x, y, x + width, y + height]]))
+    found.scores, found.pred_classes = torch.ones(1), torch.zeros(1, dtype=torch.int64)
+    found.pred_masks = torch.zeros(1, _HEIGHT, _WIDTH, dtype=torch.bool)
+    found.pred_masks[:, y : y + height, x : x + width] = True
+    return found
+
+
+@contextlib.contextmanager
+def _sample() -> Iterator[str]:
+    """A folder with one image and its annotations."""
+    with tempfile.TemporaryDirectory(prefix="snnet_vitdet_") as folder:
+        pixels = np.linspace(0, 255, _HEIGHT * _WIDTH * 3, dtype=np.uint8)
+        Image.fromarray(pixels.reshape(_HEIGHT, _WIDTH, 3)).save(os.path.join(folder, _IMAGE))
+        size = {"height": _HEIGHT, "width": _WIDTH}
+        content = {
+            "images": [{"id": 1, "file_name": _IMAGE, **size}],
+            "categories": [{"id": 1, "name": "object"}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, **_OBJECT}],
+        }
+        with open(os.path.join(folder, _ANNOTATIONS), "w", encoding="utf-8") as file:
+            json.dump(content, file)
+        yield folder
+
+
+def _records(folder: str) -> list[dict]:
+    """The sample as detectron2's dataset dicts."""
+    annotation = {**_OBJECT, "category_id": 0, "bbox_mode": BoxMode.XYWH_ABS}
+    path = os.path.join(folder, _IMAGE)
+    size = {"height": _HEIGHT, "width": _WIDTH}
+    return [{"file_name": path, "image_id": 1, "annotations": [annotation], **size}]
+
+
+def _no_mapper() -> Callable[[dict], dict]:
+    return _as_it_is
+
+
+def _as_it_is(record: dict) -> dict:
+    return record

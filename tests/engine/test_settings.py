@@ -1,0 +1,143 @@
+import pytest
+from omegaconf import OmegaConf
+
+from snnet_vitdet.engine import preflight
+from snnet_vitdet.engine.config import LATER_KEYS
+from snnet_vitdet.engine.settings import SETTINGS
+from snnet_vitdet.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.image_size=0", "data.image_size=0 must be a whole number of at least 32"),
+        ("data.image_size=1000000", "data.image_size=1000000 must be a whole number of at most 16"),
+        ("data.train_json=null", "data.train_json=null must be a path"),
+        ("data.test_images=5", "data.test_images=5 must be a path"),
+        ("data.check=null", "data.check=null must be true or false"),
+        ("data=5", "data=5 must be a group of settings"),
+        ("init=null", "init=null must be a group of settings"),
+        ("init.weights=null", "init.weights=null must be a group of settings"),
+        ("init.weights.small=5", "init.weights.small=5 must be a text, or null"),
+        ("model=null", "model=null must be a group of settings"),
+        ("optimizer=null", "optimizer=null must be a group of settings"),
+        ("sampler=null", "sampler=null must be a group of settings"),
+        ("dataloader=null", "dataloader=null must be a group of settings"),
+        ("lr_multiplier=null", "lr_multiplier=null must be a group of settings"),
+        ("train=null", "train=null must be a group of settings"),
+        ("train.amp=null", "train.amp=null must be a group of settings"),
+        ("train.ddp=null", "train.ddp=null must be a group of settings"),
+        ("train.checkpointer=null", "train.checkpointer=null must be a group of settings"),
+        ("train.output_dir=null", "train.output_dir=null must be a path"),
+        ("train.output_dir=5", "train.output_dir=5 must be a path"),
+        ("train.device=null", "train.device=null must be a text"),
+        ("train.tf32=abc", "train.tf32=abc must be true or false"),
+        ("train.tf32=null", "train.tf32=null must be true or false"),
+        ("train.clip_grad_norm=abc", "clip_grad_norm=abc must be a number above 0, or null"),
+        ("train.clip_grad_norm=-1", "clip_grad_norm=-1 must be a number above 0, or null"),
+        ("train.clip_grad_norm=nan", "clip_grad_norm=nan must be a number above 0, or null"),
+        ("train.eval_stitches=null", "train.eval_stitches=null must be ids, names or ranges"),
+        ("train.ema_decay=1", "ema_decay=1 must be a number of at least 0 and below 1"),
+        ("train.seed=1e3", "train.seed=1000.0 must be a whole number"),
+        ("train.max_iter=100000000000000000000", "must be a whole number of at most 2147483647"),
+        ("dataloader.test.batch_size=0", "test.batch_size=0 must be a whole number of at least 1"),
+        ("dataloader.train.num_workers=2000", "num_workers=2000 must be .* of at most 1024"),
+        ("model.pixel_std=[0,0,0]", "pixel_std=.0, 0, 0. must be a list of 3, each a number above"),
+        ("model.pixel_mean=[1]", "model.pixel_mean=.1. must be a list of 3, each a finite number"),
+        ("optimizer.lr=abc", "optimizer.lr=abc must be a number above 0"),
+        ("sweep.stitch_ids=null", "sweep.stitch_ids=null must be ids, names or ranges"),
+        ("sweep.precision=[5]", "sweep.precision=.5. must be one of"),
+        ("train.seed='${nix}'", "train.seed refers to what is not there .*nix"),
+        # Of others than our own keys: what they take the place of, and what no number is.
+        ("optimizer.weight_decay=abc", "optimizer.weight_decay=abc must be a number, as 0.1 is"),
+        ("optimizer.betas=abc", "optimizer.betas=abc must be a list, as .0.9, 0.999. is"),
+        ("optimizer.betas=[a,b]", "optimizer.betas=.a, b. must be a list of numbers"),
+        ("optimizer.params=5", "optimizer.params=5 must be a group of settings"),
+        (
+            "model.roi_heads.positive_fraction=abc",
+            "fraction=abc must be a number of at least",
+        ),
+        (
+            "model.roi_heads.positive_fraction=nan",
+            "fraction=nan must be a number of at least",
+        ),
+        ("optimizer.weight_decay=true", "optimizer.weight_decay=True must be a number"),
+        ("model.roi_heads.batch_size_per_image=-1", "batch_size_per_image=-1 must be a whole num"),
+        ("dataloader.train.mapper.is_train=null", "train.mapper.is_train=null must be one of"),
+        ("model.roi_heads.box_head.conv_norm=5", "conv_norm=5 must be a text, as LN is"),
+        (
+            "dataloader.train.mapper.use_instance_mask=abc",
+            "mask=abc must be true or false",
+        ),
+        ("lr_multiplier.scheduler.values=[1.0,.inf,0.1]", "values=.* must be "),
+    ],
+)
+def test_setting_that_cannot_be_is_refused_by_its_name(override, expected, tiny_config):
+    with pytest.raises(InputError, match=expected):
+        tiny_config(override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.backbone.net.small.layer_scale_init=null",
+        "model.backbone.net.small.use_rel_pos=global",
+        "model.backbone.net.small.global_block_indexes=null",
+        "model.roi_heads.num_classes=6",
+        "dataloader.test.mapper.augmentations.0.short_edge_length=[32,64]",
+        "sampler.step=1",
+        "train.clip_grad_norm=1",
+        "train.checkpointer.max_to_keep=null",
+        "train.eval_stitches='S,L'",
+        "sweep.stitch_ids=[0,SF]",
+        "sweep.stitch_ids=3",
+        "init.weights.small=some.pth",
+        "train.ends=null",
+        "optimizer.fused=true",
+        "optimizer._target_=torch.optim.SGD",
+    ],
+)
+def test_other_types_that_mean_something_are_taken(override, tiny_config):
+    tiny_config(override)
+
+
+def test_later_keys_of_ours_and_all_keys_of_the_table_are_known(tiny_config):
+    config = tiny_config()
+    groups = ("train.", "sweep.")
+    assert {key for key in LATER_KEYS if key.startswith(groups)} <= SETTINGS.keys()
+    exact = {key for key in SETTINGS if "*" not in key} - {"dataloader.test.batch_size"}
+    absent = object()
+    assert all(OmegaConf.select(config, key, default=absent) is not absent for key in exact)
+
+
+def leaves(node, path=""):
+    """Dotted names of all values of a config."""
+    if isinstance(node, dict):
+        children = node.items()
+    elif isinstance(node, list) and any(isinstance(child, dict) for child in node):
+        children = enumerate(node)
+    else:
+        yield path
+        return
+    for name, child in children:
+        yield from leaves(child, f"{path}.{name}" if path else str(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", ["null", "abc"])
+def test_any_key_set_to_nothing_or_a_word_passes_or_is_named(value, tiny_config, tmp_path):
+    config = OmegaConf.to_container(tiny_config(), resolve=False)
+    # A path may be called so; and folders of that name are not made here.
+    keys = [key for key in leaves(config) if not key.endswith(("root", "output_dir", "checkpoint"))]
+    assert len(keys) > 200
+    for key in keys:
+        try:
+            changed = tiny_config(f"train.output_dir='{tmp_path}'", f"{key}={value}")
+            preflight(changed, evaluation=False, resume=False, num_processes=1)
+        except InputError as error:
+            path, name = key.rpartition(".")[::2]
+            parts = path.split(".")
+            # The key, or the part that could not be made of it.
+            names = {name, *(".".join(parts[:length]) for length in range(1, len(parts) + 1))}
+            named = [each for each in names if each in str(error)]
+            assert named or value in str(error), (key, str(error))
