@@ -34,6 +34,7 @@ __all__ = ["EARLIER_GROUPING", "LATER_KEYS", "load_config", "save_config"]
 logger = logging.getLogger(__name__)
 
 LATER_KEYS = {
+    "data.masks": True,
     "train.reference_batch_size": None,
     "train.clip_grad_norm": None,
     "train.tf32": False,
@@ -51,7 +52,7 @@ LATER_KEYS = {
     "sweep.overwrite": False,
 }
 """Keys that a config.yaml saved by an earlier version has not, with the values of
-configs/common/train.py."""
+configs/common/train.py; what it trained had masks."""
 EARLIER_GROUPING = "round"
 """How an earlier version grouped the stitches it drew, without a key (``sampler.grouping``)."""
 
