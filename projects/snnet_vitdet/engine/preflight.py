@@ -26,6 +26,7 @@ from snnet_vitdet.modeling.timm_weights import check_weights
 from snnet_vitdet.stitching import select_stitches
 
 from .checkpoint import checkpoint_to_evaluate, last_checkpoint
+from .data_nodes import check_data_nodes
 from .distillation import check_distillation
 from .initialise import anchors_of
 from .resuming import check_resumed_settings
@@ -102,6 +103,7 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
             "sweep.at_initialisation=True sweeps without a checkpoint: leave out "
             "train.init_checkpoint, or at_initialisation"
         )
+    check_data_nodes(config, training=starts or not evaluation)
     num_classes = _check_data(config.data, training=starts or not evaluation)
     model = _build(config.model)
     if model.roi_heads.num_classes != num_classes:
