@@ -55,12 +55,12 @@ def check_data_nodes(config: DictConfig, *, training: bool) -> None:
                     f"names and the scores are of: set {own} alone, which all parts follow"
                 )
     test, evaluator = sources[_TEST], sources[_EVALUATOR]
-    if None not in (test, evaluator) and (isinstance(test, str) or isinstance(evaluator, str)):
-        if test != evaluator:
-            raise InputError(
-                f"the images to score are of {_shown(test)} ({_TEST}), but the scores of "
-                f"{_shown(evaluator)} ({_EVALUATOR}): give both the same data"
-            )
+    by_name = isinstance(test, str) or isinstance(evaluator, str)
+    if by_name and None not in (test, evaluator) and test != evaluator:
+        raise InputError(
+            f"the images to score are of {_shown(test)} ({_TEST}), but the scores of "
+            f"{_shown(evaluator)} ({_EVALUATOR}): give both the same data"
+        )
     if OmegaConf.select(config, f"{_TEST}.filter_empty"):
         raise InputError(
             f"{_TEST}.filter_empty=True leaves images without objects out, in which whatever is "

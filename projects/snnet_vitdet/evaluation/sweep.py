@@ -22,13 +22,13 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
+from snnet_vitdet.data.fingerprint import difference
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.files import write_atomically
 from snnet_vitdet.modeling import find_stitched_vit, running_in
 from snnet_vitdet.stitching import Cost, Stitch, merged
 
 from .one_pass import evaluate_in_one_pass, fixed_subset
-from .provenance import difference
 from .result_files import give_back_ids
 from .results import MEASURED_CSV, METRICS, ResultsTable, StitchResult
 from .score_curves import CURVES_FILE, ScoreCurve, ScoreCurves
