@@ -61,6 +61,7 @@ from snnet_vitdet.evaluation import (
     BASELINE,
     CocoScorer,
     evaluate_stitch,
+    evaluators_of,
     format_table,
     provenance_of,
     sweep,
@@ -102,6 +103,7 @@ def do_train(config, resume):
     optimizer = instantiate(config.optimizer)
     data_loader = instantiate(config.dataloader.train)
     test_loader = instantiate(config.dataloader.test)
+    make_evaluator = evaluators_of(config.dataloader.evaluator)
     checkpointer = StrictCheckpointer(
         model,
         config.train.output_dir,
@@ -172,7 +174,7 @@ def do_train(config, resume):
             stitches = [backbone.space[i] for i in ids]
         results = {}
         for stitch in stitches:
-            evaluator = instantiate(config.dataloader.evaluator)
+            evaluator = make_evaluator()
             results[stitch.name] = evaluate_stitch(evaluated, stitch, test_loader, evaluator)
             scores = ", ".join(f"{key} {value:.1f}" for key, value in results[stitch.name].items())
             logger.info("%s: %s", stitch.name, scores)
@@ -272,6 +274,7 @@ def do_sweep(config, resume):
         scorer = CocoScorer(instantiate(config.dataloader.evaluator.dataset_name))
     data_loader = instantiate(config.dataloader.test)
     costs = [baseline_cost(config.model)] if backbone is None else stitch_costs(config.model)
+    make_evaluator = evaluators_of(config.dataloader.evaluator)
     provenance = provenance_of(config, checkpoint, averaged)
 
     def run(stitch_ids, folder, subset):
@@ -280,7 +283,7 @@ def do_sweep(config, resume):
             stitch_ids,
             costs,
             data_loader,
-            lambda: instantiate(config.dataloader.evaluator),
+            make_evaluator,
             folder,
             scorer=scorer,
             subset=subset,

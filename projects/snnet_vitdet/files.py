@@ -1,13 +1,14 @@
 """Files that are written as a whole or not at all: no crash and no reader meets half of one."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from snnet_vitdet.errors import cannot_write
+from snnet_vitdet.errors import InputError, cannot_write
 
-__all__ = ["replacing", "write_atomically"]
+__all__ = ["replacing", "temporary_folder", "write_atomically"]
 
 
 @contextmanager
@@ -52,6 +53,24 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def temporary_folder(prefix: str) -> tempfile.TemporaryDirectory:
+    """A folder of this process, which is removed with the object.
+
+    Args:
+        prefix: What its name begins with.
+
+    Raises:
+        InputError: If there is nowhere to make it.
+    """
+    try:
+        return tempfile.TemporaryDirectory(prefix=prefix)
+    except OSError as error:
+        raise InputError(
+            f"There is no folder for temporary files ({error.strerror}): set TMPDIR to one that "
+            "can be written."
+        ) from error
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -18,7 +18,7 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.files import write_atomically
+from snnet_vitdet.files import temporary_folder, write_atomically
 from snnet_vitdet.text import neutral
 
 from .annotations import NO_CROWDS
@@ -33,6 +33,7 @@ __all__ = [
     "num_categories",
     "read_categories",
     "read_coco_json",
+    "restore_copy",
 ]
 
 logger = logging.getLogger(__name__)
@@ -79,8 +80,11 @@ def dataset_name(json_file: str, image_root: str) -> str:
     It is a function of the two absolute paths and of when the file was written. The metadata has
     all that ``COCOEvaluator`` and ``Visualizer`` need, whether or not the data have been loaded:
     ``json_file`` is a copy of the annotations for this process, with the numbers of
-    :func:`coco_dicts` in place of ids; ``image_ids`` and ``category_ids`` are the file's own, by
-    number less 1.
+    :func:`coco_dicts` in place of ids, made anew if something has removed it; ``image_ids`` and
+    ``category_ids`` are the file's own, by number less 1.
+
+    Raises:
+        InputError: the file cannot be used, or the copy cannot be written.
     """
     json_path, image_path = os.path.abspath(json_file), os.path.abspath(image_root)
     key = "\0".join(map(str, (*_file_key(json_path), image_path)))
@@ -93,6 +97,7 @@ def dataset_name(json_file: str, image_root: str) -> str:
         classes = [category["name"] for category in data.content["categories"]]
         MetadataCatalog.get(name).set(
             json_file=copy,
+            source=_file_key(json_path),
             image_root=image_path,
             evaluator_type="coco",
             thing_classes=classes,
@@ -100,26 +105,52 @@ def dataset_name(json_file: str, image_root: str) -> str:
             image_ids=data.image_ids,
             category_ids=data.category_ids,
         )
+    restore_copy(name)
     return name
 
 
+def restore_copy(name: str) -> None:
+    """Makes the copy of the annotations anew if it is gone, as systems remove old temporary files.
+
+    Args:
+        name: Of data in detectron2's catalogues; nothing is done for those of others.
+
+    Raises:
+        InputError: the annotations have changed since :func:`dataset_name` has seen them, or cannot
+            be copied.
+    """
+    metadata = MetadataCatalog.get(name)
+    source = metadata.get("source")
+    if source is None or os.path.isfile(metadata.json_file):
+        return
+    json_path = source[0]
+    if _file_key(json_path) != source:
+        raise InputError(
+            f"{json_path} has changed since the start, and the copy of what it was, "
+            f"{metadata.json_file}, has been removed: start again, with --resume, and with TMPDIR "
+            "set to a folder that nothing removes files from."
+        )
+    data = numbered(json_path, read_coco_json(json_path))
+    del metadata.json_file
+    metadata.json_file = _write_copy(name, data)
+
+
 def _write_copy(name: str, data: Numbered) -> str:
+    if not os.path.isdir(_folder_of_copies().name):
+        _folder_of_copies.cache_clear()
     # In ASCII, which libraries read in every locale.
     path = os.path.join(_folder_of_copies().name, f"{name}.json")
-    write_atomically(path, json.dumps(data.content).encode("ascii"))
+    try:
+        write_atomically(path, json.dumps(data.content).encode("ascii"))
+    except InputError as error:
+        raise InputError(f"{error}, by TMPDIR.") from error
     return path
 
 
 @functools.cache
 def _folder_of_copies() -> tempfile.TemporaryDirectory:
     """Removed at the end of the process."""
-    try:
-        return tempfile.TemporaryDirectory(prefix="snnet_vitdet_")
-    except OSError as error:
-        raise InputError(
-            f"There is no folder for temporary files ({error.strerror}): set TMPDIR to one that "
-            "can be written."
-        ) from error
+    return temporary_folder("snnet_vitdet_")
 
 
 def _dicts(data: Mapping[str, list[dict]], folder: ImageFolder) -> list[dict]:

@@ -3,7 +3,6 @@
 import copy
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -15,7 +14,7 @@ from snnet_vitdet.files import write_atomically
 from snnet_vitdet.text import shown
 
 from .checkpoint import last_checkpoint
-from .config import EARLIER_GROUPING, LATER_KEYS, save_config
+from .config import EARLIER_GROUPING, LATER_KEYS, config_files, save_config
 
 __all__ = ["check_resumed_optimizer", "check_resumed_settings", "save_resumed_config"]
 
@@ -158,11 +157,8 @@ def _changes(folder: str, config: DictConfig) -> list[tuple[str, object, object]
         return []
     lacking = LATER_KEYS | {"sampler.grouping": EARLIER_GROUPING}
     before = lacking | dict(_flat(_read(path)))
-    with tempfile.TemporaryDirectory() as temporary:
-        # As it is read when it has been written.
-        own = os.path.join(temporary, "config.yaml")
-        save_config(config, own)
-        now = lacking | dict(_flat(_read(own)))
+    # As it is read when it has been written.
+    now = lacking | dict(_flat(yaml.load(config_files(config).get("", b"{}"), _Loader)))
     return [
         (key, before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())
