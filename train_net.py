@@ -47,6 +47,7 @@ from snnet_vitdet.engine import (
     fit_stitching_layers,
     load_anchors,
     load_config,
+    note_training_data,
     preflight,
     rehearse_training,
     run_folder,
@@ -140,8 +141,10 @@ def do_train(config, resume):
         if not os.path.isfile(os.path.join(config.train.output_dir, "model_final.pth")):
             checkpointer.save_copy(found, "model_final")
         return
-    if resume and comm.is_main_process():
-        save_resumed_config(as_given, start_iter)
+    if comm.is_main_process():
+        if resume:
+            save_resumed_config(as_given, start_iter)
+        note_training_data(as_given, start_iter, resume=resume)
     data_loader.start_iteration = start_iter
     plan = training_plan(
         batch=config.dataloader.train.total_batch_size,
