@@ -254,7 +254,7 @@ def test_no_image_left_is_an_error(tmp_path, coco):
         ),
         (
             '{"images": [], "annotations": [], "categories": [{"id": 1.0, "name": "nut"}]}',
-            r"A category in .*bad\.json is .*must have a whole number or a text as id, and a name",
+            r"A category in .*bad\.json has the id .*needs a whole number or a text as id, and a",
         ),
         (
             '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "\\ud83d"}]}',

@@ -19,7 +19,7 @@ from pycocotools import mask as mask_util
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.files import temporary_folder, write_atomically
-from snnet_vitdet.text import neutral
+from snnet_vitdet.text import neutral, shown
 
 from .annotations import NO_CROWDS
 from .dialects import read_dialects, read_json
@@ -268,8 +268,8 @@ def _checked_categories(path: str, entries: list[dict]) -> dict[Id, str]:
         category_id, name = entry.get("id"), entry.get("name")
         if type(category_id) not in (int, str) or not isinstance(name, str):
             raise InputError(
-                f"A category in {path} is {entry}, but must have a whole number or a text as id, "
-                "and a name."
+                f"A category in {path} has the id {shown(category_id)} and the name {shown(name)}, "
+                "but needs a whole number or a text as id, and a text as name."
             )
         if not _is_text(name):
             raise InputError(
@@ -280,7 +280,8 @@ def _checked_categories(path: str, entries: list[dict]) -> dict[Id, str]:
         if str(category_id) in as_texts:
             raise InputError(
                 f"Category id {category_id} in {path} stands for both "
-                f"{as_texts[str(category_id)]!r} and {name!r}: give each category an id of its own."
+                f"{shown(as_texts[str(category_id)])} and {shown(name)}: give each category an id of "
+                "its own."
             )
         as_texts[str(category_id)] = categories[category_id] = name
     return dict(sorted(categories.items(), key=lambda item: id_order(item[0])))

@@ -1,6 +1,7 @@
 """What annotation tools write in a way of their own, read as COCO's format has it."""
 
 import ast
+import contextlib
 import json
 from urllib.parse import urlsplit
 
@@ -30,7 +31,9 @@ def read_dialects(data: dict) -> None:
         url = image.get("coco_url")
         if image.get("file_name") is None and isinstance(url, str):
             # LVIS has no other name; images of its parts lie in train2017 as well as in val2017.
-            image["file_name"] = "/".join(urlsplit(url).path.split("/")[-2:])
+            # What is no address stays without a name.
+            with contextlib.suppress(ValueError):
+                image["file_name"] = "/".join(urlsplit(url).path.split("/")[-2:])
     for annotation in data["annotations"]:
         mask = annotation.get("segmentation")
         if isinstance(mask, dict) and isinstance(mask.get("counts"), str):
