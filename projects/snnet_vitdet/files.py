@@ -1,5 +1,6 @@
 """Files that are written as a whole or not at all: no crash and no reader meets half of one."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from snnet_vitdet.errors import InputError, cannot_write
 
-__all__ = ["replacing", "temporary_folder", "write_atomically"]
+__all__ = ["read_json", "replacing", "temporary_folder", "write_atomically"]
 
 
 @contextmanager
@@ -53,6 +54,25 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def read_json(path: str | os.PathLike[str], **kwargs: object) -> object:
+    """Parses a JSON file in UTF-8, UTF-16 or UTF-32, with a byte order mark or without.
+
+    Args:
+        path: Of the file.
+        **kwargs: As for ``json.loads``.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no JSON, or nested too deeply to be read.
+    """
+    # As bytes: text would be decoded as the locale says, which may be ASCII.
+    content = Path(path).read_bytes()
+    try:
+        return json.loads(content, **kwargs)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def temporary_folder(prefix: str) -> tempfile.TemporaryDirectory:

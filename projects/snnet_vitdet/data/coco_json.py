@@ -18,11 +18,11 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.files import temporary_folder, write_atomically
+from snnet_vitdet.files import read_json, temporary_folder, write_atomically
 from snnet_vitdet.text import neutral, shown
 
 from .annotations import NO_CROWDS
-from .dialects import read_dialects, read_json
+from .dialects import read_dialects
 from .image_folder import ImageFolder
 from .numbering import Id, Numbered, id_order, numbered
 
@@ -223,7 +223,7 @@ def read_coco_json(json_file: str) -> dict:
         data = read_json(path)
     except OSError as error:
         raise InputError(f"Cannot read the annotation file {path}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(
             f"{path} is not valid JSON ({error}): it may be truncated, or not the annotation "
             "file; copy or export it again."
@@ -280,8 +280,8 @@ def _checked_categories(path: str, entries: list[dict]) -> dict[Id, str]:
         if str(category_id) in as_texts:
             raise InputError(
                 f"Category id {category_id} in {path} stands for both "
-                f"{shown(as_texts[str(category_id)])} and {shown(name)}: give each category an id of "
-                "its own."
+                f"{shown(as_texts[str(category_id)])} and {shown(name)}: give each category an "
+                "id of its own."
             )
         as_texts[str(category_id)] = categories[category_id] = name
     return dict(sorted(categories.items(), key=lambda item: id_order(item[0])))

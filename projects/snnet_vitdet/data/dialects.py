@@ -2,23 +2,9 @@
 
 import ast
 import contextlib
-import json
 from urllib.parse import urlsplit
 
-__all__ = ["read_dialects", "read_json"]
-
-
-def read_json(path: str) -> object:
-    """Parses a JSON file in UTF-8, UTF-16 or UTF-32, with a byte order mark or without.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: It is no JSON.
-        RecursionError: It is nested too deeply.
-    """
-    # As bytes: text would be decoded as the locale says, which may be ASCII.
-    with open(path, "rb") as file:
-        return json.loads(file.read())
+__all__ = ["read_dialects"]
 
 
 def read_dialects(data: dict) -> None:

@@ -5,7 +5,6 @@ ends in one sentence instead of a traceback from the middle of several processes
 """
 
 import glob
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from torch import nn
 from snnet_vitdet.data import check_coco_json, check_same_categories, num_categories
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.one_pass import supports_one_pass
+from snnet_vitdet.files import read_json
 from snnet_vitdet.modeling import find_stitched_vit, stitch_costs
 from snnet_vitdet.modeling.cost import build_on_meta
 from snnet_vitdet.modeling.timm_weights import check_weights
@@ -317,7 +317,6 @@ def _check_sweep_dir(output_dir: str) -> None:
 def _num_rows(path: str) -> int:
     """0 also if there is nothing worth keeping."""
     try:
-        with open(path, encoding="utf-8") as file:
-            return len(json.load(file))
+        return len(read_json(path))
     except (OSError, TypeError, ValueError):
         return 0

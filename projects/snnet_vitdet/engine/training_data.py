@@ -4,12 +4,13 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 from snnet_vitdet.data.fingerprint import difference, image_facts, sha256_of
 from snnet_vitdet.errors import first_line
-from snnet_vitdet.files import write_atomically
+from snnet_vitdet.files import read_json, write_atomically
 
 __all__ = ["note_training_data"]
 
@@ -49,11 +50,10 @@ def note_training_data(config: DictConfig, iteration: int, *, resume: bool) -> N
 
 def _compare(path: str, facts: Mapping[str, object], iteration: int) -> None:
     try:
-        with open(path, "rb") as file:
-            content = file.read()
-        before = json.loads(content)
+        before = read_json(path)
         if not isinstance(before, Mapping):
             raise ValueError("it holds no facts")
+        changed = difference(before, facts)
     except (OSError, RecursionError, ValueError) as error:
         logger.warning(
             "%s cannot be read (%s): whether the training data are those of before is not known.",
@@ -61,11 +61,11 @@ def _compare(path: str, facts: Mapping[str, object], iteration: int) -> None:
             first_line(error),
         )
         return
-    if changed := difference(before, facts):
+    if changed:
         earlier = f"{path.removesuffix('.json')}_until_{iteration:07d}.json"
         # One that is there has had iterations, and that of now has not had any.
         if not os.path.exists(earlier):
-            write_atomically(earlier, content)
+            write_atomically(earlier, Path(path).read_bytes())
         logger.warning(
             "From iteration %d on, other training data than before (%s). What those of before were "
             "is in %s.",
