@@ -24,6 +24,7 @@ from snnet_vitdet.files import write_atomically
 
 from .checkpoint import last_checkpoint
 from .memory_files import files_in_memory
+from .yaml_files import read_yaml
 
 __all__ = ["EARLIER_GROUPING", "LATER_KEYS", "config_files", "load_config", "save_config"]
 
@@ -135,6 +136,8 @@ def _loaded(config_file: str) -> DictConfig:
         config_file,
     )
     try:
+        # Nothing in it may hang or fill the memory.
+        read_yaml(config_file)
         config = LazyConfig.load(config_file)
         if missing := sorted({"data", "dataloader", "model", "train"} - set(config)):
             raise ValueError(f"it has no {', '.join(missing)}")
