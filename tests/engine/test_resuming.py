@@ -13,6 +13,14 @@ from snnet_vitdet.engine import load_config, save_config, save_resumed_config
 from snnet_vitdet.engine.resuming import check_resumed_optimizer, check_resumed_settings
 from snnet_vitdet.errors import InputError
 
+# Each line stands for ten, or two, of the one before it.
+MANY_ALIASES = b"a0: &a0 1\n" + b"".join(
+    b"a%d: &a%d [%s]\n" % (n, n, b",".join([b"*a%d" % (n - 1)] * 10)) for n in range(1, 12)
+)
+MANY_MERGES = b"a0: &a0 {x: 1}\n" + b"".join(
+    b"a%d: &a%d {<<: [*a%d, *a%d]}\n" % (n, n, n - 1, n - 1) for n in range(1, 40)
+)
+
 
 @pytest.fixture
 def folder(tiny_config, tmp_path):
@@ -141,21 +149,10 @@ def test_a_config_of_an_earlier_version_has_the_values_of_then(folder, resumed, 
     "content",
     [
         *(b"", b"train: {", b"\xff\xfe\0", b"- 1\n- 2\n", b"a: b: c", b"\0" * 99),
-        *(
-            b"a: " + b"[" * 100_000,
-            b"a: &a [*a]",
-            b"a: &a {b: *a}",
-            b"a: !!int ''",
-            b"#" * 2_000_000,
-        ),
-        *(b"a: !!timestamp x", b"? []\n: 1", b"a: !!float x", b"train: 3"),
-        # Each line has ten of the one before it.
-        b"".join(
-            b"a%d: &a%d [%s]\n" % (n, n, b",".join([b"*a%d" % (n - 1) if n else b"1"] * 10))
-            for n in range(12)
-        ),
-        b"a0: &a0 {x: 1}\n"
-        + b"".join(b"a%d: &a%d {<<: [*a%d, *a%d]}\n" % (n, n, n - 1, n - 1) for n in range(1, 40)),
+        *(b"a: " + b"[" * 100_000, b"a: &a [*a]", b"a: &a {b: *a}", b"#" * 2_000_000),
+        *(b"a: !!timestamp x", b"? []\n: 1", b"a: !!float x", b"a: !!int ''", b"train: 3"),
+        MANY_ALIASES,
+        MANY_MERGES,
     ],
 )
 def test_a_broken_config_is_a_sentence_to_resume_by_and_to_load(folder, resumed, content):

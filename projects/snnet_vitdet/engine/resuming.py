@@ -228,9 +228,5 @@ def _remedy(changes: list[tuple[str, object, object]]) -> str:
         if before is not _ABSENT
     ]
     left_out = [key for key, before, _ in changes if before is _ABSENT]
-    ways = [
-        f"{word} {', '.join(keys)}"
-        for word, keys in (("with", given), ("without", left_out))
-        if keys
-    ]
-    return " and ".join(ways)
+    ways = {"with": given, "without": left_out}
+    return " and ".join(f"{word} {', '.join(keys)}" for word, keys in ways.items() if keys)
