@@ -47,6 +47,7 @@ from snnet_vitdet.engine import (
     fit_stitching_layers,
     load_anchors,
     load_config,
+    note_training_data,
     preflight,
     rehearse_training,
     run_folder,
@@ -60,8 +61,8 @@ from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.evaluation import (
     BASELINE,
     CocoScorer,
-    build_evaluator,
     evaluate_stitch,
+    evaluators_of,
     format_table,
     provenance_of,
     sweep,
@@ -103,6 +104,7 @@ def do_train(config, resume):
     optimizer = instantiate(config.optimizer)
     data_loader = instantiate(config.dataloader.train)
     test_loader = instantiate(config.dataloader.test)
+    make_evaluator = evaluators_of(config.dataloader.evaluator)
     checkpointer = StrictCheckpointer(
         model,
         config.train.output_dir,
@@ -139,8 +141,10 @@ def do_train(config, resume):
         if not os.path.isfile(os.path.join(config.train.output_dir, "model_final.pth")):
             checkpointer.save_copy(found, "model_final")
         return
-    if resume and comm.is_main_process():
-        save_resumed_config(as_given, start_iter)
+    if comm.is_main_process():
+        if resume:
+            save_resumed_config(as_given, start_iter)
+        note_training_data(as_given, start_iter, resume=resume)
     data_loader.start_iteration = start_iter
     plan = training_plan(
         batch=config.dataloader.train.total_batch_size,
@@ -173,7 +177,7 @@ def do_train(config, resume):
             stitches = [backbone.space[i] for i in ids]
         results = {}
         for stitch in stitches:
-            evaluator = build_evaluator(config.dataloader.evaluator)
+            evaluator = make_evaluator()
             results[stitch.name] = evaluate_stitch(evaluated, stitch, test_loader, evaluator)
             scores = ", ".join(f"{key} {value:.1f}" for key, value in results[stitch.name].items())
             logger.info("%s: %s", stitch.name, scores)
@@ -273,6 +277,7 @@ def do_sweep(config, resume):
         scorer = CocoScorer(instantiate(config.dataloader.evaluator.dataset_name))
     data_loader = instantiate(config.dataloader.test)
     costs = [baseline_cost(config.model)] if backbone is None else stitch_costs(config.model)
+    make_evaluator = evaluators_of(config.dataloader.evaluator)
     provenance = provenance_of(config, checkpoint, averaged)
 
     def run(stitch_ids, folder, subset):
@@ -281,7 +286,7 @@ def do_sweep(config, resume):
             stitch_ids,
             costs,
             data_loader,
-            lambda: build_evaluator(config.dataloader.evaluator),
+            make_evaluator,
             folder,
             scorer=scorer,
             subset=subset,

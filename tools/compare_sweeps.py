@@ -13,7 +13,6 @@ deviation. The first one is what all others are compared with.
 
 import argparse
 import csv
-import json
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -26,7 +25,7 @@ from snnet_vitdet.deploy import StitchTable
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.evaluation import Candidate, common_range, equal_cost_budgets, same_stitches
 from snnet_vitdet.evaluation.results import METRICS, SCORES, TASKS
-from snnet_vitdet.files import read_file
+from snnet_vitdet.files import read_json
 from snnet_vitdet.report import drawing, plot_comparison
 
 COSTS = {
@@ -85,7 +84,7 @@ def test_file(folder):
     path = Path(folder, "sweep.json")
     path = path if path.is_file() else Path(folder, "sweep", "sweep.json")
     try:
-        facts = json.loads(read_file(path))
+        facts = read_json(path)
         return f"{os.path.basename(facts['test_json'])} of {facts['test_json_bytes']} bytes"
     except (OSError, ValueError, KeyError, TypeError):
         return "unknown annotations"

@@ -26,7 +26,7 @@ from snnet_vitdet.deploy import LATENCY_FILE, Predictor, StitchTable, image_file
 from snnet_vitdet.engine import load_config, set_float32_arithmetic
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.evaluation.results import COLUMNS, MEASURED_CSV
-from snnet_vitdet.files import read_file, write_atomically
+from snnet_vitdet.files import read_json, write_atomically
 from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.stitching import select_stitches
 
@@ -134,7 +134,7 @@ def run(args):
 def with_earlier(rows, facts, path):
     """The new rows, and the earlier ones of other stitches if those were measured alike."""
     try:
-        earlier = json.loads(read_file(path))
+        earlier = read_json(path)
         kept = earlier.pop("rows")
         if earlier != facts:
             print(f"Note: {path} was measured in another way; its {len(kept)} rows are replaced.")

@@ -1,15 +1,17 @@
 """Files that are written as a whole or not at all: no crash and no reader meets half of one."""
 
 import errno
+import json
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from snnet_vitdet.errors import cannot_write
+from snnet_vitdet.errors import InputError, cannot_write
 
-__all__ = ["read_file", "replacing", "write_atomically"]
+__all__ = ["read_file", "read_json", "replacing", "temporary_folder", "write_atomically"]
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -65,6 +67,43 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def read_json(path: str | os.PathLike[str], **kwargs: object) -> object:
+    """Parses a JSON file in UTF-8, UTF-16 or UTF-32, with a byte order mark or without.
+
+    Args:
+        path: Of the file.
+        **kwargs: As for ``json.loads``.
+
+    Raises:
+        OSError: If it cannot be read, or is no regular file.
+        ValueError: If it is no JSON, or nested too deeply to be read.
+    """
+    # As bytes: text would be decoded as the locale says, which may be ASCII.
+    content = read_file(path)
+    try:
+        return json.loads(content, **kwargs)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def temporary_folder(prefix: str) -> tempfile.TemporaryDirectory:
+    """A folder of this process, which is removed with the object.
+
+    Args:
+        prefix: What its name begins with.
+
+    Raises:
+        InputError: If there is nowhere to make it.
+    """
+    try:
+        return tempfile.TemporaryDirectory(prefix=prefix)
+    except OSError as error:
+        raise InputError(
+            f"There is no folder for temporary files ({error.strerror}): set TMPDIR to one that "
+            "can be written."
+        ) from error
 
 
 def _sync(path: Path, flags: int) -> None:

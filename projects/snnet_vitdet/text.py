@@ -48,7 +48,9 @@ def shown(value: object, length: int = 80) -> str:
         return f"[{', '.join(shown(item, length) for item in value[:20])}{rest}]"
     if isinstance(value, str):
         return repr(value if len(value) <= length else f"{value[:length]}…")
-    if type(value) in (int, float, bool, type(None)) and abs(value or 0) < 1e30:
+    if type(value) is int and value.bit_length() > 128:
+        return f"a whole number of {value.bit_length()} bits"
+    if type(value) in (int, float, bool, type(None)):
         return repr(value)
     return f"a {type(value).__name__}"
 

@@ -271,6 +271,8 @@ FAULTY_ANNOTATIONS = {
     "box without area": ({"bbox": [1, 1, 0, 4]}, "a box without area"),
     "box of negative width": ({"bbox": [9, 9, -4, 4]}, "a box without area"),
     "box outside": ({"bbox": [WIDTH, 1, 4, 4]}, "a box outside the image"),
+    "box of 10^30": ({"bbox": [0, 0, 10**30, 10**30]}, "a box that goes far beyond the image"),
+    "area of 1e300": ({"area": 1e300}, 'an "area" far larger than their image'),
     "polygon of two points": (
         {"segmentation": [[1, 1, 9, 9]]},
         "a polygon that is no list of at least 3 points",
@@ -279,13 +281,21 @@ FAULTY_ANNOTATIONS = {
         {"segmentation": [[1, 1, 9, 9, 1, math.nan]]},
         "a polygon that is no list of at least 3 points",
     ),
+    "polygon of 1e300": (
+        {"segmentation": [[1, 1, 9, 9, 1, 1e300]]},
+        "a polygon that goes far beyond the image",
+    ),
+    "RLE that is none": (
+        {"segmentation": {"size": [HEIGHT, WIDTH], "counts": "x"}},
+        "an RLE mask whose counts are no runs",
+    ),
     "RLE of the wrong size": (
         {"segmentation": {"size": [HEIGHT, WIDTH + 1], "counts": [HEIGHT * (WIDTH + 1)]}},
-        "an RLE mask that is incomplete or not of the image's size",
+        "an RLE mask that is not of the image's size",
     ),
     "RLE that ends early": (
         {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [7, 9]}},
-        "an RLE mask that is incomplete or not of the image's size",
+        "an RLE mask whose runs do not end with the image",
     ),
 }
 FAULTY_TEST_ANNOTATIONS = {

@@ -95,15 +95,67 @@ def test_summary_counts_what_is_there(check, coco):
         ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "has a polygon that is no list"),
         ({"segmentation": [1, 2, 3, 4, 5, 6]}, "has a polygon that is no list"),
         ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "has a polygon that is no list"),
-        ({"segmentation": {"size": [WIDTH, HEIGHT], "counts": "a"}}, "has an RLE mask"),
-        ({"segmentation": {"size": [HEIGHT, WIDTH]}}, "has an RLE mask that is incomplete"),
-        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [7, 9]}}, "has an RLE mask"),
-        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "abc"}}, "has an RLE mask"),
+        ({"segmentation": {"size": [WIDTH, HEIGHT], "counts": "a"}}, "is not of the image's size"),
+        ({"segmentation": {"size": 5, "counts": "a"}}, "is not of the image's size"),
+        ({"segmentation": {"size": [HEIGHT, WIDTH]}}, "has an RLE mask whose counts are no runs"),
+        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "abc"}}, "counts are no runs"),
+        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [-1, 9]}}, "counts are no runs"),
+        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [7, 9]}}, "do not end with the ima"),
+        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [10**30]}}, "do not end with the im"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 1e300]]}, "has a polygon that goes far beyond the imag"),
+        ({"segmentation": [[1, 2, 3, 4, 5, -1e308]]}, "has a polygon that goes far beyond the im"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 1e10]]}, "has a polygon that goes far beyond the image"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 10**400]]}, "has a polygon that is no list"),
+        ({"segmentation": [[10**400, -(10**400), 3, 4, 5, 6]]}, "has a polygon that is no list"),
+        ({"segmentation": [[1, 2, 3, 4, 5, None]]}, "has a polygon that is no list"),
+        ({"segmentation": [[1, 2, 3, 4, 5, True]]}, "has a polygon that is no list"),
+        ({"segmentation": [[1, 2, 3, 4, 5, "6"]]}, "has a polygon that is no list"),
+        ({"segmentation": [[[1, 2], [3, 4], [5, 6], [7, 8], [9, 9], [1, 1]]]}, "has a polygon th"),
+        ({"bbox": [0, 0, 10**30, 10**30]}, r"goes far beyond .*\[0, 0, \d+, \d+\]\): correct"),
+        ({"bbox": [-1e300, 0, 2e300, 5]}, "has a box that goes far beyond the image"),
+        ({"bbox": [0, 0, 10**400, 1]}, "has no bbox of four finite numbers .* of 1329 bits, 1"),
+        ({"bbox": [10**400, -(10**400), 0.5, 1]}, "has no bbox of four finite numbers"),
+        ({"bbox": [1, 2, True, 4]}, r"has no bbox of four finite numbers .*\[1, 2, True, 4\]"),
+        ({"area": 1e300}, r'has an "area" far larger than their image .* has 1e\+300\): set'),
+        ({"area": "5"}, "has no \"area\" in pixels.* has '5'"),
+        ({"area": True}, 'has no "area" in pixels'),
+        ({"image_id": True}, "names an image that is not listed .*annotation 9 of image True"),
     ],
 )
 def test_a_faulty_annotation_is_named_with_a_remedy(check, coco, changes, message):
     coco["annotations"].append(make_annotation(9, **{"image_id": 1} | changes))
     with pytest.raises(InputError, match=message):
+        check(coco)
+
+
+def test_what_goes_beyond_the_border_as_whole_objects_do_is_taken(check, coco):
+    change = {
+        "bbox": [-9 * WIDTH, 0, 12 * WIDTH, 5],
+        "area": 20.0 * WIDTH * HEIGHT,
+        "segmentation": [[-9 * WIDTH, 0, 3 * WIDTH, 0, 0, 5]],
+        "ignore": None,
+    }
+    coco["annotations"].append(make_annotation(9, **{"image_id": 1} | change))
+    assert check(coco, for_evaluation=True).annotations == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (r"C:\data\x.jpg", r"1 of 3 images .* has a path of a drive of Windows .*\(C:\\data"),
+        ("https://a.org/x.jpg", r"has a web address as file_name \(https://a.org/x.jpg\): downl"),
+        ("x.jpg", r"is not in .*images \(x.jpg\): correct the image folder, or add the files"),
+    ],
+)
+def test_a_name_that_is_no_file_of_the_folder_is_told_with_the_cause(check, coco, name, message):
+    coco["images"][1]["file_name"] = name
+    with pytest.raises(InputError, match=message):
+        check(coco)
+
+
+def test_an_address_that_is_none_leaves_an_image_without_a_name(check, coco):
+    coco["images"][1] |= {"file_name": None, "coco_url": "http://["}
+    with pytest.raises(InputError, match="entry 1, .* has file_name None"):
         check(coco)
 
 
@@ -159,7 +211,11 @@ def test_an_incomplete_image_entry_is_named(check, coco, field):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("file_name", None), ("width", "800"), ("width", -800), ("height", 0.5)]
+    ("field", "value"),
+    [
+        *(("file_name", None), ("width", "800"), ("width", -800), ("height", 0.5)),
+        *(("width", True), ("height", 10**30)),
+    ],
 )
 def test_a_wrong_field_of_an_image_entry_is_shown_and_no_count_is_negative(
     check, coco, tmp_path, field, value

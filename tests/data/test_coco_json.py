@@ -1,13 +1,21 @@
+import errno
 import json
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
+from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
+from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BoxMode
 
 from snnet_vitdet.data import category_names, coco_dicts, dataset_name, num_categories
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.evaluation import evaluators_of
+from snnet_vitdet.files import temporary_folder
 
 POLYGON = [[1.0, 1.0, 9.0, 1.0, 9.0, 9.0]]
 
@@ -136,6 +144,42 @@ def test_name_is_registered_with_what_evaluation_needs_before_any_loading(json_f
     assert metadata.thing_dataset_id_to_contiguous_id == {1: 0, 2: 1, 3: 2}
 
 
+def test_a_copy_that_something_has_removed_is_made_anew(json_file, tmp_path):
+    name = dataset_name(json_file, str(tmp_path))
+    first = Path(MetadataCatalog.get(name).json_file)
+    content = first.read_bytes()
+    for remove in (first.unlink, lambda: shutil.rmtree(first.parent)):
+        remove()
+        assert dataset_name(json_file, str(tmp_path)) == name
+        assert Path(MetadataCatalog.get(name).json_file).read_bytes() == content
+
+
+def test_a_copy_is_not_made_anew_of_annotations_that_have_changed(json_file, tmp_path, coco):
+    make = evaluators_of(
+        L(COCOEvaluator)(dataset_name=L(dataset_name)(json_file=json_file, image_root=""))
+    )
+    coco["images"].pop()
+    with open(json_file, "w") as file:
+        json.dump(coco, file)
+    evaluator = make()
+    assert len(evaluator._coco_api.getImgIds()) == 4
+    os.unlink(evaluator._metadata.json_file)
+    with pytest.raises(InputError, match=r"some\.json has changed since the start, and the copy"):
+        make()
+
+
+def test_a_full_temporary_folder_is_a_sentence_at_the_start(json_file, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"cannot write .*\.json: No space left .*, by TMPDIR"):
+        evaluators_of(L(print)(dataset_name=L(dataset_name)(json_file=json_file, image_root="x")))
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
+    with pytest.raises(InputError, match="no folder for temporary files .No space.*: set TMPDIR"):
+        temporary_folder("")
+
+
 def test_name_depends_on_the_absolute_paths_and_the_file(json_file, tmp_path, monkeypatch, coco):
     name = dataset_name(json_file, str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -210,7 +254,7 @@ def test_no_image_left_is_an_error(tmp_path, coco):
         ),
         (
             '{"images": [], "annotations": [], "categories": [{"id": 1.0, "name": "nut"}]}',
-            r"A category in .*bad\.json is .*must have a whole number or a text as id, and a name",
+            r"A category in .*bad\.json has the id .*needs a whole number or a text as id, and a",
         ),
         (
             '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "\\ud83d"}]}',

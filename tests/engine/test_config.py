@@ -1,10 +1,14 @@
+import errno
 import logging
+import os
+import tempfile
 
 import pytest
+from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
 from omegaconf import OmegaConf
 
-from snnet_vitdet.engine import load_config
+from snnet_vitdet.engine import load_config, save_config
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling.cost import build_on_meta
 from snnet_vitdet.stitching import UniformSampler
@@ -241,3 +245,37 @@ def test_a_config_without_a_sweep_gets_the_keys_of_its_training(tiny_config, tmp
 @pytest.mark.parametrize("group", ["ends", "distillation"])
 def test_a_group_that_is_set_to_null_is_off(group, tiny_config):
     assert tiny_config(f"train.{group}=null") == tiny_config()
+
+
+def test_a_config_is_saved_as_a_whole_where_no_temporary_file_can_be(
+    tiny_config, tmp_path, monkeypatch
+):
+    # What a full TMPDIR made of it was half a file, without a word.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
+    config, path = tiny_config(), tmp_path / "config.yaml"
+    save_config(config, str(path))
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+    LazyConfig.save(config, str(tmp_path / "theirs.yaml"))
+    assert path.read_bytes() == (tmp_path / "theirs.yaml").read_bytes()
+
+
+def test_what_yaml_cannot_hold_is_pickled_beside_it(tiny_config, tmp_path):
+    config = tiny_config()
+    config.train.extra = L(print)(end=lambda: 3)
+    save_config(config, str(tmp_path / "config.yaml"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "config.yaml.pkl"]
+
+
+def test_a_full_disk_is_a_sentence_and_the_config_of_before_is_whole(
+    tiny_config, tmp_path, monkeypatch
+):
+    path = tmp_path / "config.yaml"
+    path.write_text("before")
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"cannot write .*config\.yaml: No space left on device"):
+        save_config(tiny_config(), str(path))
+    assert path.read_text() == "before" and os.listdir(tmp_path) == ["config.yaml"]

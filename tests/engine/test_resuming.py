@@ -13,6 +13,14 @@ from snnet_vitdet.engine import load_config, save_config, save_resumed_config
 from snnet_vitdet.engine.resuming import check_resumed_optimizer, check_resumed_settings
 from snnet_vitdet.errors import InputError
 
+# Each line stands for ten, or two, of the one before it.
+MANY_ALIASES = b"a0: &a0 1\n" + b"".join(
+    b"a%d: &a%d [%s]\n" % (n, n, b",".join([b"*a%d" % (n - 1)] * 10)) for n in range(1, 12)
+)
+MANY_MERGES = b"a0: &a0 {x: 1}\n" + b"".join(
+    b"a%d: &a%d {<<: [*a%d, *a%d]}\n" % (n, n, n - 1, n - 1) for n in range(1, 40)
+)
+
 
 @pytest.fixture
 def folder(tiny_config, tmp_path):
@@ -138,7 +146,14 @@ def test_a_config_of_an_earlier_version_has_the_values_of_then(folder, resumed, 
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"train: {", b"\xff\xfe\0", b"- 1\n- 2\n", b"a: b: c", b"\0" * 99]
+    "content",
+    [
+        *(b"", b"train: {", b"\xff\xfe\0", b"- 1\n- 2\n", b"a: b: c", b"\0" * 99),
+        *(b"a: " + b"[" * 100_000, b"a: &a [*a]", b"a: &a {b: *a}", b"#" * 2_000_000),
+        *(b"a: !!timestamp x", b"? []\n: 1", b"a: !!float x", b"a: !!int ''", b"train: 3"),
+        MANY_ALIASES,
+        MANY_MERGES,
+    ],
 )
 def test_a_broken_config_is_a_sentence_to_resume_by_and_to_load(folder, resumed, content):
     path = folder / "config.yaml"
@@ -149,6 +164,29 @@ def test_a_broken_config_is_a_sentence_to_resume_by_and_to_load(folder, resumed,
         load_config(str(path))
     path.unlink()
     check_resumed_settings(resumed())
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.8, 0.99])
+def test_a_config_that_was_cut_off_is_told_as_such(folder, resumed, kept):
+    path = folder / "config.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[: int(kept * len(lines))]))
+    with pytest.raises(InputError, match=r"config\.yaml cannot be read \(it is incomplete\), so "):
+        check_resumed_settings(resumed())
+
+
+def test_the_remedy_of_a_key_that_has_come_or_gone_is_an_override_that_works(folder, resumed):
+    with pytest.raises(InputError) as error:
+        check_resumed_settings(resumed("+optimizer.eps=1e-6"))
+    assert "has no optimizer.eps, which its" in str(error.value)
+    assert "now has optimizer.eps=1e-06: resume it without optimizer.eps, or" in str(error.value)
+    save_config(resumed("+optimizer.eps=1e-6"), str(folder / "config.yaml"))
+    with pytest.raises(InputError) as error:
+        check_resumed_settings(resumed("optimizer.lr=1"))
+    remedy = "resume it with +optimizer.eps=1e-06, optimizer.lr=0.0005, or"
+    assert "now has no optimizer.eps, optimizer.lr=1" in str(error.value)
+    assert remedy in str(error.value)
+    check_resumed_settings(resumed("+optimizer.eps=1e-06", "optimizer.lr=0.0005"))
 
 
 def test_what_a_config_of_the_folder_names_is_not_called(folder, resumed, tmp_path):
@@ -229,3 +267,11 @@ def test_a_damaged_state_of_the_optimizer_is_refused(value, says):
     check_resumed_optimizer(*training_state(lambda state: None))
     with pytest.raises(InputError, match=says):
         check_resumed_optimizer(*training_state(lambda state: state.update(exp_avg=value)))
+
+
+@pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq", "step"])
+def test_a_state_of_the_optimizer_that_lacks_something_is_refused(key):
+    with pytest.raises(InputError, match=rf"of the shape \(2, 3\) it has no {key}; resume from an"):
+        check_resumed_optimizer(*training_state(lambda state: state.pop(key)))
+    # A parameter that has had no gradient has nothing at all.
+    check_resumed_optimizer(*training_state(dict.clear))

@@ -10,8 +10,10 @@ import pytest
 from in_process import run_main
 from PIL import Image, ImageOps
 
+from snnet_vitdet.data.fingerprint import difference
+from snnet_vitdet.engine import load_config, save_config
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation.provenance import difference, provenance_of
+from snnet_vitdet.evaluation.provenance import provenance_of
 
 
 @pytest.fixture
@@ -42,6 +44,16 @@ def test_a_copy_elsewhere_that_keeps_its_times_is_the_same(data, provenance, tmp
     data.rename(tmp_path / "moved")
     shutil.copytree(tmp_path / "moved", tmp_path / "copy")
     assert difference(before, provenance(tmp_path / "copy", "train.output_dir=x")) == ""
+
+
+def test_the_config_that_a_run_has_saved_is_the_same(tiny_config, tiny_scenes, tmp_path):
+    config, path = tiny_config(), str(tmp_path / "config.yaml")
+    save_config(config, path)
+    before, now = (
+        json.loads(json.dumps(provenance_of(each, tiny_scenes.test_json)))
+        for each in (config, load_config(path))
+    )
+    assert difference(before, now) == ""
 
 
 def replaced_image(data):
@@ -84,6 +96,8 @@ def test_what_has_changed_is_named(change, says, data, provenance):
         ("sweep.precision=bfloat16", "precision: float32 then, bfloat16 now"),
         ("dataloader.evaluator.max_dets_per_image=7", "max_dets_per_image: None then, 7 now"),
         ("data.image_size=128", "and .* more"),
+        ("dataloader.test.dataset.json_file=x.json", r"dataset\.json_file: None then, x\.json now"),
+        ("dataloader.test.dataset.filter_empty=True", "dataset.filter_empty: None then, True now"),
     ],
 )
 def test_settings_that_have_changed_are_named(override, says, data, provenance):

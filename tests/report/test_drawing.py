@@ -2,11 +2,14 @@
 
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import train_net
-from in_process import run_main, run_program
+from in_process import ROOT, run_main, run_program
 
 from snnet_vitdet import report
 from snnet_vitdet.deploy import sweep_report
@@ -18,10 +21,34 @@ def fails(*_, **__):
     raise ZeroDivisionError("no width is left")
 
 
+def exits(*_, **__):
+    sys.exit(4)
+
+
 def test_whatever_goes_wrong_is_a_sentence_with_its_cause():
     says = r"^a\.png cannot be made \(ZeroDivisionError: no width"
     with pytest.raises(InputError, match=says), drawing("a.png"):
         fails()
+
+
+def test_a_library_that_would_end_the_program_is_a_sentence_and_an_interruption_stays_one():
+    says = r"^a\.png cannot be made \(SystemExit: 3\)"
+    with pytest.raises(InputError, match=says), drawing("a.png"):
+        raise SystemExit(3)
+    with pytest.raises(KeyboardInterrupt), drawing("a.png"):
+        raise KeyboardInterrupt
+
+
+def test_a_screen_that_is_none_ends_no_program():
+    code = "import snnet_vitdet.omp, train_net; print(train_net.plot_pareto.__name__)"
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "MPLBACKEND": "nix"},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.stdout == "plot_pareto\n", finished.stderr[-2000:]
 
 
 def test_a_sentence_stays_as_it_is():
@@ -52,6 +79,19 @@ def test_a_sweep_keeps_its_rows_whatever_cannot_be_drawn(
     assert re.search(says, log)
     assert "Results in" in log
     assert len(json.loads((tmp_path / "sweep/stitches.json").read_text(encoding="utf-8"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "name"), [(train_net, "plot_pareto"), (sweep_report, "write_report")]
+)
+def test_a_library_that_exits_does_not_end_a_sweep(
+    module, name, trained_tiny, tmp_path, monkeypatch, restored_logging
+):
+    monkeypatch.setattr(module, name, exits)
+    run_main(trained_tiny(tmp_path, "sweep.stitch_ids=[S]"), "--eval-only")
+    assert "cannot be made (SystemExit: 4)" in (tmp_path / "sweep/log.txt").read_text()
+    assert len(json.loads((tmp_path / "sweep/stitches.json").read_bytes())) == 1
 
 
 def test_a_comparison_is_printed_before_its_picture_fails(swept, tmp_path, monkeypatch):

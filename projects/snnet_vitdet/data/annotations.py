@@ -5,8 +5,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from snnet_vitdet.text import shown
+
 from .image_entries import ImageEntries
-from .rle import covers
+from .rle import pixels_of
 from .summary import EXAMPLES, DatasetSummary, agree, some
 
 __all__ = ["NO_CROWDS", "InspectedAnnotations", "inspect_annotations"]
@@ -42,9 +44,17 @@ _FAULTS = {
         'have no "area" in pixels, which the evaluation needs',
         "set it to the area of the mask, or of the box where there is no mask",
     ),
+    "large area": (
+        'have an "area" far larger than their image',
+        "set it to the area of the mask in pixels",
+    ),
     "bbox": ("have no bbox of four finite numbers", "write it as [x, y, width, height]"),
     "flat": ("have a box without area", "remove them or correct width and height"),
     "outside": ("have a box outside the image", "remove them or correct [x, y, width, height]"),
+    "far box": (
+        "have a box that goes far beyond the image",
+        "correct [x, y, width, height], in pixels of the image",
+    ),
     "no mask": (
         "have no segmentation",
         "add masks, as polygons or RLE, for Mask R-CNN to learn, or train boxes alone by "
@@ -52,10 +62,31 @@ _FAULTS = {
     ),
     "polygon": (
         "have a polygon that is no list of at least 3 points",
-        "write it as [x1, y1, x2, y2, x3, y3, …] or remove it",
+        "write it as [x1, y1, x2, y2, x3, y3, …] in finite numbers, or remove it",
     ),
-    "rle": ("have an RLE mask that is incomplete or not of the image's size", "correct them"),
+    "far polygon": (
+        "have a polygon that goes far beyond the image",
+        "correct its points, in pixels of the image",
+    ),
+    "rle size": (
+        "have an RLE mask that is not of the image's size",
+        'write "size" as [height, width] of the image, and its runs for that',
+    ),
+    "rle counts": (
+        "have an RLE mask whose counts are no runs",
+        "write them as a list of whole numbers, or as the text that pycocotools makes of it",
+    ),
+    "rle pixels": (
+        "have an RLE mask whose runs do not end with the image",
+        "make them add up to height times width, or export them again",
+    ),
 }
+
+# How many times the longer side of an image a box or a polygon may go beyond it. What is cut off by
+# the border is often annotated as a whole; an outline is followed pixel by pixel, and pycocotools
+# ends in a segmentation fault where numbers are too large for it.
+_BEYOND = 10
+_NUMBERS = {int, float}
 
 
 @dataclass(frozen=True)
@@ -196,20 +227,22 @@ def _faults_of(
         seen.add(str(annotation_id))
 
     image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
-    size = entries.sizes.get(image_id) if isinstance(image_id, (int, str)) else None
+    size = entries.sizes.get(image_id) if type(image_id) in (int, str) else None
     if size is None and not _is_incomplete(image_id, entries):
         yield "image"
     if fault := _category_fault(category_id, categories):
         yield fault
-    if annotation.get("ignore", 0) != 0:
+    if annotation.get("ignore") not in (None, 0):
         yield "ignore"
     crowd = annotation.get("iscrowd", None if for_evaluation else 0)
     if crowd not in (0, 1):
         yield "iscrowd"
     # An area that is there but no number breaks the summary of training data as well.
     area = annotation.get("area", None if for_evaluation else 0)
-    if not _all_finite([area]) or area is True or area < 0:
+    if not _all_finite([area]) or area < 0:
         yield "area"
+    elif size is not None and area > ((2 * _BEYOND + 1) * max(size)) ** 2:
+        yield "large area"
 
     box_fault = _box_fault(annotation.get("bbox"), size)
     if box_fault is not None:
@@ -228,7 +261,7 @@ def _category_fault(category_id: object, categories: Mapping[int | str, str]) ->
 
 def _is_incomplete(image_id: object, entries: ImageEntries) -> bool:
     # Which is a fault of the image, and none of its annotations.
-    return isinstance(image_id, (int, str)) and image_id in entries.incomplete
+    return type(image_id) in (int, str) and image_id in entries.incomplete
 
 
 def _box_fault(box: object, size: tuple[int, int] | None) -> str | None:
@@ -239,18 +272,14 @@ def _box_fault(box: object, size: tuple[int, int] | None) -> str | None:
         return "flat"
     if size is not None and (x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0):
         return "outside"
-    return None
+    return "far box" if _is_far((x, y, x + width, y + height), size) else None
 
 
 def _mask_fault(mask: object, size: tuple[int, int] | None) -> str | None:
     if not mask:
         return None
     if isinstance(mask, dict):
-        # Without an image there is another fault, and no size to compare with.
-        fits = size is None or (
-            mask.get("size") == [size[1], size[0]] and covers(mask.get("counts"), size[0] * size[1])
-        )
-        return None if fits else "rle"
+        return _rle_fault(mask, size)
     if not isinstance(mask, list):
         return "polygon"
     for polygon in mask:
@@ -258,23 +287,48 @@ def _mask_fault(mask: object, size: tuple[int, int] | None) -> str | None:
             return "polygon"
         if not _all_finite(polygon):
             return "polygon"
+        if _is_far(polygon, size):
+            return "far polygon"
     return None
 
 
+def _rle_fault(mask: dict, size: tuple[int, int] | None) -> str | None:
+    if size is None:
+        # Without an image there is another fault, and no size to compare with.
+        return None
+    if mask.get("size") != [size[1], size[0]]:
+        return "rle size"
+    pixels = pixels_of(mask.get("counts"))
+    if pixels is None:
+        return "rle counts"
+    return None if pixels == size[0] * size[1] else "rle pixels"
+
+
 def _all_finite(numbers: list) -> bool:
-    try:
-        # One addition a number instead of one test: COCO has forty million coordinates.
-        return math.isfinite(sum(numbers))
-    except (TypeError, OverflowError):  # no numbers, or one beyond all floats
+    # Whole lists at a time: COCO has forty million coordinates. True is no number here.
+    if not set(map(type, numbers)) <= _NUMBERS:
         return False
+    try:
+        return math.isfinite(sum(numbers)) and math.isfinite(max(numbers) - min(numbers))
+    except OverflowError:  # one beyond all floats
+        return False
+
+
+def _is_far(coordinates: Sequence[float], size: tuple[int, int] | None) -> bool:
+    if size is None:
+        return False
+    beyond = _BEYOND * max(size)
+    return min(coordinates) < -beyond or max(coordinates) > max(size) + beyond
 
 
 def _describe(annotation: dict, position: int, fault: str) -> str:
     # As Python writes them: "1" is not 1.
-    name = repr(annotation["id"]) if "id" in annotation else f"number {position}"
-    text = f"annotation {name} of image {annotation.get('image_id')!r}"
+    name = shown(annotation["id"]) if "id" in annotation else f"number {position}"
+    text = f"annotation {name} of image {shown(annotation.get('image_id'))}"
     if fault in ("category", "category id", "category text"):
-        return f"{text} has category {annotation.get('category_id')!r}"
-    if fault in ("bbox", "flat", "outside"):
-        return f"{text} has {annotation.get('bbox')}"
+        return f"{text} has category {shown(annotation.get('category_id'))}"
+    if fault in ("bbox", "flat", "outside", "far box"):
+        return f"{text} has {shown(annotation.get('bbox'))}"
+    if fault in ("area", "large area") and "area" in annotation:
+        return f"{text} has {shown(annotation['area'])}"
     return text

@@ -18,11 +18,11 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.files import write_atomically
-from snnet_vitdet.text import neutral
+from snnet_vitdet.files import read_json, temporary_folder, write_atomically
+from snnet_vitdet.text import neutral, shown
 
 from .annotations import NO_CROWDS
-from .dialects import read_dialects, read_json
+from .dialects import read_dialects
 from .image_folder import ImageFolder
 from .mask_truth import mask_truth
 from .numbering import Id, Numbered, id_order, numbered
@@ -35,6 +35,7 @@ __all__ = [
     "num_categories",
     "read_categories",
     "read_coco_json",
+    "restore_copy",
 ]
 
 logger = logging.getLogger(__name__)
@@ -82,12 +83,15 @@ def dataset_name(json_file: str, image_root: str, masks: bool = True) -> str:
     """The name of these data in detectron2's catalogues, where it registers them if need be.
 
     It is a function of the arguments, as absolute paths, and of when the file was written. The
-    metadata has
-    all that ``COCOEvaluator`` and ``Visualizer`` need, whether or not the data have been loaded:
+    metadata has all that ``COCOEvaluator`` and ``Visualizer`` need, whether or not the data have
+    been loaded:
     ``json_file`` is a copy of the annotations for this process, with the numbers of
-    :func:`coco_dicts` in place of ids; ``image_ids`` and ``category_ids`` are the file's own, by
-    number less 1. If masks are read and some objects have none, ``mask_dataset`` is the name of the
-    same data as :func:`.mask_truth` has them.
+    :func:`coco_dicts` in place of ids, made anew if something has removed it; ``image_ids`` and
+    ``category_ids`` are the file's own, by number less 1. If masks are read and some objects have
+    none, ``mask_dataset`` is the name of the same data as :func:`.mask_truth` has them.
+
+    Raises:
+        InputError: the file cannot be used, or the copy cannot be written.
     """
     json_path, image_path = os.path.abspath(json_file), os.path.abspath(image_root)
     key = "\0".join(map(str, (*_file_key(json_path), image_path, *([] if masks else ["boxes"]))))
@@ -95,25 +99,31 @@ def dataset_name(json_file: str, image_root: str, masks: bool = True) -> str:
     name = f"coco_json_{Path(json_path).stem}_{digest}"
     if name not in DatasetCatalog:
         data = numbered(json_path, read_coco_json(json_path, masks))
+        contents = _contents(name, data, masks)
+        for each, content in contents.items():
+            _describe(each, data, content, image_path)
         DatasetCatalog.register(
             name, lambda: coco_dicts(json_path, image_path, filter_empty=False, masks=masks)
         )
-        _describe(name, data, data.content, image_path)
-        truth = mask_truth(data.content) if masks else data.content
-        if truth is not data.content:
-            _describe(f"{name}_masks", data, truth, image_path)
-            MetadataCatalog.get(name).set(mask_dataset=f"{name}_masks")
+        metadata = MetadataCatalog.get(name).set(source=_file_key(json_path), masks=masks)
+        if len(contents) > 1:
+            metadata.set(mask_dataset=f"{name}_masks")
+    restore_copy(name)
     return name
+
+
+def _contents(name: str, data: Numbered, masks: bool) -> dict[str, dict[str, list[dict]]]:
+    """What copies are made of, by the names of data: once more where masks are scored apart."""
+    contents = {name: data.content}
+    truth = mask_truth(data.content) if masks else data.content
+    return contents if truth is data.content else {**contents, f"{name}_masks": truth}
 
 
 def _describe(name: str, data: Numbered, content: dict[str, list[dict]], image_root: str) -> None:
     """Sets the metadata of a name."""
-    # In ASCII, which libraries read in every locale.
-    copy = os.path.join(_folder_of_copies().name, f"{name}.json")
-    write_atomically(copy, json.dumps(content).encode("ascii"))
     classes = [category["name"] for category in content["categories"]]
     MetadataCatalog.get(name).set(
-        json_file=copy,
+        json_file=_write_copy(name, content),
         image_root=image_root,
         evaluator_type="coco",
         thing_classes=classes,
@@ -123,16 +133,51 @@ def _describe(name: str, data: Numbered, content: dict[str, list[dict]], image_r
     )
 
 
+def restore_copy(name: str) -> None:
+    """Makes the copy of the annotations anew if it is gone, as systems remove old temporary files.
+
+    Args:
+        name: Of data in detectron2's catalogues; nothing is done for those of others.
+
+    Raises:
+        InputError: the annotations have changed since :func:`dataset_name` has seen them, or cannot
+            be copied.
+    """
+    metadata = MetadataCatalog.get(name)
+    source = metadata.get("source")
+    names = [name, *filter(None, [metadata.get("mask_dataset")])]
+    if source is None or all(os.path.isfile(MetadataCatalog.get(n).json_file) for n in names):
+        return
+    json_path = source[0]
+    if _file_key(json_path) != source:
+        raise InputError(
+            f"{json_path} has changed since the start, and the copy of what it was, "
+            f"{metadata.json_file}, has been removed: start again, with --resume, and with TMPDIR "
+            "set to a folder that nothing removes files from."
+        )
+    data = numbered(json_path, read_coco_json(json_path, metadata.masks))
+    for each, content in _contents(name, data, metadata.masks).items():
+        copied = MetadataCatalog.get(each)
+        del copied.json_file
+        copied.json_file = _write_copy(each, content)
+
+
+def _write_copy(name: str, content: dict[str, list[dict]]) -> str:
+    if not os.path.isdir(_folder_of_copies().name):
+        _folder_of_copies.cache_clear()
+    # In ASCII, which libraries read in every locale.
+    path = os.path.join(_folder_of_copies().name, f"{name}.json")
+    try:
+        write_atomically(path, json.dumps(content).encode("ascii"))
+    except InputError as error:
+        raise InputError(f"{error}, by TMPDIR.") from error
+    return path
+
+
 @functools.cache
 def _folder_of_copies() -> tempfile.TemporaryDirectory:
     """Removed at the end of the process."""
-    try:
-        return tempfile.TemporaryDirectory(prefix="snnet_vitdet_")
-    except OSError as error:
-        raise InputError(
-            f"There is no folder for temporary files ({error.strerror}): set TMPDIR to one that "
-            "can be written."
-        ) from error
+    return temporary_folder("snnet_vitdet_")
 
 
 def _dicts(data: Mapping[str, list[dict]], folder: ImageFolder) -> list[dict]:
@@ -229,7 +274,7 @@ def read_coco_json(json_file: str, masks: bool = True) -> dict:
         data = read_json(path)
     except OSError as error:
         raise InputError(f"Cannot read the annotation file {path}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(
             f"{path} is not valid JSON ({error}): it may be truncated, or not the annotation "
             "file; copy or export it again."
@@ -278,8 +323,8 @@ def _checked_categories(path: str, entries: list[dict]) -> dict[Id, str]:
         category_id, name = entry.get("id"), entry.get("name")
         if type(category_id) not in (int, str) or not isinstance(name, str):
             raise InputError(
-                f"A category in {path} is {entry}, but must have a whole number or a text as id, "
-                "and a name."
+                f"A category in {path} has the id {shown(category_id)} and the name {shown(name)}, "
+                "but needs a whole number or a text as id, and a text as name."
             )
         if not _is_text(name):
             raise InputError(
@@ -290,7 +335,8 @@ def _checked_categories(path: str, entries: list[dict]) -> dict[Id, str]:
         if str(category_id) in as_texts:
             raise InputError(
                 f"Category id {category_id} in {path} stands for both "
-                f"{as_texts[str(category_id)]!r} and {name!r}: give each category an id of its own."
+                f"{shown(as_texts[str(category_id)])} and {shown(name)}: give each category an "
+                "id of its own."
             )
         as_texts[str(category_id)] = categories[category_id] = name
     return dict(sorted(categories.items(), key=lambda item: id_order(item[0])))

@@ -1,24 +1,10 @@
 """What annotation tools write in a way of their own, read as COCO's format has it."""
 
 import ast
-import json
+import contextlib
 from urllib.parse import urlsplit
 
-from snnet_vitdet.files import read_file
-
-__all__ = ["read_dialects", "read_json"]
-
-
-def read_json(path: str) -> object:
-    """Parses a JSON file in UTF-8, UTF-16 or UTF-32, with a byte order mark or without.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: It is no JSON.
-        RecursionError: It is nested too deeply.
-    """
-    # As bytes: text would be decoded as the locale says, which may be ASCII.
-    return json.loads(read_file(path))
+__all__ = ["read_dialects"]
 
 
 def read_dialects(data: dict) -> None:
@@ -31,7 +17,9 @@ def read_dialects(data: dict) -> None:
         url = image.get("coco_url")
         if image.get("file_name") is None and isinstance(url, str):
             # LVIS has no other name; images of its parts lie in train2017 as well as in val2017.
-            image["file_name"] = "/".join(urlsplit(url).path.split("/")[-2:])
+            # What is no address stays without a name.
+            with contextlib.suppress(ValueError):
+                image["file_name"] = "/".join(urlsplit(url).path.split("/")[-2:])
     for annotation in data["annotations"]:
         mask = annotation.get("segmentation")
         if isinstance(mask, dict) and isinstance(mask.get("counts"), str):

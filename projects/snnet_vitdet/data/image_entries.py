@@ -1,10 +1,12 @@
 """Faults of the images that a COCO file lists, without opening one."""
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.text import shown
 
 from .image_folder import ImageFolder
 from .summary import agree, some
@@ -12,8 +14,12 @@ from .summary import agree, some
 __all__ = ["ImageEntries", "inspect_entries", "missing_files"]
 
 
+_LONGEST_SIDE = 1_000_000
+
+
 def _is_side(value: object) -> bool:
-    return isinstance(value, int) and value > 0
+    # No image that can be read has longer ones; pycocotools counts pixels in 32 bits.
+    return type(value) is int and 0 < value <= _LONGEST_SIDE
 
 
 # What an entry needs, and what tells that it is right.
@@ -58,8 +64,8 @@ def inspect_entries(json_file: str, images: Sequence[dict]) -> ImageEntries:
         wrong = [key for key, is_right in _FIELDS.items() if not is_right(image.get(key))]
         if wrong:
             what = " and ".join(_describe(image, key) for key in wrong)
-            incomplete.append(f"entry {position}, id {image_id!r}, has {what}")
-            if isinstance(image_id, (int, str)):
+            incomplete.append(f"entry {position}, id {shown(image_id)}, has {what}")
+            if type(image_id) in (int, str):
                 entries.incomplete.add(image_id)
         elif str(image_id) in seen:
             duplicates.append(repr(image_id))
@@ -71,7 +77,7 @@ def inspect_entries(json_file: str, images: Sequence[dict]) -> ImageEntries:
             f"{len(incomplete)} of {len(images)} images in {json_file} "
             f"{agree('have an incomplete or wrong entry', len(incomplete))} "
             f"({some(incomplete, separator='; ')}): each needs an id, a file_name as text, and "
-            "width and height in whole pixels above 0."
+            "width and height in whole pixels from 1 to a million."
         )
     if duplicates:
         faults.append(
@@ -83,7 +89,7 @@ def inspect_entries(json_file: str, images: Sequence[dict]) -> ImageEntries:
 
 
 def _describe(image: dict, key: str) -> str:
-    return f"{key} {image[key]!r}" if key in image else f"no {key}"
+    return f"{key} {shown(image[key])}" if key in image else f"no {key}"
 
 
 def missing_files(
@@ -113,9 +119,33 @@ def missing_files(
     missing = [name for name in names if not folder.has(name)]
     if not missing:
         return [], set()
-    fault = (
-        f"{len(missing)} of {len(images)} images that {json_file} names "
-        f"{agree('are not in', len(missing))} {image_root} ({some(missing)}): "
-        "correct the image folder, or add the files."
-    )
-    return [fault], set(missing)
+    faults = []
+    for kind, names in _by_kind(missing):
+        text, remedy = _MISSING[kind]
+        faults.append(
+            f"{len(names)} of {len(images)} images that {json_file} names "
+            f"{agree(text.format(root=image_root), len(names))} ({some(names)}): {remedy}."
+        )
+    return faults, set(missing)
+
+
+# What names of files that are not there look like.
+_MISSING = {
+    "address": (
+        "have a web address as file_name",
+        "download the images, and write their names below the image folder",
+    ),
+    "drive": (
+        "have a path of a drive of Windows as file_name",
+        "write their names below the image folder",
+    ),
+    "other": ("are not in {root}", "correct the image folder, or add the files"),
+}
+
+
+def _by_kind(names: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    of_kind = {kind: [] for kind in _MISSING}
+    for name in names:
+        address, drive = re.match("[A-Za-z][A-Za-z0-9+.-]+://", name), re.match(r"[A-Za-z]:", name)
+        of_kind["address" if address else "drive" if drive else "other"].append(name)
+    return ((kind, found) for kind, found in of_kind.items() if found)

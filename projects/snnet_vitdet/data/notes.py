@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from .checks import Inspection
 from .geometry import GEOMETRY_NOTES, geometry_of, is_box
+from .image_entries import inspect_entries
 from .summary import agree, some
 
 __all__ = ["annotation_notes", "most_objects", "shared_images"]
@@ -55,7 +56,7 @@ def most_objects(data: Mapping[str, Sequence[dict]]) -> tuple[str, int]:
     counts = Counter(
         annotation.get("image_id")
         for annotation in data["annotations"]
-        if isinstance(annotation.get("image_id"), (int, str)) and not annotation.get("iscrowd")
+        if type(annotation.get("image_id")) in (int, str) and not annotation.get("iscrowd")
     )
     if not counts:
         return "", 0
@@ -107,17 +108,12 @@ def _images_with_crowds(data: Mapping[str, Sequence[dict]]) -> set[str]:
 def _object_notes(
     data: Mapping[str, Sequence[dict]], source: str, image_size: int, faults: Collection[str]
 ) -> Iterator[str]:
-    sizes = {
-        image["id"]: (image["width"], image["height"])
-        for image in data["images"]
-        if isinstance(image.get("id"), (int, str))
-        and all(isinstance(image.get(key), int) and image[key] > 0 for key in ("width", "height"))
-    }
+    sizes = inspect_entries(source, data["images"]).sizes
     over, tiny, twice, seen = [], [], [], set()
     odd = {kind: [] for kind in GEOMETRY_NOTES}
     for annotation in data["annotations"]:
         box, image_id = annotation.get("bbox"), annotation.get("image_id")
-        size = sizes.get(image_id) if isinstance(image_id, (int, str)) else None
+        size = sizes.get(image_id) if type(image_id) in (int, str) else None
         if size is None or not is_box(box) or annotation.get("iscrowd"):
             continue
         x, y, width, height = box

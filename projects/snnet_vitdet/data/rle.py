@@ -2,7 +2,7 @@
 
 import numpy as np
 
-__all__ = ["covers"]
+__all__ = ["covers", "pixels_of"]
 
 # 35 bits of a number: more than any image has pixels, and sums of them stay far below 64 bits.
 _MOST_CHARACTERS = 7
@@ -18,12 +18,17 @@ def covers(counts: object, pixels: int) -> bool:
         counts: lengths of the runs, or COCO's compressed text of them.
         pixels: width times height of the image.
     """
+    return pixels_of(counts) == pixels
+
+
+def pixels_of(counts: object) -> int | None:
+    """How many pixels the runs of a mask reach in all; None if it is no list or text of runs."""
     if isinstance(counts, str):
         runs = _decompressed(counts)
-        return runs is not None and runs.min() >= 0 and int(runs.sum()) == pixels
+        return None if runs is None or runs.min() < 0 else int(runs.sum())
     if not isinstance(counts, list) or not all(type(run) is int and run >= 0 for run in counts):
-        return False
-    return sum(counts) == pixels
+        return None
+    return sum(counts)
 
 
 def _decompressed(text: str) -> np.ndarray | None:

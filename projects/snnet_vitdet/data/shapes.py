@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.files import read_json
 
 from .scenes import CATEGORIES, available_buckets, draw_scene
 
@@ -167,8 +168,10 @@ def _problem(root: Path, parameters: dict) -> str | None:
             "choose another folder for them, or move its contents away."
         )
     try:
-        marker = json.loads((root / _MARKER).read_text())
-    except ValueError:
+        marker = read_json(root / _MARKER)
+    except (OSError, ValueError):
+        return "damaged marker"
+    if not isinstance(marker, dict):
         return "damaged marker"
     if marker.get("parameters") != parameters:
         return "made with other parameters"

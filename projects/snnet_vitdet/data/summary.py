@@ -67,7 +67,8 @@ def some(items: list, total: int | None = None, separator: str = ", ") -> str:
         separator: what stands between them.
     """
     total = len(items) if total is None else total
-    shown = separator.join(map(neutral, items[:EXAMPLES]))
+    first = [text if len(text) <= 300 else f"{text[:300]}…" for text in map(str, items[:EXAMPLES])]
+    shown = separator.join(map(neutral, first))
     return shown if total <= EXAMPLES else f"{shown} and {total - EXAMPLES} more"
 
 

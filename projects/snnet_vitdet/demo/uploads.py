@@ -3,11 +3,12 @@
 import contextlib
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import gradio as gr
+
+from snnet_vitdet.files import temporary_folder
 
 __all__ = ["bytes_stored", "is_upload", "private_uploads", "take_uploads_alone"]
 
@@ -19,7 +20,7 @@ _META = {"_type": "gradio.FileData"}
 def private_uploads() -> Iterator[str]:
     """A folder for what gradio stores, gone afterwards; pages must be built within."""
     before = os.environ.get("GRADIO_TEMP_DIR")
-    with tempfile.TemporaryDirectory(prefix="snnet-demo-") as folder:
+    with temporary_folder("snnet-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         try:
             yield folder

@@ -1,6 +1,5 @@
 """Choosing a stitch for a budget from the results of a sweep and what was measured on a device."""
 
-import json
 import logging
 import math
 import os
@@ -8,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from snnet_vitdet.errors import InputError
+from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.evaluation import ResultsTable, ScoreCurves, StitchResult
 from snnet_vitdet.evaluation.results import METRICS, SCORES
-from snnet_vitdet.files import read_file
+from snnet_vitdet.files import read_json
 
 __all__ = ["LATENCY_FILE", "StitchEntry", "StitchTable"]
 
@@ -269,7 +268,7 @@ class StitchTable:
 
 def _read_measurements(path: Path) -> dict:
     try:
-        measurements = json.loads(read_file(path))
+        measurements = read_json(path)
         for row in measurements["rows"]:
             for key in ("latency_ms", "latency_ms_p90", "memory_mb"):
                 value = row[key]
@@ -282,9 +281,9 @@ def _read_measurements(path: Path) -> dict:
             f"cannot read the measurements {path}: {error.strerror}; "
             "tools/measure_latency.py makes them"
         ) from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path} is damaged or was not written by tools/measure_latency.py ({error}): "
-            "measure again"
+            f"{path} is damaged or was not written by tools/measure_latency.py "
+            f"({first_line(error)}): measure again"
         ) from error
     return measurements

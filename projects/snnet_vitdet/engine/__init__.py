@@ -26,6 +26,7 @@ from .run_folder import run_folder, set_up
 from .samplers import build_sampler, crowded_anchors, ends_plan, mean_gflops, training_shares
 from .schedule import apply_linear_scaling, training_plan
 from .trainer import StitchedAMPTrainer, StitchedTrainer
+from .training_data import note_training_data
 
 __all__ = [
     "AUTO",
@@ -54,6 +55,7 @@ __all__ = [
     "fit_stitching_layers",
     "load_anchors",
     "load_config",
+    "note_training_data",
     "mean_gflops",
     "passing_on_to_children",
     "preflight",

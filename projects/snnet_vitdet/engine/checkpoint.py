@@ -120,6 +120,16 @@ def _noted(output_dir: str) -> str:
     return name
 
 
+def _fault_of_note(output_dir: str) -> str:
+    """Why the file last_checkpoint says nothing."""
+    tag = os.path.join(output_dir, "last_checkpoint")
+    if not os.path.lexists(tag):
+        return "is gone"
+    if not os.path.isfile(tag):
+        return "is no file"
+    return "holds no name" if os.path.getsize(tag) else "is empty"
+
+
 def checkpoint_to_evaluate(init_checkpoint: str, output_dir: str) -> str:
     """The checkpoint of an evaluation: the one that is named, else the last of the output folder.
 
@@ -154,9 +164,10 @@ def checkpoint_to_resume(output_dir: str) -> str:
         return ""
     if not _noted(output_dir):
         logger.warning(
-            "%s has checkpoints, but its file last_checkpoint is gone or empty: the latest counts, "
-            "%s. To train anew, choose another train.output_dir.",
+            "%s has checkpoints, but its file last_checkpoint %s: the latest counts, %s. To train "
+            "anew, choose another train.output_dir.",
             output_dir,
+            _fault_of_note(output_dir),
             last,
         )
     damaged = ""

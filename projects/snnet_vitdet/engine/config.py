@@ -9,10 +9,8 @@ import copy
 import difflib
 import logging
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from glob import glob
-from pathlib import Path
 
 import yaml
 from detectron2.config import LazyConfig
@@ -27,9 +25,11 @@ from snnet_vitdet.files import write_atomically
 
 from .checkpoint import last_checkpoint
 from .masks import settle_masks
+from .memory_files import files_in_memory
 from .settings import check_like, check_settings
+from .yaml_files import read_yaml
 
-__all__ = ["EARLIER_GROUPING", "LATER_KEYS", "load_config", "save_config"]
+__all__ = ["EARLIER_GROUPING", "LATER_KEYS", "config_files", "load_config", "save_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -113,11 +113,28 @@ def save_config(config: DictConfig, path: str) -> None:
     Raises:
         InputError: If it cannot be written.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        LazyConfig.save(config, os.path.join(folder, os.path.basename(path)))
-        # Besides the readable one a pickled one, where there is something that YAML cannot hold.
-        for file in Path(folder).iterdir():
-            write_atomically(Path(path).with_name(file.name), file.read_bytes())
+    for name, content in config_files(config).items():
+        write_atomically(f"{path}{name}", content)
+
+
+def config_files(config: DictConfig) -> dict[str, bytes]:
+    """What is saved of a config, by what is added to the name of its file.
+
+    Besides the readable one, which has the key ``""``, there is a pickled one where something is in
+    the config that YAML cannot hold.
+
+    Raises:
+        InputError: If it can be saved in no way.
+    """
+    # In memory: where it cannot write, detectron2 says nothing and leaves half of a file.
+    with files_in_memory() as (folder, files):
+        LazyConfig.save(config, f"{folder}config")
+    if not files:
+        raise InputError(
+            "the config cannot be saved, neither as YAML nor pickled: give it functions and "
+            "classes of a module, and plain values"
+        )
+    return {name.removeprefix("config"): content for name, content in files.items()}
 
 
 def _loaded(config_file: str) -> DictConfig:
@@ -130,6 +147,8 @@ def _loaded(config_file: str) -> DictConfig:
         config_file,
     )
     try:
+        # Nothing in it may hang or fill the memory.
+        read_yaml(config_file)
         config = LazyConfig.load(config_file)
         if missing := sorted({"data", "dataloader", "model", "train"} - set(config)):
             raise ValueError(f"it has no {', '.join(missing)}")

@@ -7,7 +7,6 @@ ends in one sentence instead of a traceback from the middle of several processes
 import copy
 import glob
 import inspect
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,7 @@ from snnet_vitdet.building import build
 from snnet_vitdet.data import check_coco_json, check_same_categories, num_categories
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.one_pass import supports_one_pass
-from snnet_vitdet.files import read_file
+from snnet_vitdet.files import read_json
 from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, stitch_costs
 from snnet_vitdet.modeling.cost import build_on_meta
 from snnet_vitdet.modeling.timm_weights import check_weights
@@ -32,6 +31,7 @@ from snnet_vitdet.stitching import select_stitches
 from snnet_vitdet.values import check, whole, written
 
 from .checkpoint import checkpoint_to_evaluate, last_checkpoint
+from .data_nodes import check_data_nodes
 from .distillation import check_distillation
 from .dry_run import try_evaluator, try_heads, try_loader
 from .initialise import anchors_of
@@ -81,6 +81,7 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
             "sweep.at_initialisation=True sweeps without a checkpoint: leave out "
             "train.init_checkpoint, or at_initialisation"
         )
+    check_data_nodes(config, training=training)
     model = _check_parts(config, training, evaluation, num_processes)
     if evaluation and not starts:
         checkpoint_to_evaluate(config.train.init_checkpoint, config.train.output_dir)
@@ -324,6 +325,6 @@ def _check_sweep_dir(output_dir: str) -> None:
 def _num_rows(path: str) -> int:
     """0 also if there is nothing worth keeping."""
     try:
-        return len(json.loads(read_file(path)))
+        return len(read_json(path))
     except (OSError, TypeError, ValueError):
         return 0

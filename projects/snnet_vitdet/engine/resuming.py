@@ -3,19 +3,18 @@
 import copy
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 
 import torch
-import yaml
 from omegaconf import DictConfig
 
 from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.files import write_atomically
-from snnet_vitdet.text import shown
+from snnet_vitdet.text import listed, shown
 
 from .checkpoint import last_checkpoint
-from .config import EARLIER_GROUPING, LATER_KEYS, save_config
+from .config import EARLIER_GROUPING, LATER_KEYS, config_files, save_config
+from .yaml_files import parse_yaml, read_yaml
 
 __all__ = ["check_resumed_optimizer", "check_resumed_settings", "save_resumed_config"]
 
@@ -31,6 +30,8 @@ _FREE = (
     *("dataloader.test", "dataloader.evaluator", "dataloader.train.num_workers", "init", "sweep"),
     *("data.test_json", "data.test_images", "data.check", "data.prepare.num_test"),
 )
+# In the place of the value of a key that is not there.
+_ABSENT = object()
 
 
 def check_resumed_settings(config: DictConfig) -> None:
@@ -49,7 +50,7 @@ def check_resumed_settings(config: DictConfig) -> None:
     if changes:
         raise InputError(
             f"the training in {folder} has {_text(changes, 0)}, which its checkpoint goes on with, "
-            f"but the config now has {_text(changes, 1)}: resume it with {_text(changes, 0)}, or "
+            f"but the config now has {_text(changes, 1)}: resume it {_remedy(changes)}, or "
             "start another training from its checkpoint with train.init_checkpoint and a "
             "train.output_dir of its own"
         )
@@ -68,6 +69,10 @@ def check_resumed_optimizer(optimizer: torch.optim.Optimizer, state: Mapping) ->
         InputError: If a number of a group differs, or what the optimizer keeps of a parameter is
             of another shape or not finite.
     """
+    # What each parameter that has been trained has.
+    wanted = {key for kept in state["state"].values() for key in kept}
+    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        wanted |= {"step", "exp_avg", "exp_avg_sq"}
     for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):
         # The schedule changes the one, and keeps the other.
         saved = {**saved, "lr": saved.get("initial_lr", saved.get("lr"))}
@@ -80,7 +85,15 @@ def check_resumed_optimizer(optimizer: torch.optim.Optimizer, state: Mapping) ->
                     "train.init_checkpoint and a train.output_dir of its own"
                 )
         for parameter, index in zip(own["params"], saved["params"], strict=False):
-            for key, value in state["state"].get(index, {}).items():
+            kept = state["state"].get(index, {})
+            if kept and (missing := sorted(wanted - kept.keys())):
+                raise InputError(
+                    f"the optimizer of the checkpoint is damaged: of a parameter of the shape "
+                    f"{tuple(parameter.shape)} it has no {listed(missing)}; resume from an earlier "
+                    "checkpoint, or start another training from this one with "
+                    "train.init_checkpoint"
+                )
+            for key, value in kept.items():
                 if fault := _fault(value, parameter):
                     raise InputError(
                         f"the optimizer of the checkpoint is damaged: its {shown(key)} of a "
@@ -158,36 +171,22 @@ def _changes(folder: str, config: DictConfig) -> list[tuple[str, object, object]
         return []
     lacking = LATER_KEYS | {"sampler.grouping": EARLIER_GROUPING}
     before = lacking | dict(_flat(_read(path)))
-    with tempfile.TemporaryDirectory() as temporary:
-        # As it is read when it has been written.
-        own = os.path.join(temporary, "config.yaml")
-        save_config(config, own)
-        now = lacking | dict(_flat(_read(own)))
+    # As it is read when it has been written.
+    now = lacking | dict(_flat(parse_yaml(config_files(config).get("", b"{}"))))
     return [
-        (key, before.get(key), now.get(key))
+        (key, before.get(key, _ABSENT), now.get(key, _ABSENT))
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     ]
 
 
-class _Loader(yaml.SafeLoader):
-    """Calls nothing that a file names, unlike detectron2's loading of a config."""
-
-
-def _as_text(loader: yaml.Loader, suffix: str, node: yaml.Node) -> str:
-    return yaml.serialize(node)
-
-
-_Loader.add_multi_constructor("tag:yaml.org,2002:python/", _as_text)
-
-
 def _read(path: str) -> Mapping[str, object]:
     try:
-        with open(path, encoding="utf-8") as file:
-            content = yaml.load(file, _Loader)
-        if not isinstance(content, Mapping):
-            raise ValueError("it holds no settings")
-    except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
+        content = read_yaml(path)
+        # Its keys are sorted: a file that was cut off between two lines has not the last ones.
+        if "stitch_scope" not in (content.get("train") or {}):
+            raise ValueError("it is incomplete")
+    except (OSError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read ({first_line(error)}), so that the settings of now cannot be "
             "compared with those the training began with: restore it, or remove it to go on "
@@ -214,4 +213,20 @@ def _is_in(key: str, groups: tuple[str, ...]) -> bool:
 
 
 def _text(changes: list[tuple[str, object, object]], place: int) -> str:
-    return ", ".join(f"{key}={values[place]}" for key, *values in changes)
+    return ", ".join(
+        f"no {key}" if values[place] is _ABSENT else f"{key}={values[place]}"
+        for key, *values in changes
+    )
+
+
+def _remedy(changes: list[tuple[str, object, object]]) -> str:
+    """How to have the values of before."""
+    # What the config has not, + adds.
+    given = [
+        f"{'+' * (now is _ABSENT)}{key}={before}"
+        for key, before, now in changes
+        if before is not _ABSENT
+    ]
+    left_out = [key for key, before, _ in changes if before is _ABSENT]
+    ways = {"with": given, "without": left_out}
+    return " and ".join(f"{word} {', '.join(keys)}" for word, keys in ways.items() if keys)

@@ -1,7 +1,7 @@
 """Evaluating the stitches of a trained model: the sweep, its results and their Pareto frontier."""
 
 from .comparison import Candidate, common_range, equal_cost_budgets, same_stitches
-from .evaluator import build_evaluator
+from .evaluators import evaluators_of
 from .frontier import Frontier
 from .pareto import pareto_front
 from .provenance import provenance_of
@@ -21,10 +21,10 @@ __all__ = [
     "ScoreCurve",
     "ScoreCurves",
     "StitchResult",
-    "build_evaluator",
     "common_range",
     "equal_cost_budgets",
     "evaluate_stitch",
+    "evaluators_of",
     "format_table",
     "pareto_front",
     "provenance_of",

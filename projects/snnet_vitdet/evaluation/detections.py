@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snnet_vitdet.files import read_file, replacing
+from snnet_vitdet.files import read_json, replacing
 
 __all__ = ["DetectionStore"]
 
@@ -58,7 +58,7 @@ class DetectionStore:
         plan, wanted = json.loads(json.dumps(plan)), sorted(stitch_ids)
         path = self.folder / _MANIFEST
         try:
-            manifest = json.loads(read_file(path))
+            manifest = read_json(path)
             if manifest["plan"] == plan and set(wanted) <= set(manifest["stitch_ids"]):
                 return manifest["stitch_ids"]
         except (OSError, ValueError, KeyError, TypeError):

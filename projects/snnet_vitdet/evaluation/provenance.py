@@ -1,21 +1,14 @@
 """What the scores of a sweep depend on, so that one is resumed with its own data alone."""
 
-import hashlib
 import json
 import os
-import time
-from collections.abc import Iterator, Mapping
 
 from omegaconf import DictConfig, OmegaConf
 
-from snnet_vitdet.data.coco_json import read_coco_json
-from snnet_vitdet.data.image_folder import ImageFolder
-from snnet_vitdet.errors import InputError
+from snnet_vitdet.data.fingerprint import image_facts, leaves, sha256_of
 
-__all__ = ["difference", "provenance_of"]
+__all__ = ["provenance_of"]
 
-_SHOWN = 3
-_BLOCK = 1 << 20
 # What masks change, the settings of the model say.
 _NO_SETTINGS = ("prepare", "check", "masks")
 _DATA_PATHS = ("train_json", "train_images", "test_json", "test_images")
@@ -47,6 +40,12 @@ def provenance_of(
         "dataloader.evaluator": config.dataloader.evaluator,
         "data": {k: v for k, v in _plain(config.data).items() if k not in _NO_SETTINGS},
     }
+    data = config.data
+    # As it is in every recipe, it adds nothing to what data.test_json and data.test_images tell.
+    usual = (data.test_json, data.test_images, False)
+    dataset = config.dataloader.test.dataset
+    if tuple(dataset.get(k) for k in ("json_file", "image_root", "filter_empty")) != usual:
+        nodes["dataloader.test.dataset"] = dataset
     if checkpoint:
         files["checkpoint"] = checkpoint
     else:
@@ -58,7 +57,7 @@ def provenance_of(
     settings = {
         key: value
         for name, node in nodes.items()
-        for key, value in _leaves(name, _plain(node))
+        for key, value in leaves(name, _plain(node))
         if not (isinstance(value, str) and value in paths)
     }
     return {
@@ -66,63 +65,26 @@ def provenance_of(
         # Of a checkpoint with both.
         **({} if averaged is None else {"averaged": averaged}),
         **{name: os.path.abspath(path) for name, path in files.items()},
-        **{f"{name}_sha256": _digest(path) for name, path in files.items()},
+        **{f"{name}_sha256": sha256_of(path) for name, path in files.items()},
         **{f"{name}_bytes": os.path.getsize(path) for name, path in files.items()},
-        "test_image": _images(config.data.test_json, config.data.test_images),
+        "test_image": image_facts(config.data.test_json, config.data.test_images),
         "settings": settings,
     }
-
-
-def difference(before: Mapping[str, object], now: Mapping[str, object]) -> str:
-    """What differs between two provenances; nothing if the scores of both can be in one table."""
-    before, now = dict(_leaves("", before)), dict(_leaves("", now))
-    keys = [
-        key
-        for key in {**before, **now}
-        if before.get(key) != now.get(key)
-        # A file that is the same elsewhere.
-        and not (f"{key}_sha256" in before and f"{key}_sha256" in now)
-    ]
-    shown = ", ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys[:_SHOWN])
-    return shown + (f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")
 
 
 def _plain(node: object) -> object:
     if not OmegaConf.is_config(node):
         return node
     # As the file keeps it.
-    return json.loads(json.dumps(OmegaConf.to_container(node, resolve=True), default=_name))
+    text = json.dumps(OmegaConf.to_container(node, resolve=True), default=_name)
+    return json.loads(text, object_hook=_short_target)
 
 
-def _leaves(path: str, node: object) -> Iterator[tuple[str, object]]:
-    if not isinstance(node, Mapping):
-        yield path, node
-        return
-    for key, value in node.items():
-        yield from _leaves(f"{path}.{key}" if path else str(key), value)
-
-
-def _images(json_file: str, image_root: str) -> dict[str, str]:
-    folder, facts = ImageFolder(image_root), {}
-    for image in read_coco_json(json_file)["images"]:
-        try:
-            stat = os.stat(folder.path(image["file_name"]))
-        except (OSError, ValueError):
-            continue  # which the loader will name
-        written = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(stat.st_mtime))
-        facts[image["file_name"]] = f"{stat.st_size} bytes of {written}"
-    return facts
-
-
-def _digest(path: str) -> str:
-    try:
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
+def _short_target(node: dict) -> dict:
+    # A .py file has functions and classes, the .yaml saved of it their dotted names.
+    if isinstance(target := node.get("_target_"), str):
+        node["_target_"] = target.rpartition(".")[2]
+    return node
 
 
 def _name(value: object) -> str:

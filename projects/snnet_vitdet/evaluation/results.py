@@ -12,8 +12,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from snnet_vitdet.errors import InputError
-from snnet_vitdet.files import read_file, write_atomically
+from snnet_vitdet.errors import InputError, first_line
+from snnet_vitdet.files import read_json, write_atomically
 
 from .pareto import pareto_front
 
@@ -196,7 +196,7 @@ class ResultsTable:
         path = Path(directory) / "stitches.json"
         table = cls()
         try:
-            rows = json.loads(read_file(path), parse_constant=_reject_constant)
+            rows = read_json(path, parse_constant=_reject_constant)
             if not isinstance(rows, list):
                 raise ValueError("it is not a list of rows")
             for position, row in enumerate(rows):
@@ -208,7 +208,7 @@ class ResultsTable:
             ) from error
         except (OverflowError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path} is damaged or was not written by a sweep: {error}. "
+                f"{path} is damaged or was not written by a sweep: {first_line(error)}. "
                 "Move it away and run the sweep again, or give another folder."
             ) from error
         return table

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as mask_util
 
-from snnet_vitdet.errors import InputError
-from snnet_vitdet.files import write_atomically
+from snnet_vitdet.errors import InputError, first_line
+from snnet_vitdet.files import read_json, write_atomically
 
 __all__ = ["CURVES_FILE", "NUM_SCORES", "ScoreCurve", "ScoreCurves", "count_matches"]
 
@@ -132,11 +132,11 @@ class ScoreCurves:
             InputError: If the file is damaged.
         """
         path = Path(directory, CURVES_FILE)
-        if not path.is_file():
+        if not os.path.lexists(path):
             return cls()
         curves = cls()
         try:
-            for row in json.loads(path.read_text(encoding="utf-8")):
+            for row in read_json(path):
                 counts = [tuple(map(int, row[key])) for key in ("detections", "matched")]
                 if any(len(each) != NUM_SCORES for each in counts):
                     raise ValueError(f"a curve has not {NUM_SCORES} scores")
@@ -144,9 +144,9 @@ class ScoreCurves:
                     int(row["stitch_id"]),
                     ScoreCurve(str(row["name"]), int(row["num_objects"]), *counts),
                 )
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path} is damaged or was not written by a sweep ({error}): sweep "
+                f"{path} is damaged or was not written by a sweep ({first_line(error)}): sweep "
                 "again with sweep.overwrite=True; without the file there would be no curves"
             ) from error
         return curves

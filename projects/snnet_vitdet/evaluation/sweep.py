@@ -22,13 +22,13 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
-from snnet_vitdet.errors import InputError
-from snnet_vitdet.files import read_file, write_atomically
+from snnet_vitdet.data.fingerprint import difference
+from snnet_vitdet.errors import InputError, cannot_write
+from snnet_vitdet.files import read_json, write_atomically
 from snnet_vitdet.modeling import find_stitched_vit, running_in
 from snnet_vitdet.stitching import Cost, Stitch, merged
 
 from .one_pass import evaluate_in_one_pass, fixed_subset
-from .provenance import difference
 from .result_files import give_back_ids
 from .results import MEASURED_CSV, METRICS, SCORES, ResultsTable, StitchResult
 from .score_curves import CURVES_FILE, ScoreCurve, ScoreCurves
@@ -199,20 +199,21 @@ def _evaluate_separately(
 def _open_table(output_dir: str, provenance: dict, resume: bool) -> ResultsTable:
     """The rows to go on from; notes in ``output_dir`` what they depend on."""
     path = Path(output_dir, _PROVENANCE)
-    if resume and os.path.isfile(os.path.join(output_dir, "stitches.json")):
+    if resume and os.path.lexists(os.path.join(output_dir, "stitches.json")):
         table = ResultsTable.read(output_dir)
         try:
-            before = json.loads(read_file(path))
-        except (OSError, ValueError):
-            before = None
+            before = read_json(path)
+            differs = difference(before, provenance) if isinstance(before, Mapping) else None
+        except (OSError, RecursionError, ValueError):
+            differs = None
         # Without rows, and without what would say of what, there is nothing to be mixed up.
-        if before is None and len(table):
+        if differs is None and len(table):
             raise InputError(
                 f"what the results in {output_dir} belong to is not known ({_PROVENANCE} is "
                 "missing or damaged): sweep anew with sweep.overwrite=True, or into another "
                 "train.output_dir"
             )
-        if differs := difference(before, provenance) if before is not None else "":
+        if differs:
             raise InputError(
                 f"the results in {output_dir} belong to other weights, data or settings than these "
                 f"({differs}): sweep anew with sweep.overwrite=True, or into another "
@@ -226,7 +227,10 @@ def _open_table(output_dir: str, provenance: dict, resume: bool) -> ResultsTable
     # First of all the rows of an earlier sweep have to go: interrupted before its first own row,
     # this sweep would otherwise be resumed with theirs.
     for name in ("stitches.json", "stitches.csv", MEASURED_CSV, CURVES_FILE):
-        Path(output_dir, name).unlink(missing_ok=True)
+        try:
+            Path(output_dir, name).unlink(missing_ok=True)
+        except OSError as error:  # of a folder in its place
+            raise cannot_write(Path(output_dir, name), error) from error
     write_atomically(path, json.dumps(provenance, indent=1).encode())
     table.write(output_dir)
     return table

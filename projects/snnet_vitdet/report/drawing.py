@@ -16,13 +16,13 @@ def drawing(what: str) -> Iterator[None]:
         what: The picture or page, such as the path of its file.
 
     Raises:
-        InputError: If anything goes wrong.
+        InputError: If anything goes wrong, or something wants to end the program. Ctrl-C does.
     """
     try:
         yield
     except InputError:
         raise
-    except Exception as error:  # of any library that draws
+    except (Exception, SystemExit) as error:  # of any library that draws
         raise InputError(
             f"{what} cannot be made ({type(error).__name__}: {first_line(error)}); the results "
             "are not touched by it"

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,12 +74,13 @@ def read_training(path: str | os.PathLike[str]) -> TrainingCurve | None:
 def _take(line: str, series: dict[str, dict[int, float]]) -> None:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (RecursionError, ValueError):
         return
-    if not isinstance(entry, dict) or not isinstance(entry.get("iteration"), int):
+    if not isinstance(entry, dict) or type(entry.get("iteration")) is not int:
         return
     for name, value in entry.items():
-        if isinstance(value, int | float) and math.isfinite(value):
+        # A whole number may be beyond all floats.
+        if isinstance(value, int | float) and abs(value) <= sys.float_info.max:
             series[name][entry["iteration"]] = float(value)
 
 
