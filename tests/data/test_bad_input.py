@@ -219,14 +219,17 @@ def test_modes_of_images_are_counted(image_report):
 def test_image_above_the_warning_limit_is_used_with_a_note(
     monkeypatch, mappers, folder, check_dataset
 ):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT - 1)
-    record = {"file_name": str(folder / "1.png"), "width": WIDTH, "height": HEIGHT}
+    width, height = 12 * WIDTH, 12 * HEIGHT
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", width * height - 1)
+    Image.new("RGB", (width, height)).save(folder / "1.png")
+    record = {"file_name": str(folder / "1.png"), "width": width, "height": height}
     with pytest.warns(Image.DecompressionBombWarning):
         image = mapped_in_test(record, mappers[1])["image"]
     assert image.shape == (3, HEIGHT, WIDTH)
     with pytest.warns(Image.DecompressionBombWarning):
-        assert to_rgb(folder / "1.png").shape == BASE.shape
-    finished = check_dataset(whole())
+        assert to_rgb(folder / "1.png").shape == (height, width, 3)
+    images = [entry(1, "1.png", (width, height)), *whole()["images"][1:]]
+    finished = check_dataset(whole(images=images))
     assert finished.code == 0
     assert "so many pixels that Pillow warns of them" in finished.printed
 

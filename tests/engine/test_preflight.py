@@ -180,7 +180,7 @@ def test_gpu_that_is_not_there_is_refused_with_both_remedies(device, check, monk
         ("dataloader.evaluator.max_dets_per_image=many", "evaluator cannot score with its config"),
         (
             "dataloader.evaluator.dataset_name=abc",
-            "dataset_name=abc is no data set that detectron2",
+            "but the scores of abc .dataloader.evaluator.dataset_name.: give both the same",
         ),
         ("optimizer.params.overrides.pos_embed.weight_decay=-1", "weight_decay of a group .*=-1"),
         ("+train.ddp.nix=1", "train.ddp has no setting nix; it has .*bucket_cap_mb"),
