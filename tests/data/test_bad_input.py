@@ -221,14 +221,14 @@ def test_image_above_the_warning_limit_is_used_with_a_note(
 ):
     width, height = 12 * WIDTH, 12 * HEIGHT
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", width * height - 1)
-    Image.new("RGB", (width, height)).save(folder / "1.png")
-    record = {"file_name": str(folder / "1.png"), "width": width, "height": height}
+    Image.new("RGB", (width, height)).save(folder / "large.png")
+    record = {"file_name": str(folder / "large.png"), "width": width, "height": height}
     with pytest.warns(Image.DecompressionBombWarning):
         image = mapped_in_test(record, mappers[1])["image"]
     assert image.shape == (3, HEIGHT, WIDTH)
     with pytest.warns(Image.DecompressionBombWarning):
-        assert to_rgb(folder / "1.png").shape == (height, width, 3)
-    images = [entry(1, "1.png", (width, height)), *whole()["images"][1:]]
+        assert to_rgb(folder / "large.png").shape == (height, width, 3)
+    images = [entry(1, "large.png", (width, height)), *whole()["images"][1:]]
     finished = check_dataset(whole(images=images))
     assert finished.code == 0
     assert "so many pixels that Pillow warns of them" in finished.printed
