@@ -119,7 +119,7 @@ def test_masks_that_are_not_wanted_are_not_looked_at(tiny_config, data):
         annotations[0]["segmentation"] = {"size": "x"}
 
     check(tiny_config(*data(damaged), "data.masks=false"))
-    with pytest.raises(InputError, match="RLE mask that is incomplete"):
+    with pytest.raises(InputError, match="RLE mask that is not of the image's size"):
         check(tiny_config(*data(damaged), "data.masks=true"))
 
 

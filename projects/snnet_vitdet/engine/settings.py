@@ -73,6 +73,7 @@ SETTINGS = {
     "dataloader.train.mapper.is_train": one_of(True),
     "dataloader.test.mapper.is_train": one_of(False),
     "dataloader.*.mapper.use_instance_mask": FLAG,
+    "dataloader.*.mapper.instance_mask_format": one_of("polygon", "bitmask"),
     "dataloader.*.mapper.recompute_boxes": FLAG,
     "dataloader.*.mapper.image_format": one_of("RGB", "BGR", "YUV-BT.601"),
     "dataloader.evaluator.dataset_name.json_file": PATH,
