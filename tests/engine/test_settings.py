@@ -124,13 +124,15 @@ def leaves(node, path=""):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("value", ["null", "abc"])
-def test_any_key_set_to_nothing_or_a_word_passes_or_is_named(value, tiny_config, tmp_path):
+@pytest.mark.parametrize(("first", "value"), [(0, "null"), (1, "abc")])
+def test_every_other_key_set_to_nothing_or_a_word_passes_or_is_named(
+    first, value, tiny_config, tmp_path
+):
     config = OmegaConf.to_container(tiny_config(), resolve=False)
     # A path may be called so; and folders of that name are not made here.
     keys = [key for key in leaves(config) if not key.endswith(("root", "output_dir", "checkpoint"))]
     assert len(keys) > 200
-    for key in keys:
+    for key in keys[first::2]:
         try:
             changed = tiny_config(f"train.output_dir='{tmp_path}'", f"{key}={value}")
             preflight(changed, evaluation=False, resume=False, num_processes=1)
