@@ -38,6 +38,7 @@ from snnet_vitdet.engine import (
     WriteMetrics,
     alone_in,
     apply_linear_scaling,
+    build_schedule,
     build_trainer,
     checkpoint_to_evaluate,
     checkpoint_to_resume,
@@ -194,7 +195,7 @@ def do_train(config, resume):
         [
             hooks.IterationTimer(),
             FreezeAnchors(model, config.train.freeze_anchors),
-            hooks.LRScheduler(scheduler=instantiate(config.lr_multiplier)),
+            hooks.LRScheduler(scheduler=build_schedule(config.lr_multiplier)),
             WriteMetrics(metrics, log_period) if main else None,
             keeper if main else None,
             stop,

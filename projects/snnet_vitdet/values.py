@@ -28,6 +28,7 @@ Kind = Callable[[object], str]
 
 # Beyond this, numbers do not fit where libraries keep them.
 _MOST = 2**31 - 1
+_LARGEST = 1e18
 
 
 def check(key: str, value: object, kind: Kind) -> None:
@@ -91,7 +92,7 @@ def number(
 
     Args:
         lowest: The lowest that is allowed.
-        highest: The highest that is allowed.
+        highest: The highest that is allowed; what does not fit into 64 bits never is.
         above: What it must be more than.
         below: What it must be less than.
     """
@@ -102,6 +103,7 @@ def number(
     def must_be(value: object) -> str:
         fits = (
             is_number(value)
+            and abs(value) <= _LARGEST
             and (lowest is None or value >= lowest)
             and (highest is None or value <= highest)
             and (above is None or value > above)

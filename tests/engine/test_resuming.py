@@ -52,6 +52,7 @@ def test_the_same_settings_are_resumed_without_a_word(folder, resumed, caplog):
     [
         ("optimizer.lr=1e-3", "optimizer.lr=0.0005", "optimizer.lr=0.001"),
         ("optimizer.weight_decay=0", "optimizer.weight_decay=0.1", "optimizer.weight_decay=0"),
+        ("data.masks=false", "data.masks=True", "data.masks=False"),
         (
             "optimizer.params.lr_factor_func.rates.small=0.5",
             "optimizer.params.lr_factor_func.rates.small=1.0",

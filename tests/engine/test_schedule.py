@@ -1,10 +1,18 @@
 import pytest
+from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
+from detectron2.solver import WarmupParamScheduler
+from fvcore.common.param_scheduler import (
+    ConstantParamScheduler,
+    CosineParamScheduler,
+    StepParamScheduler,
+)
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from in_process import run_main
 from omegaconf import OmegaConf
 
 from snnet_vitdet.engine import apply_linear_scaling, load_config, training_plan
-from snnet_vitdet.engine.schedule import scale_iterations
+from snnet_vitdet.engine.schedule import build_schedule, scale_iterations
 from snnet_vitdet.errors import InputError
 
 TWELVE = "configs/COCO/mask_rcnn_snnet_deit3_s_l_12ep.py"
@@ -177,3 +185,30 @@ def test_plan_says_how_the_batch_is_shared_and_how_many_epochs_it_makes():
         "8 images an iteration (2 processes x 1 micro-batch of 4), learning rate 0.0001, 177000 "
         "iterations, from 40 on: 12.08 epochs of 117266 images."
     )
+
+
+@pytest.mark.parametrize("warms_up", [False, True])
+@pytest.mark.parametrize(
+    ("schedule", "last"),
+    [
+        (L(ConstantParamScheduler)(value=0.5), 0.5),
+        (L(StepParamScheduler)(num_updates=90, values=[1.0, 0.1]), 0.1),
+        (L(CosineParamScheduler)(start_value=1.0, end_value=0.25), 0.25),
+    ],
+)
+def test_a_schedule_has_a_value_at_the_end_of_the_training(schedule, last, warms_up):
+    node = schedule
+    if warms_up:
+        node = L(WarmupParamScheduler)(scheduler=node, warmup_factor=0.01, warmup_length=0.1)
+    given = build_schedule(node)
+    assert given(1.0) == pytest.approx(last)
+    own = instantiate(node)
+    assert all(given(place / 97) == own(place / 97) for place in range(97))
+
+
+def test_a_constant_learning_rate_trains_to_its_end(tiny_config, tmp_path):
+    config = tiny_config(f"train.output_dir={tmp_path}", "train.max_iter=2", "train.eval_period=0")
+    config.lr_multiplier = L(ConstantParamScheduler)(value=1.0)
+    run_main(config)
+    assert (tmp_path / "model_final.pth").is_file()
+    assert '"bbox_AP"' in (tmp_path / "metrics.json").read_text().replace("S/", "")

@@ -9,6 +9,7 @@ from detectron2.config import instantiate
 from detectron2.modeling.roi_heads import CascadeROIHeads
 
 from snnet_vitdet.engine import load_config, preflight, rehearse_training, save_config
+from snnet_vitdet.engine.checkpoint import StrictCheckpointer
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.modeling.cost import build_on_meta
@@ -145,3 +146,32 @@ def test_a_config_of_an_earlier_version_has_masks(tiny_config, tmp_path):
     del config.data["masks"]
     save_config(config, str(tmp_path / "config.yaml"))
     assert load_config(str(tmp_path / "config.yaml")).data.masks is True
+
+
+@pytest.mark.parametrize("learnt", [True, False])
+def test_a_checkpoint_with_or_without_masks_says_what_to_set(learnt, tiny_config, data, tmp_path):
+    configs = [
+        tiny_config(*data(lambda annotations: None), f"data.masks={m}") for m in (True, False)
+    ]
+    trained, other = configs if learnt else configs[::-1]
+    path = str(tmp_path / "model_final.pth")
+    torch.save({"model": instantiate(trained.model).state_dict()}, path)
+    with pytest.raises(InputError, match=f"set data.masks={str(learnt).lower()}$"):
+        StrictCheckpointer(instantiate(other.model)).load(path)
+
+
+def test_masks_that_the_mapper_leaves_out_are_named(tiny_config, tmp_path):
+    config = tiny_config(
+        "dataloader.train.mapper.use_instance_mask=false", f"train.output_dir={tmp_path}"
+    )
+    with pytest.raises(InputError, match="has a mask head: set data.masks=false"):
+        check(config)
+
+
+def test_mixed_precision_that_is_off_needs_no_more(tiny_config, tmp_path):
+    config = tiny_config()
+    config.train.amp = dict(enabled=False)
+    save_config(config, str(tmp_path / "config.yaml"))
+    assert load_config(str(tmp_path / "config.yaml")).train.amp == dict(
+        enabled=False, precision="auto"
+    )

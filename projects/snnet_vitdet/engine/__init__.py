@@ -24,7 +24,7 @@ from .rehearsal import rehearse, synthetic_batch
 from .resuming import save_resumed_config
 from .run_folder import run_folder, set_up
 from .samplers import build_sampler, crowded_anchors, ends_plan, mean_gflops, training_shares
-from .schedule import apply_linear_scaling, training_plan
+from .schedule import apply_linear_scaling, build_schedule, training_plan
 from .trainer import StitchedAMPTrainer, StitchedTrainer
 from .training_data import note_training_data
 
@@ -46,6 +46,7 @@ __all__ = [
     "alone_in",
     "apply_linear_scaling",
     "build_sampler",
+    "build_schedule",
     "build_trainer",
     "checkpoint_to_evaluate",
     "checkpoint_to_resume",

@@ -437,9 +437,13 @@ class StrictCheckpointer(DetectionCheckpointer):
             ):
                 # Other classes explain other shapes, and say more.
                 self.checkpointables["classes"].load_state_dict(checkpoint["classes"])
+            remedy = "Give the config and overrides it was trained with"
+            for keys, learnt in ((unexpected, True), (missing, False)):
+                if keys and all(".mask_head." in key for key in keys):
+                    remedy = f"It was trained {'with' if learnt else 'without'} masks: set "
+                    remedy += f"data.masks={str(learnt).lower()}"
             raise InputError(
-                f"the checkpoint is not one of this model: {'; '.join(problems)}. Give the config "
-                "and overrides it was trained with"
+                f"the checkpoint is not one of this model: {'; '.join(problems)}. {remedy}"
             )
         if skipped:
             logger.warning("Other classes than in the checkpoint: %s start anew.", sorted(skipped))

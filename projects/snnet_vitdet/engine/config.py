@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 LATER_KEYS = {
     "data.masks": True,
+    "train.amp.precision": "auto",
     "train.reference_batch_size": None,
     "train.clip_grad_norm": None,
     "train.tf32": False,
@@ -197,7 +198,7 @@ def _checked_key(config: DictConfig, override: str) -> str:
     except HydraException as error:
         raise InputError(
             f"override {override!r} cannot be read: write key=value, with quotes around values "
-            "that hold spaces, commas or brackets"
+            "that hold spaces, commas or brackets, or begin with ~"
         ) from error
     if parsed.is_sweep_override():  # hydra's own use of commas, to start many runs
         key, _, value = override.partition("=")

@@ -9,7 +9,6 @@ import copy
 import io
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -28,6 +27,7 @@ from torch import nn
 from snnet_vitdet.building import build, check_call, told_as
 from snnet_vitdet.data import CheckedMapper, dataset_name
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.files import temporary_folder
 from snnet_vitdet.modeling import ExitAdapterBoxHead, ExitAwareRCNN, find_stitched_vit
 
 from .rehearsal import synthetic_batch
@@ -117,6 +117,11 @@ def try_heads(config: DictConfig, model: nn.Module, training: bool) -> None:
     mask_format = mapper.get("instance_mask_format", "polygon")
     (sample,) = synthetic_batch(1, side, max(1, model.roi_heads.num_classes), mask_format)
     if not mapper.get("use_instance_mask", True):
+        if model.roi_heads.mask_on:
+            raise InputError(
+                "dataloader.train.mapper.use_instance_mask=False, but the model has a mask head: "
+                "set data.masks=false, which both follow"
+            )
         sample["instances"].remove("gt_masks")
     images, targets = ImageList.from_tensors([sample["image"].float()]), [sample["instances"]]
     with EventStorage():
@@ -195,7 +200,7 @@ def _found() -> Instances:
 @contextlib.contextmanager
 def _sample() -> Iterator[str]:
     """A folder with one image and its annotations."""
-    with tempfile.TemporaryDirectory(prefix="snnet_vitdet_") as folder:
+    with temporary_folder("snnet_vitdet_") as folder:
         pixels = np.linspace(0, 255, _HEIGHT * _WIDTH * 3, dtype=np.uint8)
         Image.fromarray(pixels.reshape(_HEIGHT, _WIDTH, 3)).save(os.path.join(folder, _IMAGE))
         size = {"height": _HEIGHT, "width": _WIDTH}

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 # What the checkpoint has, so that a config that says otherwise would not be followed; and the
 # number of images that an iteration of the checkpoint stands for.
-_REFUSED = ("optimizer", "dataloader.train.total_batch_size")
+_REFUSED = ("optimizer", "data.masks", "dataloader.train.total_batch_size")
 # Without influence on what is trained from now on.
 _FREE = (
     *("train.output_dir", "train.init_checkpoint", "train.device", "train.rehearsal", "train.ddp"),

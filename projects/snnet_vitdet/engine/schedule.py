@@ -17,7 +17,13 @@ from snnet_vitdet.values import check, number
 
 from .settings import SETTINGS
 
-__all__ = ["apply_linear_scaling", "check_schedule", "scale_iterations", "training_plan"]
+__all__ = [
+    "apply_linear_scaling",
+    "build_schedule",
+    "check_schedule",
+    "scale_iterations",
+    "training_plan",
+]
 
 # Numbers of iterations; 0 is off where it is allowed.
 _ITERATIONS = (
@@ -30,6 +36,8 @@ _LR = "optimizer.lr"
 # Parts of a training that its schedule is looked at after.
 _PLACES = 1000
 _FACTOR = number(0)
+# As late as schedules in steps can be asked: fvcore rounds by a millionth.
+_LAST = 1 - 2e-6
 
 
 def scale_iterations(iterations: int, reference: int, batch: int) -> int:
@@ -102,16 +110,46 @@ def check_schedule(config: DictConfig, model: nn.Module) -> None:
     for group in build("optimizer", optimizer).param_groups:
         for name in ("lr", "weight_decay"):
             check(f"optimizer.{name} of a group of parameters", group.get(name, 0), _FACTOR)
-    multiplier = build("lr_multiplier", config.lr_multiplier)
+    multiplier = build_schedule(config.lr_multiplier)
+    with told_as("lr_multiplier fails with its config"):
+        factors = [multiplier(place / _PLACES) for place in range(_PLACES + 1)]
+    for place, factor in enumerate(factors):
+        check(f"lr_multiplier after {place} of {_PLACES} parts of the training", factor, _FACTOR)
+
+
+def build_schedule(node: DictConfig) -> ParamScheduler:
+    """Makes the schedule of a config, which has a value at the very end, too.
+
+    detectron2's hook asks for it after the last iteration, where the constant schedule and those in
+    steps of fvcore have none: a training would end in an error with all its work done.
+
+    Args:
+        node: ``lr_multiplier``.
+
+    Raises:
+        InputError: If it cannot be built, or is no schedule.
+    """
+    multiplier = build("lr_multiplier", node)
     if not isinstance(multiplier, ParamScheduler):
         raise InputError(
             f"lr_multiplier is a {type(multiplier).__name__}, but must be a ParamScheduler of "
             "fvcore, such as detectron2's WarmupParamScheduler"
         )
-    with told_as("lr_multiplier fails with its config"):
-        factors = [multiplier(place / _PLACES) for place in range(_PLACES)]
-    for place, factor in enumerate(factors):
-        check(f"lr_multiplier after {place} of {_PLACES} parts of the training", factor, _FACTOR)
+    try:
+        multiplier(1.0)
+    except Exception:  # of many types; what fails before the end as well is told by its check
+        return _UpToItsEnd(multiplier)
+    return multiplier
+
+
+class _UpToItsEnd(ParamScheduler):
+    """A schedule that keeps its last value at the end."""
+
+    def __init__(self, of: ParamScheduler) -> None:
+        self._of = of
+
+    def __call__(self, where: float) -> float:
+        return self._of(min(where, _LAST))
 
 
 def _text(value: float) -> str:
