@@ -33,6 +33,7 @@ from snnet_vitdet.data.notes import annotation_notes, most_objects, shared_image
 from snnet_vitdet.data.numbering import id_order
 from snnet_vitdet.engine import ClassNames, StrictCheckpointer, load_config, preflight
 from snnet_vitdet.engine.checkpoint import last_checkpoint
+from snnet_vitdet.engine.masks import BOXES_ALONE
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.modeling.cost import build_on_meta
 from snnet_vitdet.modeling.timm_weights import names_file
@@ -195,6 +196,8 @@ def notes_of(config, parts):
                 part.found, config.data.image_size, for_evaluation=part.purpose == "test"
             )
         yield from part.survey.notes(part.json_file)
+    if not config.data.masks:
+        yield BOXES_ALONE
     yield from untried_weights(config)
     paths = [{os.path.realpath(path) for path, _ in part.images()} for part in parts]
     yield from shared_images(*paths, *(part.survey.digests for part in parts))

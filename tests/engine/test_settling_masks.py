@@ -175,3 +175,11 @@ def test_mixed_precision_that_is_off_needs_no_more(tiny_config, tmp_path):
     assert load_config(str(tmp_path / "config.yaml")).train.amp == dict(
         enabled=False, precision="auto"
     )
+
+
+def test_a_detector_without_masks_is_told_of(tiny_config, data, tmp_path, caplog):
+    with caplog.at_level("WARNING"):
+        check(tiny_config(*data(lambda annotations: None), f"train.output_dir={tmp_path}"))
+        assert "boxes alone" not in caplog.text
+        check(tiny_config(*data(without_masks), f"train.output_dir={tmp_path}"))
+    assert "The detector has no masks" in caplog.text

@@ -196,6 +196,8 @@ def _about_masks(json_file: str, without: int, total: int, for_evaluation: bool)
         if for_evaluation
         else "training learns their boxes, and masks from the others"
     )
+    if without == total:
+        consequence = "boxes alone are scored" if for_evaluation else "boxes alone are learnt"
     none = agree("have no mask", without)
     return f"{without} of {total} annotations in {json_file} {none}: {consequence}."
 

@@ -8,7 +8,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from snnet_vitdet.data import coco_dicts, dataset_name, has_masks
 
-__all__ = ["settle_masks"]
+__all__ = ["BOXES_ALONE", "settle_masks"]
+
+BOXES_ALONE = (
+    "The detector has no masks (data.masks=False, which auto means where no object of the training "
+    "data has one): boxes alone are trained and scored."
+)
+"""Said where ``data.masks`` is false."""
 
 _MASK_PARTS = ("mask_in_features", "mask_pooler", "mask_head")
 

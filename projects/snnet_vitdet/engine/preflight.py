@@ -35,7 +35,7 @@ from .data_nodes import check_data_nodes
 from .distillation import check_distillation
 from .dry_run import try_evaluator, try_heads, try_loader
 from .initialise import anchors_of
-from .masks import settle_masks
+from .masks import BOXES_ALONE, settle_masks
 from .resuming import check_resumed_settings
 from .samplers import build_sampler
 from .schedule import check_schedule
@@ -118,6 +118,8 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
             "data.masks=True, but the model of this config has no mask head, which it was saved "
             "without: set data.masks=false, or give the .py file that it was made from"
         )
+    if not config.data.masks:
+        logger.warning(BOXES_ALONE)
 
 
 def _missing_keys(node: object, path: str = "") -> Iterator[str]:
