@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import socket
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -128,7 +129,9 @@ def by_way(
         return run
 
     def page(path):
-        arguments = ["demo", *config_file, "--weights", str(path), *own]
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        arguments = ["demo", *config_file, "--weights", str(path), "--port", port, *own]
         monkeypatch.setattr("sys.argv", arguments)
         with pytest.raises(SystemExit) as end:
             demo.main()

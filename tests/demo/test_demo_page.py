@@ -395,7 +395,9 @@ def test_what_cannot_be_served_is_said_in_a_sentence(refused, swept, tmp_path, m
     assert "has no exported files" in refused("--exported", tmp_path, "--port", free_port())
     said = refused("--weights", weights, "--allow-host", "http://gpu:7860")
     assert "--allow-host 'http://gpu:7860' is no name" in said
-    assert "config.yaml: give --config-file" in refused("--weights", tmp_path / "model.pth")
+    assert "config.yaml: give --config-file" in refused(
+        "--weights", tmp_path / "model.pth", "--port", free_port()
+    )
     said = refused("--weights", weights, "--max-upload-mb", 0)
     assert "--max-upload-mb must be above 0, got 0" in said
     monkeypatch.setitem(sys.modules, "gradio", None)
