@@ -531,3 +531,14 @@ def test_checking_registers_no_data_of_its_own(check):
     before = set(DatasetCatalog)
     check()
     assert set(DatasetCatalog) == before
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [(64, ""), (70, "the last 6 columns and rows are not s")]
+)
+def test_an_image_size_that_cuts_images_is_told_of(size, said, tiny_config, tmp_path, caplog):
+    config = tiny_config(f"data.image_size={size}", f"train.output_dir={tmp_path}")
+    config.data.prepare.image_size = 64
+    with caplog.at_level("WARNING"):
+        preflight(config, evaluation=False, resume=False, num_processes=1)
+    assert said in caplog.text and ("columns" in caplog.text) == bool(said)

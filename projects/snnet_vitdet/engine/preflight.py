@@ -163,6 +163,7 @@ def _check_parts(
     if OmegaConf.is_dict(OmegaConf.select(config, "model.roi_heads.num_classes")):
         config.model.roi_heads.num_classes = 1  # counted in data that may not be there yet
     model = build_on_meta(config.model)
+    _warn_of_cut_images(config, model)
     try_heads(config, model, training)
     _check_stitches(config, model, training)
     if evaluation:
@@ -174,6 +175,17 @@ def _check_parts(
     if not evaluation:
         _check_training(config, model, num_processes)
     return model
+
+
+def _warn_of_cut_images(config: DictConfig, model: nn.Module) -> None:
+    side = config.data.image_size
+    for patch in {anchor.patch_size for anchor in anchors_of(model).values()}:
+        if rest := side % patch:
+            logger.warning(
+                "data.image_size=%d is no multiple of the ViTs' patches of %d pixels: the last %d "
+                "columns and rows are not seen. Set it to %d.",
+                *(side, patch, rest, side - rest + patch),
+            )
 
 
 def _check_training(config: DictConfig, model: nn.Module, num_processes: int) -> None:
