@@ -10,7 +10,7 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 
 from snnet_vitdet.errors import InputError, first_line
 
-__all__ = ["build", "check_call", "parameters_of", "told_as"]
+__all__ = ["build", "check_call", "located", "parameters_of", "told_as"]
 
 
 @contextmanager
@@ -34,6 +34,15 @@ def told_as(what: str) -> Iterator[None]:
         if not isinstance(error, RuntimeError | TypeError | ValueError):
             cause = f"{type(error).__name__}: {cause}"  # which may be a single word
         raise InputError(f"{what}: {cause}") from error
+
+
+def located(target: object) -> object:
+    """What the ``_target_`` of a node names, or is.
+
+    Raises:
+        Exception: Whatever an import raises, if there is nothing of the name.
+    """
+    return locate(target) if isinstance(target, str) else target
 
 
 def build(key: str, node: object) -> object:
@@ -76,8 +85,7 @@ def check_call(key: str, node: object) -> None:
     with told_as(f"{key} cannot be built from its config"):
         arguments = dict(node)
         target = arguments.pop("_target_")
-        target = locate(target) if isinstance(target, str) else target
-        inspect.signature(target).bind(**arguments)
+        inspect.signature(located(target)).bind(**arguments)
 
 
 def _check_node(key: str, node: object) -> None:
@@ -103,7 +111,7 @@ def parameters_of(node: object) -> Mapping[str, inspect.Parameter]:
         return {}
     target = node["_target_"]
     try:
-        parameters = inspect.signature(locate(target) if isinstance(target, str) else target)
+        parameters = inspect.signature(located(target))
     except Exception:  # of whatever an import runs; to build the node will say it
         return {}
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

@@ -8,9 +8,9 @@ texts, lists and further parts.
 import dataclasses
 
 from detectron2.modeling import SimpleFeaturePyramid
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig
 
+from snnet_vitdet.building import located
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import ExtractedViT, PyramidPerExit, StitchedViT
 from snnet_vitdet.stitching import SMALL, Stitch
@@ -74,7 +74,7 @@ def plan_of_stitch(model_config: DictConfig, stitch: Stitch | None) -> dict:
 
 
 def _name_of(target: object) -> str:
-    part = locate(target) if isinstance(target, str) else target
+    part = located(target)
     name = getattr(part, "__name__", str(part))
     # Its stitches are what is exported, so a plan to build from never has them.
     if part not in (StitchedViT, PyramidPerExit) and PARTS.get(name) is not part:

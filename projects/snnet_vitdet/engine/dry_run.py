@@ -19,12 +19,11 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, ImageList, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import nn
 
-from snnet_vitdet.building import build, check_call, told_as
+from snnet_vitdet.building import build, check_call, located, told_as
 from snnet_vitdet.data import CheckedMapper, dataset_name
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.files import temporary_folder
@@ -155,7 +154,7 @@ def try_evaluator(node: DictConfig) -> None:
     key, node = "dataloader.evaluator", copy.deepcopy(node)
     target = node.get("_target_")
     with told_as(f"{key} cannot be built from its config"):
-        target = locate(target) if isinstance(target, str) else target
+        target = located(target)
         if not callable(target):
             raise TypeError(f"{target} is nothing that can be called")
     if not isinstance(target, type) or not issubclass(target, COCOEvaluator):

@@ -1,11 +1,10 @@
 """Whether a detector learns masks: decided once, and then said by all of its config."""
 
 import os
-from collections.abc import Callable
 
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
+from snnet_vitdet.building import located
 from snnet_vitdet.data import coco_dicts, dataset_name, has_masks
 
 __all__ = ["BOXES_ALONE", "settle_masks"]
@@ -50,7 +49,7 @@ def settle_masks(config: DictConfig) -> None:
     for path in ("train.dataset", "test.dataset", "evaluator.dataset_name"):
         node = OmegaConf.select(config.dataloader, path)
         # One's own function has its own way with masks.
-        if OmegaConf.is_dict(node) and _target(node) in (coco_dicts, dataset_name):
+        if OmegaConf.is_dict(node) and located(node.get("_target_")) in (coco_dicts, dataset_name):
             node.masks = False
 
 
@@ -61,8 +60,3 @@ def _found_masks(config: DictConfig) -> bool | str:
         if not OmegaConf.is_missing(config.data, key) and os.path.isfile(config.data[key]):
             return has_masks(config.data[key])
     return "auto"
-
-
-def _target(node: DictConfig) -> Callable[..., object]:
-    target = node.get("_target_")
-    return locate(target) if isinstance(target, str) else target

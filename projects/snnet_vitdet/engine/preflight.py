@@ -14,12 +14,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.evaluation import COCOEvaluator
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from snnet_vitdet.building import build
+from snnet_vitdet.building import build, located
 from snnet_vitdet.data import check_coco_json, check_same_categories, num_categories
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.one_pass import supports_one_pass
@@ -250,8 +249,7 @@ def _check_sweep(config: DictConfig, model: nn.Module) -> None:
         return
     evaluator = config.dataloader.evaluator
     own = {key: evaluator.get(key) for key in ("tasks", "max_dets_per_image") if evaluator.get(key)}
-    target = evaluator._target_
-    target = locate(target) if isinstance(target, str) else target
+    target = located(evaluator._target_)
     if not supports_one_pass(model) or target is not COCOEvaluator or own:
         raise InputError(
             "sweep.mode=one_pass runs a GeneralizedRCNN or an ExitAwareRCNN and scores as "

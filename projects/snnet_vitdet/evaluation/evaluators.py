@@ -6,9 +6,9 @@ from collections.abc import Callable
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 
+from snnet_vitdet.building import located
 from snnet_vitdet.data.coco_json import restore_copy
 
 from .results import TASKS
@@ -46,8 +46,7 @@ def evaluators_of(node: DictConfig) -> Callable[[], DatasetEvaluator]:
 
 
 def _with_masks_apart(node: DictConfig, of_masks: str) -> DatasetEvaluator:
-    target = node._target_
-    target = locate(target) if isinstance(target, str) else target
+    target = located(node._target_)
     if not (isinstance(target, type) and issubclass(target, COCOEvaluator)):
         return instantiate(node)
     evaluators = []
