@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.engine import launch
 from detectron2.utils import comm
 from in_process import run_main
 from runs import (
@@ -22,7 +21,7 @@ from runs import (
     weights,
 )
 
-from snnet_vitdet.engine import STOPPED, assembly
+from snnet_vitdet.engine import STOPPED, assembly, launch_here
 from snnet_vitdet.stitching import StitchSpace
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
@@ -90,7 +89,7 @@ def test_two_processes_train_the_same_weights_and_leave_what_did_not_run_alone(
         "model.backbone.net.kinds=[S,L,FS]",
         "train.seed=1",
     )
-    launch(train_in_a_process, 2, dist_url="auto", args=(config, str(tmp_path)))
+    launch_here(train_in_a_process, 2, config, str(tmp_path))
     first, second = (torch.load(tmp_path / f"rank{rank}.pth") for rank in (0, 1))
     assert_same_tensors(first["model"], second["model"])
     assert_same_tensors(first["model"], weights(tmp_path))
@@ -121,7 +120,7 @@ def test_two_processes_thaw_the_anchors_together_and_accumulate(tiny_config, tmp
         "train.stitch_scope=process",
         "dataloader.train.total_batch_size=4",
     )
-    launch(train_in_a_process, 2, dist_url="auto", args=(config, str(tmp_path)))
+    launch_here(train_in_a_process, 2, config, str(tmp_path))
     first, second = (torch.load(tmp_path / f"rank{rank}.pth") for rank in (0, 1))
     assert_same_tensors(first["model"], second["model"])
     start, frozen = (
@@ -158,7 +157,7 @@ def test_four_processes_start_and_stay_alike(scope, tiny_config, tmp_path):
         "dataloader.train.total_batch_size=4",
         f"train.stitch_scope={scope}",
     )
-    launch(train_in_a_process, 4, dist_url="auto", args=(config, str(tmp_path)))
+    launch_here(train_in_a_process, 4, config, str(tmp_path))
     for name in ("start", "rank"):
         first, *others = (torch.load(tmp_path / f"{name}{rank}.pth") for rank in range(4))
         for other in others:

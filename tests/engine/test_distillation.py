@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from detectron2.config import instantiate
-from detectron2.engine import HookBase, launch
+from detectron2.engine import HookBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils import comm
@@ -16,6 +16,7 @@ from in_process import run_main
 from snnet_vitdet.engine import (
     InPlaceDistillation,
     StitchedTrainer,
+    launch_here,
     load_config,
     rehearse,
     synthetic_batch,
@@ -391,7 +392,7 @@ def train_one_of_two(config, folder):
 def test_processes_of_which_one_trains_the_teacher_agree(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     args = (tiny_config().model, str(tmp_path))
-    launch(train_one_of_two, 2, dist_url="auto", args=args)
+    launch_here(train_one_of_two, 2, *args)
     first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in range(2))
     assert first["metrics"]["loss_distill"] > 0 and first["metrics"]["loss_distill_rpn"] > 0
     for name, value in first["model"].items():

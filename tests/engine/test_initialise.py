@@ -4,10 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.config import instantiate
-from detectron2.engine import launch
 from detectron2.utils import comm
 
-from snnet_vitdet.engine import fit_stitching_layers, load_anchors
+from snnet_vitdet.engine import fit_stitching_layers, launch_here, load_anchors
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import anchor_alone
 from snnet_vitdet.stitching import SMALL, TokenMoments
@@ -262,7 +261,7 @@ def test_two_processes_with_half_the_images_each_get_the_layers_of_one(
 ):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     args = (make_model(tiny_config), str(tmp_path))
-    launch(fit_in_a_process, 2, dist_url="auto", args=args)
+    launch_here(fit_in_a_process, 2, *args)
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=False) for rank in (0, 1))
     expected = fitted[0].backbone.net.stitching_layers.state_dict()
     assert first.pop("residuals") == second.pop("residuals")

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from detectron2.engine import HookBase, SimpleTrainer, launch
+from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from snnet_vitdet.engine import StitchedAMPTrainer, StitchedTrainer
+from snnet_vitdet.engine import StitchedAMPTrainer, StitchedTrainer, launch_here
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import AnchorViT, StitchedViT
 from snnet_vitdet.stitching import UniformSampler
@@ -565,7 +565,7 @@ def train_half_of_the_table(folder):
 @pytest.mark.slow
 def test_two_processes_of_two_micro_batches_train_what_one_of_four_does(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    launch(train_half_of_the_table, 2, dist_url="auto", args=(str(tmp_path),))
+    launch_here(train_half_of_the_table, 2, str(tmp_path))
     train_by_table(Images(batch=8), str(tmp_path), accumulation_steps=4)
     first, second, alone = (torch.load(tmp_path / f"{name}.pth") for name in ("2_0", "2_1", "1_0"))
     # Once an iteration: the model is small enough for one bucket.

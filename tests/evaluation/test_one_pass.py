@@ -11,10 +11,10 @@ import pytest
 import torch
 import train_net
 from detectron2.config import instantiate
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 from detectron2.modeling import GeneralizedRCNN
 
-from snnet_vitdet.engine import StrictCheckpointer
+from snnet_vitdet.engine import StrictCheckpointer, launch_here
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import CocoScorer, one_pass
 from snnet_vitdet.evaluation.detections import DetectionStore
@@ -192,7 +192,7 @@ def test_two_processes_give_the_table_of_one(make_config, trained_tiny, tmp_path
     run(trained_tiny(tmp_path / "one", *changes))
     args = default_argument_parser().parse_args(["--eval-only", "--num-gpus", "2"])
     config = trained_tiny(tmp_path / "two", *changes)
-    launch(run_one_of_two, 2, dist_url="auto", args=(args, config))
+    launch_here(run_one_of_two, 2, args, config)
     rows = rows_of(tmp_path / "one")
     assert {row["num_images"] for row in rows} == {5, NUM_IMAGES}
     assert_same_rows(rows, rows_of(tmp_path / "two"))

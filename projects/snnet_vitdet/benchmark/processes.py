@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from detectron2.config import instantiate
-from detectron2.engine import launch
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -21,6 +20,7 @@ from snnet_vitdet.engine import (
     StitchedTrainer,
     build_sampler,
     fit_stitching_layers,
+    launch_here,
     synthetic_batch,
 )
 from snnet_vitdet.modeling import find_stitched_vit, stitch_costs
@@ -72,7 +72,7 @@ def measure_processes(
     if num_processes == 1:
         _measure(*args)
     else:
-        launch(_measure, num_processes, dist_url="auto", args=args)
+        launch_here(_measure, num_processes, *args)
     return ProcessesMeasurement(**queue.get())
 
 

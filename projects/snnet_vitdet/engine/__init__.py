@@ -19,7 +19,7 @@ from .metrics import MetricsFile, TensorBoardFile, WriteMetrics
 from .precision import set_float32_arithmetic, training_precision
 from .preemption import STOPPED, StopOnSignal, passing_on_to_children
 from .preflight import preflight
-from .processes import AUTO, run_in_processes
+from .processes import AUTO, launch_here, run_in_processes
 from .rehearsal import rehearse, synthetic_batch
 from .resuming import save_resumed_config
 from .run_folder import run_folder, set_up
@@ -63,6 +63,7 @@ __all__ = [
     "rehearse",
     "rehearse_training",
     "run_folder",
+    "launch_here",
     "run_in_processes",
     "save_config",
     "save_resumed_config",

@@ -24,7 +24,7 @@ from snnet_vitdet.errors import InputError
 from .preemption import passing_on_to_children
 from .rendezvous import store_of_attempt
 
-__all__ = ["AUTO", "run_in_processes"]
+__all__ = ["AUTO", "launch_here", "run_in_processes"]
 
 logger = logging.getLogger(__name__)
 
@@ -183,6 +183,14 @@ def _join_torchrun(
     if mistakes:
         sys.exit(2)
     _run(main, args, *of_all[rank - local_rank])
+
+
+def launch_here(main: Callable[..., None], num_processes: int, *args: object) -> None:
+    """Runs ``main(*args)`` in so many processes of this machine, as detectron2's ``launch`` does.
+
+    In contrast to there, a process leaves the others before it ends (see :func:`_leave`).
+    """
+    launch(_run, num_processes, dist_url=AUTO, args=(main, *args))
 
 
 def _run(main: Callable[..., None], *args: object) -> None:
