@@ -7,6 +7,7 @@ from .exit_heads import ExitAdapterBoxHead, ExitAwareRCNN
 from .extracted import ExtractedViT, extracted_state
 from .families import anchor_arguments, plain_vit_names
 from .given_masks import train_on_given_masks
+from .joined import JoinedRCNN, PerExit, join_configs
 from .precision import running_in
 from .pyramid_per_exit import PyramidPerExit, pyramid_of_exit
 from .stitched_vit import StitchedViT, find_stitched_vit
@@ -17,6 +18,8 @@ __all__ = [
     "ExitAdapterBoxHead",
     "ExitAwareRCNN",
     "ExtractedViT",
+    "JoinedRCNN",
+    "PerExit",
     "PyramidPerExit",
     "StitchedViT",
     "anchor_alone",
@@ -25,6 +28,7 @@ __all__ = [
     "baseline_cost",
     "extracted_state",
     "find_stitched_vit",
+    "join_configs",
     "load_anchor_weights",
     "plain_vit_names",
     "pyramid_of_exit",

@@ -1,0 +1,165 @@
+"""Two whole detectors that stay as they are, joined by stitching layers between their ViTs."""
+
+import copy
+from typing import Any
+
+from detectron2.config import LazyCall
+from detectron2.modeling import GeneralizedRCNN
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.stitching import SMALL
+
+from .exit_norms import EXITS
+from .pyramid_per_exit import SMALL_EXIT, PyramidPerExit
+from .stitched_vit import StitchedViT
+
+__all__ = ["JoinedRCNN", "PerExit", "join_configs", "joined_key"]
+
+_NET, _PYRAMID, _HEADS = "backbone.net.", "backbone.", ("proposal_generator.", "roi_heads.")
+
+
+class PerExit(nn.Module):
+    """The same part of two detectors, to be chosen from by the ViT that a stitch ends in."""
+
+    def __init__(self, small: nn.Module, large: nn.Module) -> None:
+        """
+        Args:
+            small: That of the detector on the small ViT.
+            large: That of the detector on the large ViT.
+        """
+        super().__init__()
+        self.small = small
+        self.large = large
+
+    def __getitem__(self, exit_anchor: int) -> nn.Module:
+        """The part for stitches that end in an anchor."""
+        return getattr(self, EXITS[exit_anchor])
+
+
+class JoinedRCNN(GeneralizedRCNN):
+    """Two trained detectors and every walk between their ViTs, as one detectron2 model.
+
+    A stitch runs the pyramid, RPN and heads of the ViT that it ends in. The stitches S and L are
+    therefore the two detectors, to the bit: nothing of them is ever trained, and nothing that is
+    added is on their way. Only the stitching layers learn.
+
+    ``proposal_generator`` and ``roi_heads`` are those of the stitch in effect.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        """
+        Args:
+            **kwargs: Of ``GeneralizedRCNN``; ``backbone`` is a :class:`PyramidPerExit` whose
+                backbone has no exit projection, ``proposal_generator`` and ``roi_heads`` are
+                :class:`PerExit`.
+
+        Raises:
+            InputError: If they are not, or the heads are of different classes.
+        """
+        super().__init__(**kwargs)
+        parts = [self._modules[name] for name in ("proposal_generator", "roi_heads")]
+        if not (
+            isinstance(self.backbone, PyramidPerExit)
+            and self.backbone.net.exit_widths[SMALL] == self.backbone.net.small.embed_dim
+            and all(isinstance(part, PerExit) for part in parts)
+        ):
+            raise InputError(
+                "a JoinedRCNN has a PyramidPerExit on a StitchedViT with exit_projection=False, "
+                "and a PerExit of proposal_generator and roi_heads: make its config by join_configs"
+            )
+        if len({heads.num_classes for heads in parts[1].children()}) > 1:
+            raise InputError("the heads of the two detectors differ in num_classes: set them alike")
+        learn = set(self.backbone.net.stitching_layers.parameters())
+        for parameter in self.parameters():
+            if parameter not in learn:
+                parameter.requires_grad_(False)
+
+    @property
+    def proposal_generator(self) -> nn.Module:
+        """The RPN of the detector whose ViT the stitch in effect ends in."""
+        return self._modules["proposal_generator"][self.backbone.net.stitch.exit]
+
+    @property
+    def roi_heads(self) -> nn.Module:
+        """The RoI heads of the detector whose ViT the stitch in effect ends in."""
+        return self._modules["roi_heads"][self.backbone.net.stitch.exit]
+
+    def train(self, mode: bool = True) -> "JoinedRCNN":
+        """Trains what is new alone: ViTs, pyramids and norms of the detectors do as in evaluation.
+
+        RPN and heads are told the mode, because by it they match proposals to objects for losses.
+        """
+        super().train(mode)
+        self.backbone.eval()
+        for module in self.modules():
+            if isinstance(module, _BatchNorm | nn.Dropout):
+                module.eval()
+        return self
+
+
+def joined_key(key: str, exit_anchor: int) -> str:
+    """The name in a :class:`JoinedRCNN` of what has a name in one of its two detectors.
+
+    Args:
+        key: Of a state dict of a detector on one ViT.
+        exit_anchor: 0 for the detector on the small ViT, 1 for that on the large one.
+
+    Raises:
+        KeyError: If it is of no part that such a detector has.
+    """
+    exit_name = EXITS[exit_anchor]
+    if key.startswith(_NET):
+        return f"{_NET}{exit_name}.{key.removeprefix(_NET)}"
+    if key.startswith(_PYRAMID):
+        pyramid = f"{SMALL_EXIT}." if exit_anchor == SMALL else ""
+        return f"{_PYRAMID}{pyramid}{key.removeprefix(_PYRAMID)}"
+    for part in _HEADS:
+        if key.startswith(part):
+            return f"{part}{exit_name}.{key.removeprefix(part)}"
+    raise KeyError(key)
+
+
+def join_configs(small: DictConfig, large: DictConfig, **net: Any) -> DictConfig:
+    """The config of the joined detector of two detectors on one ViT each.
+
+    Args:
+        small: The model config of the detector on the small ViT; not changed.
+        large: That on the large ViT; not changed.
+        **net: Arguments of :class:`StitchedViT` besides its anchors.
+
+    Raises:
+        InputError: If the two differ in what a joined detector has once.
+    """
+    model = copy.deepcopy(large)
+    model._target_ = JoinedRCNN
+    shared = {"backbone", *(part.removesuffix(".") for part in _HEADS)}
+    for what, ours, theirs in (
+        ("model", _without(small, shared), _without(large, shared)),
+        ("model.backbone", _without(small.backbone, {"net"}), _without(large.backbone, {"net"})),
+    ):
+        if differing := sorted(k for k in ours | theirs if ours.get(k) != theirs.get(k)):
+            raise InputError(
+                f"two detectors that differ in {what}.{', '.join(differing)} cannot be joined"
+            )
+    out = small.backbone.net.get("out_feature", "last_feat")
+    model.backbone._target_ = PyramidPerExit
+    model.backbone.net = LazyCall(StitchedViT)(
+        small=copy.deepcopy(small.backbone.net),
+        large=copy.deepcopy(large.backbone.net),
+        exit_projection=False,
+        out_feature=out,
+        **net,
+    )
+    for part in ("proposal_generator", "roi_heads"):
+        model[part] = LazyCall(PerExit)(
+            small=copy.deepcopy(small[part]), large=copy.deepcopy(large[part])
+        )
+    return model
+
+
+def _without(config: DictConfig, keys: set[str]) -> dict[str, object]:
+    plain = OmegaConf.to_container(config, resolve=False)
+    return {key: value for key, value in plain.items() if key not in keys}
