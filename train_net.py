@@ -49,6 +49,7 @@ from snnet_vitdet.engine import (
     load_anchors,
     load_config,
     note_training_data,
+    load_detectors,
     preflight,
     rehearse_training,
     run_folder,
@@ -69,7 +70,7 @@ from snnet_vitdet.evaluation import (
     sweep,
     two_stage_sweep,
 )
-from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, stitch_costs
+from snnet_vitdet.modeling import JoinedRCNN, baseline_cost, find_stitched_vit, stitch_costs
 from snnet_vitdet.report import drawing, plot_pareto
 from snnet_vitdet.stitching import EndsSampler, select_stitches
 
@@ -84,7 +85,11 @@ def build_model(config):
 
 def initialise(config, model, data_loader, precision):
     """Pretrained anchors, and stitching layers fitted between them for a precision."""
-    load_anchors(model, config.init.weights)
+    if isinstance(model, JoinedRCNN):
+        names = category_names(config.data.train_json)
+        load_detectors(model, config.init.detectors, names)
+    else:
+        load_anchors(model, config.init.weights)
     if find_stitched_vit(model) is None:
         return
     if config.init.stitching_layers == "least_squares":
@@ -135,6 +140,7 @@ def do_train(config, resume):
         # What every later start of this training goes back to; resuming adds 1.
         trainer.iter = -1
         checkpointer.save("model_init")
+        found = os.path.join(config.train.output_dir, "model_init.pth")
     start_iter = trainer.iter + 1
     if start_iter >= config.train.max_iter:
         logger.info("%s is trained: %d iterations.", config.train.output_dir, start_iter)

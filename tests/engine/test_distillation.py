@@ -472,7 +472,7 @@ def test_cost_is_a_forward_of_the_teacher_and_the_pyramid_for_each_stitch_that_i
     extra = training_cost(config, costs) - plain
     assert extra == pytest.approx(others * (forward + again) / step, rel=1e-3)
     config.train.distillation.rpn_weight = 1.0
-    rpn = costs.parts.shared["rpn"].gflops
+    rpn = costs.parts.exits[L]["rpn"].gflops
     extra = training_cost(config, costs) - plain
     assert extra == pytest.approx(others * (forward + again + rpn) / step, rel=1e-3)
     # The RPN's outputs are there already.
@@ -502,9 +502,9 @@ def test_cost_knows_which_turns_are_taught(every, taught, tiny_config):
     costs = stitch_costs(config.model)
     plain = training_cost(config, costs)
     config.train.distillation.update(weight=1.0, every=every)
-    parts = costs.parts
-    forward = costs[L].gflops - parts.shared["rpn"].gflops - parts.shared["roi_heads"].gflops
-    forward += 2 * parts.exits[0].gflops
+    small, large = costs.parts.exits
+    forward = costs[L].gflops - large["rpn"].gflops - large["roi_heads"].gflops
+    forward += 2 * small["pyramid"].gflops
     # The draws are a sample.
     assert (training_cost(config, costs) - plain) * 3 * costs[L].gflops / forward == pytest.approx(
         taught, rel=0.05

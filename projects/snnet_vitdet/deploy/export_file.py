@@ -20,7 +20,13 @@ from torch import nn
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import ResultsTable, ScoreCurves
 from snnet_vitdet.files import replacing
-from snnet_vitdet.modeling import baseline_cost, extracted_state, stitch_costs
+from snnet_vitdet.modeling import (
+    JoinedRCNN,
+    baseline_cost,
+    extracted_state,
+    set_num_classes,
+    stitch_costs,
+)
 from snnet_vitdet.modeling.extracted import merged_state
 from snnet_vitdet.modeling.pyramid_per_exit import SMALL_EXIT
 from snnet_vitdet.stitching import SMALL, Stitch
@@ -62,7 +68,7 @@ def export_stitch(
     mapper = config.dataloader.test.mapper
     # The trained model's number of classes, whatever the config says.
     model_config = copy.deepcopy(config.model)
-    model_config.roi_heads.num_classes = model.roi_heads.num_classes
+    set_num_classes(model_config, model.roi_heads.num_classes)
     plan = plan_of_stitch(model_config, stitch)
     try:
         build(plan)
@@ -81,7 +87,8 @@ def export_stitch(
     )
     info = _with_sweep(info, Path(config.train.output_dir, "sweep"))
     net = model.backbone.net
-    state = _exit_state(merged_state(model), stitch)
+    detector = model.detector(stitch.exit) if isinstance(model, JoinedRCNN) else model
+    state = _exit_state(merged_state(detector), stitch)
     state |= {_NET + key: value for key, value in extracted_state(net, stitch).items()}
     state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     metadata = {"format": "pt", _KEY: info.to_json()}

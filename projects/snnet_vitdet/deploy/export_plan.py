@@ -7,12 +7,19 @@ texts, lists and further parts.
 
 import dataclasses
 
-from detectron2.modeling import SimpleFeaturePyramid
+from detectron2.modeling import GeneralizedRCNN, SimpleFeaturePyramid
 from omegaconf import DictConfig, ListConfig
 
 from snnet_vitdet.building import located
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.modeling import ExtractedViT, PyramidPerExit, StitchedViT
+from snnet_vitdet.modeling import (
+    ExtractedViT,
+    JoinedRCNN,
+    PerExit,
+    PyramidPerExit,
+    StitchedViT,
+    is_joined,
+)
 from snnet_vitdet.stitching import SMALL, Stitch
 
 from .export_parts import PART, PARTS
@@ -67,6 +74,10 @@ def plan_of_stitch(model_config: DictConfig, stitch: Stitch | None) -> dict:
             walk["normalises"] = True
         # Of the pyramids, that of its exit, which is like any other.
         plan["backbone"][PART] = SimpleFeaturePyramid.__name__
+        if is_joined(model_config):
+            plan[PART] = GeneralizedRCNN.__name__
+            for name in ("proposal_generator", "roi_heads"):
+                plan[name] = plan[name]["small" if stitch.exit == SMALL else "large"]
     # Low-rank updates are merged, so there are none.
     walk["anchors"] = [{k: v for k, v in a.items() if k not in _LORA} for a in anchors]
     plan["backbone"]["net"] = walk
@@ -77,7 +88,7 @@ def _name_of(target: object) -> str:
     part = located(target)
     name = getattr(part, "__name__", str(part))
     # Its stitches are what is exported, so a plan to build from never has them.
-    if part not in (StitchedViT, PyramidPerExit) and PARTS.get(name) is not part:
+    if part not in (JoinedRCNN, PerExit, PyramidPerExit, StitchedViT) and PARTS.get(name) is not part:
         raise InputError(
             f"{name} in the config is none of the parts that can be exported: "
             f"{', '.join(sorted(PARTS))}"

@@ -10,6 +10,7 @@ from .checkpoint import (
     saved_facts,
 )
 from .config import load_config, save_config
+from .detectors import load_detectors
 from .distillation import InPlaceDistillation
 from .folder_lock import alone_in
 from .freezing import FreezeAnchors
@@ -57,6 +58,7 @@ __all__ = [
     "load_anchors",
     "load_config",
     "note_training_data",
+    "load_detectors",
     "mean_gflops",
     "passing_on_to_children",
     "preflight",

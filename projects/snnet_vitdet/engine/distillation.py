@@ -277,14 +277,15 @@ def distillation_cost(train: DictConfig, costs: CostTable, sampler: Sampler) -> 
     settings = train.distillation
     if not distils(settings):
         return 0.0
-    teacher, heads = teacher_of(costs.space, costs.gflops), costs.parts.shared
+    teacher, exits = teacher_of(costs.space, costs.gflops), costs.parts.exits
+    heads = exits[costs.space[teacher].exit]
     forward = costs[teacher].gflops - heads["rpn"].gflops - heads["roi_heads"].gflops
     if settings.rpn_weight:
         forward += heads["rpn"].gflops
     added = [forward / 3] * len(costs.space)
     if settings.weight:
         added = [
-            forward / 3 + costs.parts.exits[stitch.exit].gflops * 2 / 3 for stitch in costs.space
+            forward / 3 + exits[stitch.exit]["pyramid"].gflops * 2 / 3 for stitch in costs.space
         ]
     added[teacher] = 0.0
     slots = range(train.accumulation.steps if train.accumulation.stitch == "own" else 1)

@@ -6,7 +6,15 @@ from omegaconf import DictConfig
 
 from snnet_vitdet.building import build, told_as
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.stitching import CostTable, EndsSampler, Sampler, StitchSpace, select_stitches
+from snnet_vitdet.modeling import is_joined
+from snnet_vitdet.stitching import (
+    CostTable,
+    EndsSampler,
+    Sampler,
+    StitchSpace,
+    SubsetSampler,
+    select_stitches,
+)
 
 __all__ = [
     "build_sampler",
@@ -28,8 +36,12 @@ def build_sampler(config: DictConfig, costs: CostTable) -> Sampler:
         InputError: For settings of the sampler, or of ``train.ends``, that cannot be.
     """
     node = config.sampler.copy()
-    node.gflops = list(costs.gflops)
+    # Nothing that the stitches of a single ViT run is trained in a joined detector.
+    ids = [s.id for s in costs.space if s.cuts or not is_joined(config.model)]
+    node.gflops = [costs.gflops[i] for i in ids]
     sampler = build("sampler", node)
+    if len(ids) < len(costs):
+        sampler = SubsetSampler(sampler, ids, len(costs))
     with told_as("sampler cannot draw with its config"):
         sampler(0)  # a seed is looked at when it is used
     period, first = config.train.ends.period, config.train.ends.first

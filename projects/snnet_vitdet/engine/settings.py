@@ -79,6 +79,7 @@ SETTINGS = {
     "dataloader.evaluator.dataset_name.json_file": PATH,
     "dataloader.evaluator.dataset_name.image_root": PATH,
     "init.weights.*": or_null(TEXT),
+    "init.detectors.*": TEXT,
     "init.stitching_layers": one_of("least_squares", "random"),
     "init.num_images": whole(1),
     # detectron2 would take any number, and train or find nothing.
@@ -98,7 +99,7 @@ SETTINGS = {
     "train.init_checkpoint": or_null(TEXT),
     "train.device": TEXT,
     "train.seed": _SEED,
-    "train.max_iter": whole(1),
+    "train.max_iter": whole(0),
     "train.eval_period": whole(0),
     "train.log_period": whole(1),
     "train.eval_stitches": STITCHES,

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.modeling import ExitAwareRCNN, StitchedViT, find_stitched_vit
+from snnet_vitdet.modeling import ExitAwareRCNN, JoinedRCNN, StitchedViT, find_stitched_vit
 from snnet_vitdet.stitching import PrefixTree, Stitch
 
 from .detections import DetectionStore
@@ -150,7 +150,7 @@ def _detect_all(
 
 def supports_one_pass(model: nn.Module) -> bool:
     """Whether a model is one whose inference is known: a GeneralizedRCNN on stitched anchors."""
-    known = type(model) in (GeneralizedRCNN, ExitAwareRCNN)
+    known = type(model) in (GeneralizedRCNN, ExitAwareRCNN, JoinedRCNN)
     return known and isinstance(find_stitched_vit(model), StitchedViT)
 
 

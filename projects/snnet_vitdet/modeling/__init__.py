@@ -7,7 +7,7 @@ from .exit_heads import ExitAdapterBoxHead, ExitAwareRCNN
 from .extracted import ExtractedViT, extracted_state
 from .families import anchor_arguments, plain_vit_names
 from .given_masks import train_on_given_masks
-from .joined import JoinedRCNN, PerExit, join_configs
+from .joined import JoinedRCNN, PerExit, is_joined, join_configs, set_num_classes
 from .precision import running_in
 from .pyramid_per_exit import PyramidPerExit, pyramid_of_exit
 from .stitched_vit import StitchedViT, find_stitched_vit
@@ -28,11 +28,13 @@ __all__ = [
     "baseline_cost",
     "extracted_state",
     "find_stitched_vit",
+    "is_joined",
     "join_configs",
     "load_anchor_weights",
     "plain_vit_names",
     "pyramid_of_exit",
     "running_in",
+    "set_num_classes",
     "stitch_costs",
     "train_on_given_masks",
 ]

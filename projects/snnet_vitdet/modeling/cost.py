@@ -11,6 +11,7 @@ random image gives in an untrained detector of 80 classes.
 import copy
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from detectron2.modeling import SimpleFeaturePyramid
@@ -96,8 +97,7 @@ def stitch_costs(
         embeddings=tuple(_embedding(anchor, image_size) for anchor in backbone.anchors),
         blocks=tuple(_blocks(anchor, grid) for anchor in backbone.anchors),
         stitching_layers={key: _stitching_layer(layer, grid) for key, layer in layers.items()},
-        exits=tuple(_exit(model, grid, anchor) for anchor in (SMALL, LARGE)),
-        shared=_heads(model, grid, num_detections),
+        exits=tuple(_exit(model, grid, anchor, num_detections) for anchor in (SMALL, LARGE)),
     )
     return CostTable(backbone.space, parts)
 
@@ -180,8 +180,8 @@ def _stitching_layer(layer: StitchingLayer, grid: int) -> Cost:
     return Cost(_count(linear, _tokens(grid, layer.in_features)), _params(linear))
 
 
-def _exit(model: nn.Module, grid: int, anchor: int) -> Cost:
-    """Norm and pyramid of the stitches that end in an anchor."""
+def _exit(model: nn.Module, grid: int, anchor: int, num_detections: int) -> dict[str, Cost]:
+    """Norm and pyramid, RPN and heads of the stitches that end in an anchor."""
     pyramid, net = model.backbone, model.backbone.net
     own = pyramid_of_exit(pyramid, anchor)
     if own is pyramid and net.exit_widths[anchor] != net.exit_widths[LARGE]:
@@ -195,7 +195,8 @@ def _exit(model: nn.Module, grid: int, anchor: int) -> Cost:
     if net.exit_norms is not None and stitches:
         norm = net.exit_norms[stitches[0]]
         cost += Cost(_count(norm, _tokens(grid, net.exit_widths[anchor])), _params(norm))
-    return cost
+    with net.using_stitch(stitches[0].id) if stitches else nullcontext():
+        return {"pyramid": cost, **_heads(model, grid, num_detections)}
 
 
 def _pyramid(pyramid: nn.Module, grid: int) -> Cost:

@@ -4,7 +4,8 @@ import copy
 from typing import Any
 
 from detectron2.config import LazyCall
-from detectron2.modeling import GeneralizedRCNN
+from detectron2.utils.registry import locate
+from detectron2.modeling import GeneralizedRCNN, SimpleFeaturePyramid
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -16,9 +17,9 @@ from .exit_norms import EXITS
 from .pyramid_per_exit import SMALL_EXIT, PyramidPerExit
 from .stitched_vit import StitchedViT
 
-__all__ = ["JoinedRCNN", "PerExit", "join_configs", "joined_key"]
+__all__ = ["JoinedRCNN", "PerExit", "is_joined", "join_configs", "set_num_classes"]
 
-_NET, _PYRAMID, _HEADS = "backbone.net.", "backbone.", ("proposal_generator.", "roi_heads.")
+_HEADS = ("proposal_generator", "roi_heads")
 
 
 class PerExit(nn.Module):
@@ -60,7 +61,7 @@ class JoinedRCNN(GeneralizedRCNN):
             InputError: If they are not, or the heads are of different classes.
         """
         super().__init__(**kwargs)
-        parts = [self._modules[name] for name in ("proposal_generator", "roi_heads")]
+        parts = [self._modules[name] for name in _HEADS]
         if not (
             isinstance(self.backbone, PyramidPerExit)
             and self.backbone.net.exit_widths[SMALL] == self.backbone.net.small.embed_dim
@@ -87,6 +88,31 @@ class JoinedRCNN(GeneralizedRCNN):
         """The RoI heads of the detector whose ViT the stitch in effect ends in."""
         return self._modules["roi_heads"][self.backbone.net.stitch.exit]
 
+    def detector(self, exit_anchor: int) -> GeneralizedRCNN:
+        """One of the two detectors as detectron2 has it, of the very parameters of this model.
+
+        Its state dict has the names that it was trained with.
+
+        Args:
+            exit_anchor: 0 for the detector on the small ViT, 1 for that on the large one.
+        """
+        pyramid = copy.copy(self.backbone.exit_pyramid(exit_anchor))
+        pyramid._modules = {k: v for k, v in pyramid._modules.items() if k != SMALL_EXIT}
+        pyramid.__class__ = SimpleFeaturePyramid
+        pyramid.net = self.backbone.net.anchors[exit_anchor]
+        rpn, heads = (self._modules[name][exit_anchor] for name in _HEADS)
+        detector = GeneralizedRCNN(
+            backbone=pyramid,
+            proposal_generator=rpn,
+            roi_heads=heads,
+            pixel_mean=self.pixel_mean.flatten().tolist(),
+            pixel_std=self.pixel_std.flatten().tolist(),
+            input_format=self.input_format,
+            vis_period=self.vis_period,
+        )
+        detector.training = self.training  # of its own; its parts have theirs
+        return detector
+
     def train(self, mode: bool = True) -> "JoinedRCNN":
         """Trains what is new alone: ViTs, pyramids and norms of the detectors do as in evaluation.
 
@@ -98,28 +124,6 @@ class JoinedRCNN(GeneralizedRCNN):
             if isinstance(module, _BatchNorm | nn.Dropout):
                 module.eval()
         return self
-
-
-def joined_key(key: str, exit_anchor: int) -> str:
-    """The name in a :class:`JoinedRCNN` of what has a name in one of its two detectors.
-
-    Args:
-        key: Of a state dict of a detector on one ViT.
-        exit_anchor: 0 for the detector on the small ViT, 1 for that on the large one.
-
-    Raises:
-        KeyError: If it is of no part that such a detector has.
-    """
-    exit_name = EXITS[exit_anchor]
-    if key.startswith(_NET):
-        return f"{_NET}{exit_name}.{key.removeprefix(_NET)}"
-    if key.startswith(_PYRAMID):
-        pyramid = f"{SMALL_EXIT}." if exit_anchor == SMALL else ""
-        return f"{_PYRAMID}{pyramid}{key.removeprefix(_PYRAMID)}"
-    for part in _HEADS:
-        if key.startswith(part):
-            return f"{part}{exit_name}.{key.removeprefix(part)}"
-    raise KeyError(key)
 
 
 def join_configs(small: DictConfig, large: DictConfig, **net: Any) -> DictConfig:
@@ -135,7 +139,7 @@ def join_configs(small: DictConfig, large: DictConfig, **net: Any) -> DictConfig
     """
     model = copy.deepcopy(large)
     model._target_ = JoinedRCNN
-    shared = {"backbone", *(part.removesuffix(".") for part in _HEADS)}
+    shared = {"backbone", *_HEADS}
     for what, ours, theirs in (
         ("model", _without(small, shared), _without(large, shared)),
         ("model.backbone", _without(small.backbone, {"net"}), _without(large.backbone, {"net"})),
@@ -153,11 +157,24 @@ def join_configs(small: DictConfig, large: DictConfig, **net: Any) -> DictConfig
         out_feature=out,
         **net,
     )
-    for part in ("proposal_generator", "roi_heads"):
+    for part in _HEADS:
         model[part] = LazyCall(PerExit)(
             small=copy.deepcopy(small[part]), large=copy.deepcopy(large[part])
         )
     return model
+
+
+def is_joined(model_config: DictConfig) -> bool:
+    """Whether a model config is of a :class:`JoinedRCNN`."""
+    target = model_config.get("_target_", "")
+    return (locate(target) if isinstance(target, str) else target) is JoinedRCNN
+
+
+def set_num_classes(model_config: DictConfig, num_classes: int) -> None:
+    """Sets the number of classes of all heads of a detector, joined or not, in its config."""
+    heads = model_config.roi_heads
+    for each in (heads.small, heads.large) if is_joined(model_config) else (heads,):
+        each.num_classes = num_classes
 
 
 def _without(config: DictConfig, keys: set[str]) -> dict[str, object]:

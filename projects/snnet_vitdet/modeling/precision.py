@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from detectron2.modeling.roi_heads import ROIHeads
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
@@ -18,19 +19,20 @@ def running_in(model: nn.Module, precision: torch.dtype) -> Iterator[None]:
     places that it reads them at are rounded to 1/256 of the box, which moves the masks' edges.
 
     Args:
-        model: A detectron2 model in evaluation mode; what its ``roi_heads`` give comes as float32.
+        model: A detectron2 model in evaluation mode; what its RoI heads give comes as float32.
         precision: float32, for which nothing changes, float16 or bfloat16.
     """
     if precision == torch.float32:
         yield
         return
-    heads = getattr(model, "roi_heads", None)
-    hook = heads.register_forward_hook(_in_float32) if heads is not None else None
+    # A joined detector has two.
+    heads = [module for module in model.modules() if isinstance(module, ROIHeads)]
+    hooks = [each.register_forward_hook(_in_float32) for each in heads]
     try:
         with torch.autocast(next(model.parameters()).device.type, dtype=precision):
             yield
     finally:
-        if hook is not None:
+        for hook in hooks:
             hook.remove()
 
 

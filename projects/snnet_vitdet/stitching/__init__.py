@@ -9,7 +9,7 @@ from .layers import StitchingLayer, StitchingLayers
 from .least_squares import AffineMap, TokenMoments
 from .low_rank import LowRankLinear, merged
 from .prefix_tree import BlockStep, EmbeddingStep, PrefixNode, PrefixTree, Step
-from .sampling import ResourceConstrainedSampler, UniformSampler
+from .sampling import ResourceConstrainedSampler, SubsetSampler, UniformSampler
 from .selection import select_stitches
 from .space import LARGE, SMALL, Segment, Stitch, StitchSpace, Transition
 
@@ -34,6 +34,7 @@ __all__ = [
     "StitchSpace",
     "StitchingLayer",
     "StitchingLayers",
+    "SubsetSampler",
     "TokenMoments",
     "Transition",
     "UniformSampler",

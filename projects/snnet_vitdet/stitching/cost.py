@@ -40,16 +40,14 @@ class CostParts:
         embeddings: Patch and position embedding of each anchor.
         blocks: Every block of each anchor, ``blocks[anchor][index]``.
         stitching_layers: Each stitching layer (merged: one matrix product) and the exit projection.
-        exits: What follows the walk, by the anchor it ends in: feature pyramid, and a norm before
-            it if there is one.
-        shared: What every stitch runs: RPN and RoI heads.
+        exits: What follows the walk, by the anchor it ends in and by name: ``pyramid`` (and a norm
+            before it if there is one), ``rpn`` and ``roi_heads``.
     """
 
     embeddings: tuple[Cost, Cost]
     blocks: tuple[Sequence[Cost], Sequence[Cost]]
     stitching_layers: Mapping[Transition, Cost]
-    exits: tuple[Cost, Cost]
-    shared: Mapping[str, Cost]
+    exits: tuple[Mapping[str, Cost], Mapping[str, Cost]]
 
     def cost_of(self, stitch: Stitch) -> Cost:
         """Cost of the whole detector that runs ``stitch``."""
@@ -61,7 +59,7 @@ class CostParts:
 
     def after(self, stitch: Stitch) -> list[Cost]:
         """What the detector runs after the walk of a stitch."""
-        return [self.exits[stitch.exit], *self.shared.values()]
+        return list(self.exits[stitch.exit].values())
 
 
 class CostTable(Sequence[Cost]):

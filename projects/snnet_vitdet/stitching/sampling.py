@@ -10,7 +10,7 @@ import math
 import struct
 from collections.abc import Sequence
 
-__all__ = ["ResourceConstrainedSampler", "UniformSampler"]
+__all__ = ["ResourceConstrainedSampler", "SubsetSampler", "UniformSampler"]
 
 
 def _draw(seed: int, iteration: int, slot: int) -> tuple[int, int]:
@@ -156,3 +156,34 @@ class UniformSampler:
     def probabilities(self) -> tuple[float, ...]:
         """Probability of every stitch, by id."""
         return (1.0 / self.num_stitches,) * self.num_stitches
+
+
+class SubsetSampler:
+    """Another sampler's draws among some stitches of a space."""
+
+    def __init__(
+        self,
+        of: ResourceConstrainedSampler | UniformSampler,
+        stitch_ids: Sequence[int],
+        num_stitches: int,
+    ) -> None:
+        """
+        Args:
+            of: A sampler of as many stitches as there are ids.
+            stitch_ids: What its draws stand for.
+            num_stitches: Of the space.
+        """
+        self.of = of
+        self.stitch_ids = tuple(stitch_ids)
+        self.num_stitches = num_stitches
+
+    def __call__(self, iteration: int, slot: int = 0) -> int:
+        """The stitch id of an iteration; see :meth:`ResourceConstrainedSampler.__call__`."""
+        return self.stitch_ids[self.of(iteration, slot)]
+
+    def probabilities(self) -> tuple[float, ...]:
+        """Probability of every stitch of the space, by id."""
+        result = [0.0] * self.num_stitches
+        for stitch_id, probability in zip(self.stitch_ids, self.of.probabilities(), strict=True):
+            result[stitch_id] = probability
+        return tuple(result)
