@@ -88,7 +88,10 @@ def _name_of(target: object) -> str:
     part = located(target)
     name = getattr(part, "__name__", str(part))
     # Its stitches are what is exported, so a plan to build from never has them.
-    if part not in (JoinedRCNN, PerExit, PyramidPerExit, StitchedViT) and PARTS.get(name) is not part:
+    if (
+        part not in (JoinedRCNN, PerExit, PyramidPerExit, StitchedViT)
+        and PARTS.get(name) is not part
+    ):
         raise InputError(
             f"{name} in the config is none of the parts that can be exported: "
             f"{', '.join(sorted(PARTS))}"

@@ -4,8 +4,8 @@ import copy
 from typing import Any
 
 from detectron2.config import LazyCall
-from detectron2.utils.registry import locate
 from detectron2.modeling import GeneralizedRCNN, SimpleFeaturePyramid
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
