@@ -141,7 +141,7 @@ def served_model(args: argparse.Namespace):
     """The model, loaded and run once, what it offers, how it is called, and its examples."""
     from snnet_vitdet.deploy import Predictor
     from snnet_vitdet.engine import load_config, set_float32_arithmetic
-    from snnet_vitdet.modeling import set_num_classes, stitch_costs
+    from snnet_vitdet.modeling import stitch_costs
 
     from .answers import Answers
     from .choices import Choices
@@ -166,7 +166,7 @@ def served_model(args: argparse.Namespace):
         if table is not None:
             table.warn_unless_of(predictor.source, predictor.iterations)
         model_config = copy.deepcopy(config.model)
-        set_num_classes(model_config, len(predictor.class_names))
+        model_config.roi_heads.num_classes = len(predictor.class_names)
         choices = Choices(predictor.stitches, stitch_costs(model_config), table)
         name = Path(config.train.output_dir).name
         heading = f"{name}: {len(predictor.stitches)} detectors in one model"

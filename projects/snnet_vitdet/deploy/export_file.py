@@ -24,7 +24,6 @@ from snnet_vitdet.modeling import (
     JoinedRCNN,
     baseline_cost,
     extracted_state,
-    set_num_classes,
     stitch_costs,
 )
 from snnet_vitdet.modeling.extracted import merged_state
@@ -68,7 +67,7 @@ def export_stitch(
     mapper = config.dataloader.test.mapper
     # The trained model's number of classes, whatever the config says.
     model_config = copy.deepcopy(config.model)
-    set_num_classes(model_config, model.roi_heads.num_classes)
+    model_config.roi_heads.num_classes = model.roi_heads.num_classes
     plan = plan_of_stitch(model_config, stitch)
     try:
         build(plan)

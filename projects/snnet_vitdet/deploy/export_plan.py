@@ -14,6 +14,7 @@ from snnet_vitdet.building import located
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import (
     ExtractedViT,
+    HeadsPerExit,
     JoinedRCNN,
     PerExit,
     PyramidPerExit,
@@ -88,10 +89,8 @@ def _name_of(target: object) -> str:
     part = located(target)
     name = getattr(part, "__name__", str(part))
     # Its stitches are what is exported, so a plan to build from never has them.
-    if (
-        part not in (JoinedRCNN, PerExit, PyramidPerExit, StitchedViT)
-        and PARTS.get(name) is not part
-    ):
+    of_many = (HeadsPerExit, JoinedRCNN, PerExit, PyramidPerExit, StitchedViT)
+    if part not in of_many and PARTS.get(name) is not part:
         raise InputError(
             f"{name} in the config is none of the parts that can be exported: "
             f"{', '.join(sorted(PARTS))}"

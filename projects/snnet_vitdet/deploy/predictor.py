@@ -28,7 +28,7 @@ from snnet_vitdet.engine import (
 )
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.score_curves import wanted_precision
-from snnet_vitdet.modeling import find_stitched_vit, running_in, set_num_classes
+from snnet_vitdet.modeling import find_stitched_vit, running_in
 from snnet_vitdet.stitching import Stitch, merged
 
 from .export_file import load_exported, read_export
@@ -493,7 +493,7 @@ def _load(config: DictConfig, weights: str, names: Sequence[str] | None) -> nn.M
     """
     model_config = copy.deepcopy(config.model)
     if names is not None:
-        set_num_classes(model_config, len(names))
+        model_config.roi_heads.num_classes = len(names)
     model = build("model", model_config)
     # As the sweep does, whose scores go with the weights.
     averaged = OmegaConf.select(config, "sweep.averaged", default=True)

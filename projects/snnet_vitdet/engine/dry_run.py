@@ -27,7 +27,7 @@ from snnet_vitdet.building import build, check_call, located, told_as
 from snnet_vitdet.data import CheckedMapper, dataset_name
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.files import temporary_folder
-from snnet_vitdet.modeling import ExitAdapterBoxHead, ExitAwareRCNN, find_stitched_vit
+from snnet_vitdet.modeling import ExitAdapterBoxHead, ExitAwareRCNN, PerExit, find_stitched_vit
 
 from .rehearsal import synthetic_batch
 
@@ -123,6 +123,20 @@ def try_heads(config: DictConfig, model: nn.Module, training: bool) -> None:
             )
         sample["instances"].remove("gt_masks")
     images, targets = ImageList.from_tensors([sample["image"].float()]), [sample["instances"]]
+    joined = isinstance(rpn, PerExit)
+    pairs = zip(rpn.children(), heads.children(), strict=True) if joined else [(rpn, heads)]
+    for pair in pairs:
+        _try_pair(*pair, images, features, targets, training)
+
+
+def _try_pair(
+    rpn: nn.Module,
+    heads: nn.Module,
+    images: ImageList,
+    features: dict[str, torch.Tensor],
+    targets: list[Instances],
+    training: bool,
+) -> None:
     with EventStorage():
         if training:
             with told_as("model.proposal_generator cannot be trained with its config"):

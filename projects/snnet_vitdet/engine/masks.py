@@ -6,6 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from snnet_vitdet.building import located
 from snnet_vitdet.data import coco_dicts, dataset_name, has_masks
+from snnet_vitdet.modeling import is_joined
 
 __all__ = ["BOXES_ALONE", "settle_masks"]
 
@@ -40,8 +41,9 @@ def settle_masks(config: DictConfig) -> None:
     config.data.masks = bool(masks)
     if masks:
         return
-    for key in _MASK_PARTS:
-        config.model.roi_heads.pop(key, None)
+    for heads in _heads(config.model):
+        for key in _MASK_PARTS:
+            heads.pop(key, None)
     mapper = config.dataloader.train.mapper
     if mapper.get("use_instance_mask"):
         mapper.use_instance_mask = False
@@ -53,8 +55,13 @@ def settle_masks(config: DictConfig) -> None:
             node.masks = False
 
 
+def _heads(model_config: DictConfig) -> list[DictConfig]:
+    heads = model_config.roi_heads
+    return [heads.small, heads.large] if is_joined(model_config) else [heads]
+
+
 def _found_masks(config: DictConfig) -> bool | str:
-    if not OmegaConf.select(config, "model.roi_heads.mask_head"):
+    if not all(heads.get("mask_head") for heads in _heads(config.model)):
         return False
     for key in ("train_json", "test_json"):
         if not OmegaConf.is_missing(config.data, key) and os.path.isfile(config.data[key]):

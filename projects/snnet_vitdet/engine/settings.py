@@ -154,7 +154,7 @@ _NODES = (
 )
 _TRAINING_NODES = ("dataloader.train", "lr_multiplier", "optimizer", "init.weights")
 _START = ("train.output_dir", "train.init_checkpoint", "train.device", "train.seed")
-_OPTIONAL = ("train.checkpointer.max_to_keep", "train.ddp.", "init.weights.")
+_OPTIONAL = ("train.checkpointer.max_to_keep", "train.ddp.", "init.weights.", "init.detectors.")
 
 _ABSENT = object()
 

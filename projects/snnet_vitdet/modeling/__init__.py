@@ -7,7 +7,7 @@ from .exit_heads import ExitAdapterBoxHead, ExitAwareRCNN
 from .extracted import ExtractedViT, extracted_state
 from .families import anchor_arguments, plain_vit_names
 from .given_masks import train_on_given_masks
-from .joined import JoinedRCNN, PerExit, is_joined, join_configs, set_num_classes
+from .joined import HeadsPerExit, JoinedRCNN, PerExit, is_joined, join_configs
 from .precision import running_in
 from .pyramid_per_exit import PyramidPerExit, pyramid_of_exit
 from .stitched_vit import StitchedViT, find_stitched_vit
@@ -18,6 +18,7 @@ __all__ = [
     "ExitAdapterBoxHead",
     "ExitAwareRCNN",
     "ExtractedViT",
+    "HeadsPerExit",
     "JoinedRCNN",
     "PerExit",
     "PyramidPerExit",
@@ -34,7 +35,6 @@ __all__ = [
     "plain_vit_names",
     "pyramid_of_exit",
     "running_in",
-    "set_num_classes",
     "stitch_costs",
     "train_on_given_masks",
 ]

@@ -17,7 +17,7 @@ from .exit_norms import EXITS
 from .pyramid_per_exit import SMALL_EXIT, PyramidPerExit
 from .stitched_vit import StitchedViT
 
-__all__ = ["JoinedRCNN", "PerExit", "is_joined", "join_configs", "set_num_classes"]
+__all__ = ["HeadsPerExit", "JoinedRCNN", "PerExit", "is_joined", "join_configs"]
 
 _HEADS = ("proposal_generator", "roi_heads")
 
@@ -40,6 +40,27 @@ class PerExit(nn.Module):
         return getattr(self, EXITS[exit_anchor])
 
 
+class HeadsPerExit(PerExit):
+    """The RoI heads of two detectors of the same classes."""
+
+    def __init__(self, small: nn.Module, large: nn.Module, num_classes: int) -> None:
+        """
+        Args:
+            small: As of :class:`PerExit`.
+            large: As of :class:`PerExit`.
+            num_classes: Of both.
+
+        Raises:
+            InputError: If one has another number.
+        """
+        super().__init__(small, large)
+        if {small.num_classes, large.num_classes} != {num_classes}:
+            raise InputError(
+                f"the heads of the two detectors have {small.num_classes} and {large.num_classes} "
+                f"classes, and together should have {num_classes}"
+            )
+
+
 class JoinedRCNN(GeneralizedRCNN):
     """Two trained detectors and every walk between their ViTs, as one detectron2 model.
 
@@ -58,7 +79,7 @@ class JoinedRCNN(GeneralizedRCNN):
                 :class:`PerExit`.
 
         Raises:
-            InputError: If they are not, or the heads are of different classes.
+            InputError: If they are not.
         """
         super().__init__(**kwargs)
         parts = [self._modules[name] for name in _HEADS]
@@ -71,8 +92,6 @@ class JoinedRCNN(GeneralizedRCNN):
                 "a JoinedRCNN has a PyramidPerExit on a StitchedViT with exit_projection=False, "
                 "and a PerExit of proposal_generator and roi_heads: make its config by join_configs"
             )
-        if len({heads.num_classes for heads in parts[1].children()}) > 1:
-            raise InputError("the heads of the two detectors differ in num_classes: set them alike")
         learn = set(self.backbone.net.stitching_layers.parameters())
         for parameter in self.parameters():
             if parameter not in learn:
@@ -157,10 +176,14 @@ def join_configs(small: DictConfig, large: DictConfig, **net: Any) -> DictConfig
         out_feature=out,
         **net,
     )
-    for part in _HEADS:
-        model[part] = LazyCall(PerExit)(
+    for part, target in zip(_HEADS, (PerExit, HeadsPerExit), strict=True):
+        model[part] = LazyCall(target)(
             small=copy.deepcopy(small[part]), large=copy.deepcopy(large[part])
         )
+    # One key for all, where every other config has it.
+    heads = model.roi_heads
+    heads.num_classes = copy.deepcopy(large.roi_heads._get_node("num_classes"))
+    heads.small.num_classes = heads.large.num_classes = "${..num_classes}"
     return model
 
 
@@ -168,13 +191,6 @@ def is_joined(model_config: DictConfig) -> bool:
     """Whether a model config is of a :class:`JoinedRCNN`."""
     target = model_config.get("_target_", "")
     return (locate(target) if isinstance(target, str) else target) is JoinedRCNN
-
-
-def set_num_classes(model_config: DictConfig, num_classes: int) -> None:
-    """Sets the number of classes of all heads of a detector, joined or not, in its config."""
-    heads = model_config.roi_heads
-    for each in (heads.small, heads.large) if is_joined(model_config) else (heads,):
-        each.num_classes = num_classes
 
 
 def _without(config: DictConfig, keys: set[str]) -> dict[str, object]:
