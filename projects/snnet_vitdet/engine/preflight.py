@@ -100,7 +100,7 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
         for name, source in config.init.weights.items():
             if source and name in anchors:
                 check_weights(anchors[name], source)
-    if "prepare" in config.data:
+    if config.data.get("prepare") is not None:
         build("data.prepare", config.data.prepare)
     # Known to load_config where the data were there already.
     settle_masks(config)
