@@ -58,8 +58,7 @@ def distinct_parts(space):
         embeddings=(next(numbers), next(numbers)),
         blocks=tuple([next(numbers) for _ in range(depth)] for depth in space.depths),
         stitching_layers={transition: next(numbers) for transition in space.transitions},
-        exits=(next(numbers), next(numbers)),
-        shared={"rpn": next(numbers), "heads": next(numbers)},
+        exits=({"pyramid": next(numbers)}, {"pyramid": next(numbers), "rpn": next(numbers)}),
     )
 
 

@@ -17,8 +17,10 @@ def parts():
         embeddings=(power(20), power(21)),
         blocks=([power(i) for i in small], [power(i) for i in large]),
         stitching_layers={t: power(12 + i) for i, t in enumerate(SPACE.transitions)},
-        exits=(power(22), power(23)),
-        shared={"rpn": power(24), "heads": power(25)},
+        exits=tuple(
+            dict(zip(("pyramid", "rpn", "roi_heads"), map(power, exponents), strict=True))
+            for exponents in ((19, 22, 23), (24, 25, 26))
+        ),
     )
 
 
@@ -63,7 +65,7 @@ def expected_of(name, parts):
         "SFS-1-3": LARGE,
         "FSF-2-3": SMALL,
     }
-    return [*walks[name], parts.exits[exits[name]], *parts.shared.values()]
+    return [*walks[name], *parts.exits[exits[name]].values()]
 
 
 @pytest.mark.parametrize("name", ["S", "L", "FS-1", "SF-3", "SFS-1-3", "FSF-2-3"])

@@ -5,11 +5,11 @@ from typing import Any
 
 from detectron2.config import LazyCall
 from detectron2.modeling import GeneralizedRCNN, SimpleFeaturePyramid
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from snnet_vitdet.building import located
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.stitching import SMALL
 
@@ -189,8 +189,7 @@ def join_configs(small: DictConfig, large: DictConfig, **net: Any) -> DictConfig
 
 def is_joined(model_config: DictConfig) -> bool:
     """Whether a model config is of a :class:`JoinedRCNN`."""
-    target = model_config.get("_target_", "")
-    return (locate(target) if isinstance(target, str) else target) is JoinedRCNN
+    return located(model_config.get("_target_", "")) is JoinedRCNN
 
 
 def _without(config: DictConfig, keys: set[str]) -> dict[str, object]:
