@@ -17,6 +17,7 @@ from snnet_vitdet.modeling import (
     anchor_alone,
     attention_implementation,
     baseline_cost,
+    extracted_state,
     join_configs,
     running_in,
     stitch_costs,
@@ -40,17 +41,22 @@ def alone(heads, anchor):
     return config
 
 
-def joined_config(heads="mask", **net):
-    return join_configs(alone(heads, "small"), alone(heads, "large"), **{"lora_rank": 4, **net})
+def joined_config(heads="mask", updates=0, **net):
+    """With low-rank updates of the ViTs of a rank, 0 for none."""
+    config = join_configs(alone(heads, "small"), alone(heads, "large"), **{"lora_rank": 4, **net})
+    config.backbone.net.small.lora_rank = config.backbone.net.large.lora_rank = updates
+    return config
 
 
-def two_and_joined(heads="mask", **net):
+def two_and_joined(heads="mask", updates=0, **net):
     """Two detectors of random weights, and the joined one of them, by exit and together."""
     torch.manual_seed(0)
     two = {SMALL: instantiate(alone(heads, "small")), LARGE: instantiate(alone(heads, "large"))}
-    joined = instantiate(joined_config(heads, **net))
+    joined = instantiate(joined_config(heads, updates, **net))
     for exit_anchor, detector in two.items():
-        joined.detector(exit_anchor).load_state_dict(copy.deepcopy(detector.state_dict()))
+        state = copy.deepcopy(detector.state_dict())
+        keys = joined.detector(exit_anchor).load_state_dict(state, strict=not updates)
+        assert not keys.unexpected_keys and all(".lora_" in key for key in keys.missing_keys)
     return two, joined
 
 
@@ -88,9 +94,9 @@ def train(model, stitches, steps=2):
         optimizer.step()
 
 
-@pytest.mark.parametrize("heads", CONFIGS)
-def test_both_ends_are_the_detectors_before_and_after_a_training(heads):
-    two, joined = two_and_joined(heads)
+@pytest.mark.parametrize(("heads", "updates"), [("mask", 0), ("cascade", 0), ("mask", 3)])
+def test_both_ends_are_the_detectors_before_and_after_a_training(heads, updates):
+    two, joined = two_and_joined(heads, updates)
     net = joined.backbone.net
     before = copy.deepcopy(joined.state_dict())
     for trained in (False, True):
@@ -106,7 +112,78 @@ def test_both_ends_are_the_detectors_before_and_after_a_training(heads):
             with torch.no_grad(), merged(joined):
                 assert_same(joined.eval()(batch()), expected)
     changed = {k for k, v in joined.state_dict().items() if not torch.equal(v, before[k])}
-    assert changed and all(k.startswith("backbone.net.stitching_layers.") for k in changed)
+    stitching = {k for k in changed if k.startswith("backbone.net.stitching_layers.")}
+    assert stitching
+    assert all(k.endswith((".lora_a", ".lora_b")) for k in changed - stitching)
+    assert bool(changed - stitching) == bool(updates)
+
+
+def trained_with_updates(**changes):
+    _, joined = two_and_joined(updates=3, **changes)
+    for layer in joined.backbone.net.updates():
+        torch.nn.init.normal_(layer.lora_a, std=0.1)
+    return joined
+
+
+def test_updates_take_part_after_the_first_cut_and_nowhere_else():
+    net = trained_with_updates().eval().backbone.net
+    plain = copy.deepcopy(net)
+    for layer in plain.updates():
+        layer.lora_a.data.zero_()
+    changed = copy.deepcopy(net)
+    for layer in changed.updates():
+        layer.weight.data.copy_(layer.weight + layer.scale * layer.lora_a @ layer.lora_b)
+    images = torch.rand(1, 3, SIZE, SIZE)
+    for name in ("S", "L", "FS-1", "SF-2", "SFS-1-3", "FSF-2-3"):
+        stitch = net.set_stitch(name)
+        with torch.no_grad():
+            (anchor, start, stop), *rest = stitch.segments
+            x = plain.anchors[anchor].run_blocks(plain.anchors[anchor].embed(images), start, stop)
+            for transition, (anchor, start, stop) in zip(stitch.transitions, rest, strict=True):
+                x = changed.stitching_layers[transition](x)
+                x = changed.anchors[anchor].run_blocks(x, start, stop)
+            found = net(images)["last_feat"]
+        torch.testing.assert_close(found, x.permute(0, 3, 1, 2), rtol=1e-4, atol=1e-5)
+        without = plain.anchors[stitch.exit](images)["last_feat"]
+        assert torch.equal(found, without) == (name in EXITS)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_updates_that_took_part_learn_and_no_other(checkpointing):
+    joined = trained_with_updates()
+    joined.train().backbone.net.set_stitch("SFS-1-3")
+    for anchor in joined.backbone.net.anchors:
+        anchor.activation_checkpointing = checkpointing
+    runs = []
+    joined.backbone.net.large.blocks[7].register_forward_pre_hook(lambda *_: runs.append(1))
+    with EventStorage():
+        sum(joined([{"image": picture(), "instances": instances()}]).values()).backward()
+    learn = {n for n, p in joined.named_parameters() if p.grad is not None}
+    learn = {n.removeprefix("backbone.net.").rsplit(".", 3)[0] for n in learn if ".blocks." in n}
+    assert len(runs) == 1 + checkpointing
+    # The large ViT's first two blocks come before the cut.
+    expected = {"small.blocks.1", "small.blocks.2", "large.blocks.6", "large.blocks.7"}
+    assert learn == expected
+
+
+def test_updates_are_merged_where_a_stitch_is_exported():
+    joined = trained_with_updates().eval()
+    net, images = joined.backbone.net, torch.rand(1, 3, SIZE, SIZE)
+    tree = {s.id: f["last_feat"] for s, f in net.forward_tree(images, PrefixTree(net.space))}
+    for stitch in net.space:
+        net.set_stitch(stitch.id)
+        with torch.no_grad():
+            expected = net(images)["last_feat"]
+            assert torch.equal(tree[stitch.id], expected)
+            with merged(joined):
+                found = net(images)["last_feat"]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        state = extracted_state(net, stitch)
+        assert not any(".lora_" in key for key in state)
+        first = len(range(*stitch.segments[0][1:]))
+        for index in range(first):
+            block = net.anchors[stitch.segments[0].anchor].blocks[index]
+            assert torch.equal(state[f"layers.{index}.mlp.fc1.weight"], block.mlp.fc1.weight)
 
 
 def test_mixed_stitches_run_the_pyramid_and_heads_of_their_exit():

@@ -16,6 +16,7 @@ __all__ = ["load_detectors"]
 
 # What tools/export_stitch.py writes of a ViT alone.
 _EXPORTED = re.compile(r"^backbone\.net\.(embedding|layers)\.")
+_UPDATES = (".lora_a", ".lora_b")
 _POSITIONS = "backbone.net.pos_embed"
 
 
@@ -61,6 +62,9 @@ class _DetectorCheckpointer(StrictCheckpointer):
 
     def _load_model(self, checkpoint: dict):
         positions, own = checkpoint["model"].get(_POSITIONS), self.model.state_dict()
+        # What is to be trained between the two detectors is of neither.
+        updates = {name: value for name, value in own.items() if name.endswith(_UPDATES)}
+        checkpoint["model"] |= updates
         # detectron2 keeps the place of the class token that its ViT does not have.
         if positions is not None and _POSITIONS in own:
             batch, length, width = own[_POSITIONS].shape

@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.stitching import LowRankLinear
+from snnet_vitdet.stitching import LowRankLinear, updating
 from snnet_vitdet.values import FLAG, TEXT, number, numbers, or_null, whole, written
 
 from .attention import Attention
@@ -359,22 +359,33 @@ class AnchorViT(Backbone):
         x = self.run_blocks(self.embed(images), 0, self.depth)
         return {self._out_features[0]: x.permute(0, 3, 1, 2)}
 
-    def run_blocks(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    def run_blocks(
+        self, x: torch.Tensor, start: int, stop: int, updated: bool | None = None
+    ) -> torch.Tensor:
         """Blocks ``start`` … ``stop - 1``.
 
         Args:
             x: Tokens, (B, h, w, C).
             start: First block.
             stop: Block after the last.
+            updated: Whether the blocks' low-rank updates take part, None to leave them as they are.
 
         Returns:
             Tokens, (B, h, w, C).
         """
-        recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for index in range(start, stop):
             block = self.blocks[index]
+            if updated is not None:
+                # A function of its own, which checkpointing runs again as it was.
+                block = partial(_run_updated, block, updated)
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return x
+
+
+def _run_updated(block: nn.Module, updated: bool, x: torch.Tensor) -> torch.Tensor:
+    with updating(block, updated):
+        return block(x)
 
 
 def _init_linear(module: nn.Module) -> None:

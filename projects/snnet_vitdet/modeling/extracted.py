@@ -1,13 +1,14 @@
 """One stitch as a backbone of its own: a plain chain of blocks and linear layers."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from detectron2.modeling import Backbone
 from torch import nn
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.stitching import LowRankLinear, Stitch
+from snnet_vitdet.stitching import LowRankLinear, Stitch, updating
 
 from .anchor import AnchorViT
 from .exit_norms import exit_norm
@@ -86,7 +87,7 @@ class ExtractedViT(Backbone):
 
 @torch.no_grad()
 def merged_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """A state dict in which every low-rank update is added to its matrix, as nn.Linear's names."""
+    """A state dict of nn.Linear's names, with the updates that take part added to matrices."""
     state = dict(module.state_dict())
     for name, layer in module.named_modules():
         if isinstance(layer, LowRankLinear) and layer.rank:
@@ -111,20 +112,23 @@ def extracted_state(
     else:
         anchors, segments = backbone.anchors, stitch.segments
         layers = (backbone.stitching_layers[transition] for transition in stitch.transitions)
-    chain: list[nn.Module] = []
+    after_cut_only = stitch is not None and backbone.updates_after_cut
+    chain: list[dict[str, torch.Tensor]] = []
     for number, (anchor, start, stop) in enumerate(segments):
         if number:
-            chain.append(next(layers))
-        chain.extend(anchors[anchor].blocks[start:stop])
-    chain.extend(layers)  # the exit projection
+            chain.append(merged_state(next(layers)))
+        for block in anchors[anchor].blocks[start:stop]:
+            with updating(block, number > 0) if after_cut_only else nullcontext():
+                chain.append(merged_state(block))
+    chain.extend(map(merged_state, layers))  # the exit projection
     if stitch is not None and backbone.exit_norms is not None:
-        chain.append(backbone.exit_norms[stitch])
+        chain.append(merged_state(backbone.exit_norms[stitch]))
     embedding = anchors[segments[0][0]]
     state = {
         f"embedding.{key}": value
         for key, value in embedding.state_dict().items()
         if not key.startswith("blocks.")
     }
-    for index, layer in enumerate(chain):
-        state |= {f"layers.{index}.{key}": value for key, value in merged_state(layer).items()}
+    for index, part in enumerate(chain):
+        state |= {f"layers.{index}.{key}": value for key, value in part.items()}
     return state

@@ -66,7 +66,8 @@ class JoinedRCNN(GeneralizedRCNN):
 
     A stitch runs the pyramid, RPN and heads of the ViT that it ends in. The stitches S and L are
     therefore the two detectors, to the bit: nothing of them is ever trained, and nothing that is
-    added is on their way. Only the stitching layers learn.
+    added is on their way. Only the stitching layers learn, and low-rank updates of the ViTs' blocks
+    after the first cut, if the ViTs have any (``lora_rank``).
 
     ``proposal_generator`` and ``roi_heads`` are those of the stitch in effect.
     """
@@ -86,13 +87,18 @@ class JoinedRCNN(GeneralizedRCNN):
         if not (
             isinstance(self.backbone, PyramidPerExit)
             and self.backbone.net.exit_widths[SMALL] == self.backbone.net.small.embed_dim
+            and (self.backbone.net.updates_after_cut or not self.backbone.net.updates())
             and all(isinstance(part, PerExit) for part in parts)
         ):
             raise InputError(
-                "a JoinedRCNN has a PyramidPerExit on a StitchedViT with exit_projection=False, "
-                "and a PerExit of proposal_generator and roi_heads: make its config by join_configs"
+                "a JoinedRCNN has a PyramidPerExit on a StitchedViT with exit_projection=False and "
+                "updates_after_cut=True, and a PerExit of proposal_generator and roi_heads: make "
+                "its config by join_configs"
             )
-        learn = set(self.backbone.net.stitching_layers.parameters())
+        net = self.backbone.net
+        learn = {p for p in net.stitching_layers.parameters() if p.requires_grad}
+        for layer in net.updates():
+            learn |= {layer.lora_a, layer.lora_b}
         for parameter in self.parameters():
             if parameter not in learn:
                 parameter.requires_grad_(False)
@@ -110,7 +116,7 @@ class JoinedRCNN(GeneralizedRCNN):
     def detector(self, exit_anchor: int) -> GeneralizedRCNN:
         """One of the two detectors as detectron2 has it, of the very parameters of this model.
 
-        Its state dict has the names that it was trained with.
+        Its state dict has the names that it was trained with, besides low-rank updates.
 
         Args:
             exit_anchor: 0 for the detector on the small ViT, 1 for that on the large one.
@@ -158,6 +164,12 @@ def join_configs(small: DictConfig, large: DictConfig, **net: Any) -> DictConfig
     """
     model = copy.deepcopy(large)
     model._target_ = JoinedRCNN
+    for vit in (small.backbone.net, large.backbone.net):
+        if vit.get("lora_rank"):
+            raise InputError(
+                "a detector whose ViT has low-rank updates is joined as its exported file, in "
+                "which they are merged: set lora_rank=0 in its config"
+            )
     shared = {"backbone", *_HEADS}
     for what, ours, theirs in (
         ("model", _without(small, shared), _without(large, shared)),
@@ -173,6 +185,7 @@ def join_configs(small: DictConfig, large: DictConfig, **net: Any) -> DictConfig
         small=copy.deepcopy(small.backbone.net),
         large=copy.deepcopy(large.backbone.net),
         exit_projection=False,
+        updates_after_cut=True,
         out_feature=out,
         **net,
     )

@@ -13,12 +13,14 @@ from snnet_vitdet.stitching import (
     SMALL,
     BlockStep,
     EmbeddingStep,
+    LowRankLinear,
     PrefixNode,
     PrefixTree,
     Step,
     Stitch,
     StitchingLayers,
     StitchSpace,
+    Transition,
 )
 
 from .anchor import AnchorViT
@@ -46,6 +48,7 @@ class StitchedViT(Backbone):
         exit_projection: bool = True,
         exit_rank: int | None = None,
         exit_norm: str | None = None,
+        updates_after_cut: bool = False,
         out_feature: str = "last_feat",
     ) -> None:
         """
@@ -62,6 +65,9 @@ class StitchedViT(Backbone):
             exit_norm: A normalisation of the last tokens before the pyramid: ``exit`` for one of
                 each anchor that a stitch may end in, ``kind`` for one of each kind of stitch, None
                 for none, as in the paper.
+            updates_after_cut: Whether the anchors' own low-rank updates (their ``lora_rank``) take
+                part only after the first cut of a stitch. S and L have no cut, and stay what the
+                ViTs are without updates.
             out_feature: Name of the output.
 
         Raises:
@@ -85,6 +91,10 @@ class StitchedViT(Backbone):
         self.small = small
         self.large = large
         self.stitching_layers = layers
+        self.updates_after_cut = updates_after_cut
+        if updates_after_cut:
+            for layer in self.updates():
+                layer.updated = False
         self.exit_norms = ExitNorms(self.space, self.exit_widths, exit_norm) if exit_norm else None
         self._out_features = [out_feature]
         self._out_feature_channels = {out_feature: large.embed_dim}
@@ -164,10 +174,19 @@ class StitchedViT(Backbone):
         for index, (anchor, start, stop) in enumerate(stitch.segments):
             if index:
                 x = self.stitching_layers[next(transitions)](x)
-            x = self.anchors[anchor].run_blocks(x, start, stop)
+            x = self.anchors[anchor].run_blocks(x, start, stop, self._updated(index > 0))
         for transition in transitions:  # the exit projection, if the walk ends in the small anchor
             x = self.stitching_layers[transition](x)
         return self._output(x, stitch)
+
+    def updates(self) -> list[LowRankLinear]:
+        """The layers of both anchors that have a low-rank update."""
+        layers = (layer for anchor in self.anchors for layer in anchor.modules())
+        return [each for each in layers if isinstance(each, LowRankLinear) and each.rank]
+
+    def _updated(self, after_cut: bool) -> bool | None:
+        """Whether updates take part in blocks before or after the first cut, None for as ever."""
+        return after_cut if self.updates_after_cut else None
 
     def _output(self, x: torch.Tensor, stitch: Stitch) -> dict[str, torch.Tensor]:
         if self.exit_norms is not None:
@@ -191,13 +210,14 @@ class StitchedViT(Backbone):
             Each stitch with its features as ``forward`` returns them; not in the order of ids.
         """
         for root in tree.roots.values():
-            yield from self._visit(root, images)
+            yield from self._visit(root, images, after_cut=False)
 
     def _visit(
-        self, node: PrefixNode, x: torch.Tensor
+        self, node: PrefixNode, x: torch.Tensor, after_cut: bool
     ) -> Iterator[tuple[Stitch, dict[str, torch.Tensor]]]:
         while True:
-            x = self._take(node.step, x)
+            after_cut = after_cut or isinstance(node.step, Transition)
+            x = self._take(node.step, x, after_cut)
             for stitch in node.ends:
                 yield stitch, self._output(x, stitch)
             if not node.children:
@@ -208,13 +228,14 @@ class StitchedViT(Backbone):
                 node.children.values(), key=lambda child: isinstance(child.step, BlockStep)
             )
             for branch in branches:
-                yield from self._visit(branch, x)
+                yield from self._visit(branch, x, after_cut)
 
-    def _take(self, step: Step, x: torch.Tensor) -> torch.Tensor:
+    def _take(self, step: Step, x: torch.Tensor, after_cut: bool) -> torch.Tensor:
         if isinstance(step, EmbeddingStep):
             return self.anchors[step.anchor].embed(x)
         if isinstance(step, BlockStep):
-            return self.anchors[step.anchor].run_blocks(x, step.index, step.index + 1)
+            anchor, updated = self.anchors[step.anchor], self._updated(after_cut)
+            return anchor.run_blocks(x, step.index, step.index + 1, updated)
         return self.stitching_layers[step](x)
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ from .cost import Cost, CostParts, CostTable
 from .ends import EndsSampler, Sampler
 from .layers import StitchingLayer, StitchingLayers
 from .least_squares import AffineMap, TokenMoments
-from .low_rank import LowRankLinear, merged
+from .low_rank import LowRankLinear, merged, updating
 from .prefix_tree import BlockStep, EmbeddingStep, PrefixNode, PrefixTree, Step
 from .sampling import ResourceConstrainedSampler, SubsetSampler, UniformSampler
 from .selection import select_stitches
@@ -39,5 +39,6 @@ __all__ = [
     "Transition",
     "UniformSampler",
     "merged",
+    "updating",
     "select_stitches",
 ]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["LowRankLinear", "merged"]
+__all__ = ["LowRankLinear", "merged", "updating"]
 
 
 class LowRankLinear(nn.Module):
@@ -16,6 +16,9 @@ class LowRankLinear(nn.Module):
     ``B`` starts Gaussian and ``A`` zero, so training starts exactly at ``M``. With ``rank=0`` there
     is no update and ``M`` itself is trained. ``weight`` and ``bias`` are named and laid out as in
     ``nn.Linear``.
+
+    Attributes:
+        updated: Whether the update takes part; without, the layer is ``nn.Linear`` to the bit.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class LowRankLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.rank = rank
+        self.updated = True
         # nn.Linear's layout (out, in), so that exporting needs no transpose.
         self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=rank == 0)
         self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=rank == 0 or train_bias)
@@ -70,8 +74,8 @@ class LowRankLinear(nn.Module):
     _what = "linear layer"
 
     def merged_weight(self) -> torch.Tensor:
-        """The matrix with the update added, (out_features, in_features)."""
-        if not self.rank:
+        """The matrix with the update added if it takes part, (out_features, in_features)."""
+        if not (self.rank and self.updated):
             return self.weight
         return self.weight + self.scale * (self.lora_a @ self.lora_b)
 
@@ -93,12 +97,12 @@ class LowRankLinear(nn.Module):
         Returns:
             (..., out_features).
         """
+        if not (self.rank and self.updated):
+            return F.linear(x, self.weight, self.bias)
         if self._merged is not None:
             return F.linear(x, self._merged, self.bias)
-        out = F.linear(x, self.weight, self.bias)
-        if self.rank:
-            out = out + F.linear(F.linear(x, self.lora_b), self.lora_a) * self.scale
-        return out
+        update = F.linear(F.linear(x, self.lora_b), self.lora_a) * self.scale
+        return F.linear(x, self.weight, self.bias) + update
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, rank={self.rank}"
@@ -111,13 +115,31 @@ def merged(module: nn.Module) -> Iterator[None]:
     The parameters are not touched, so leaving the context restores the module exactly. A change of
     the parameters inside the context has no effect until it is left.
     """
-    layers = [m for m in module.modules() if isinstance(m, LowRankLinear) and m.rank]
+    layers = _with_update(module)
     before = [layer._merged for layer in layers]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), updating(module, True):
             for layer in layers:
                 layer._merged = layer.merged_weight()
         yield
     finally:
         for layer, previous in zip(layers, before, strict=True):
             layer._merged = previous
+
+
+@contextmanager
+def updating(module: nn.Module, updated: bool) -> Iterator[None]:
+    """Lets the updates of every layer inside ``module`` take part, or not, for a while."""
+    layers = _with_update(module)
+    before = [layer.updated for layer in layers]
+    try:
+        for layer in layers:
+            layer.updated = updated
+        yield
+    finally:
+        for layer, previous in zip(layers, before, strict=True):
+            layer.updated = previous
+
+
+def _with_update(module: nn.Module) -> list[LowRankLinear]:
+    return [m for m in module.modules() if isinstance(m, LowRankLinear) and m.rank]
