@@ -21,7 +21,7 @@ from snnet_vitdet.engine import (
     rehearse,
     synthetic_batch,
 )
-from snnet_vitdet.engine.distillation import distils, rpn_distance, teacher_of
+from snnet_vitdet.engine.distillation import distils, rpn_distance, teachers_of
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import anchor_alone, attention_implementation, stitch_costs
 from snnet_vitdet.stitching import StitchSpace, UniformSampler
@@ -45,7 +45,7 @@ def make(tiny_config):
         torch.manual_seed(0)
         model = instantiate(tiny_config(*DROP, *overrides).model).train()
         if distillation:
-            InPlaceDistillation(model, L, **distillation)
+            InPlaceDistillation(model, (L, L), **distillation)
         return model
 
     return make
@@ -167,7 +167,7 @@ def test_features_that_agree_have_no_loss(tiny_config):
     torch.manual_seed(0)
     model = instantiate(tiny_config().model).train()
     # Taught by itself under another name: no stochastic depth in this config.
-    InPlaceDistillation(model, L, weight=1.0, rpn_weight=1.0)
+    InPlaceDistillation(model, (L, L), weight=1.0, rpn_weight=1.0)
     model.backbone.net.using_stitch = lambda _: contextlib.nullcontext()
     losses = losses_of(model, "FS-1")
     assert losses["loss_distill"] == 0 and losses["loss_distill_rpn"] == 0
@@ -353,7 +353,7 @@ def test_cascade_heads_are_taught_too(root):
         config.backbone.net[anchor].update(embed_dim=width, num_heads=2, depth=4)
         config.backbone.net[anchor].global_block_indexes = None
     model = instantiate(config).train()
-    InPlaceDistillation(model, L, weight=1.0, rpn_weight=1.0)
+    InPlaceDistillation(model, (L, L), weight=1.0, rpn_weight=1.0)
     losses = losses_of(model, "S")
     assert losses["loss_distill"] > 0 and losses["loss_distill_rpn"] > 0
     assert "loss_cls_stage2" in losses
@@ -372,7 +372,7 @@ def train_one_of_two(config, folder):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = instantiate(config)
-    InPlaceDistillation(model, L, weight=1.0, rpn_weight=1.0)
+    InPlaceDistillation(model, (L, L), weight=1.0, rpn_weight=1.0)
     wrapped = create_ddp_model(model, find_unused_parameters=True, device_ids=None)
     trainer = StitchedTrainer(
         wrapped,
@@ -444,9 +444,20 @@ def test_the_rehearsal_runs_a_stitch_that_is_taught(make, tiny_config, monkeypat
 
 def test_the_teacher_is_the_large_anchor_or_the_dearest():
     space = StitchSpace((4, 8))
-    assert space[teacher_of(space, [1.0] * len(space))].name == "L"
+    large = space["L"].id
+    assert teachers_of(space, [1.0] * len(space)) == (large, large)
     without = StitchSpace((4, 8), kinds=("S", "FS"))
-    assert teacher_of(without, [1.0, 3.0, 2.0, 2.5]) == 1
+    assert teachers_of(without, [1.0, 3.0, 2.0, 2.5]) == (1, 1)
+
+
+def test_in_a_joined_detector_each_end_teaches_the_stitches_of_its_exit():
+    space = StitchSpace((4, 8))
+    ids = (space["S"].id, space["L"].id)
+    assert teachers_of(space, [1.0] * len(space), per_exit=True) == ids
+    # Without ends, the dearest of each exit: of FS and SFS, none ends in the small anchor.
+    without = StitchSpace((4, 8), kinds=("FS", "SFS"))
+    costs = [float(stitch.id) for stitch in without]
+    assert teachers_of(without, costs, per_exit=True)[1] == len(without) - 1
 
 
 def test_cost_is_a_forward_of_the_teacher_and_the_pyramid_for_each_stitch_that_is_taught(
@@ -532,11 +543,11 @@ def test_wrong_settings_are_refused_before_a_training(overrides, expected, tiny_
 def test_a_detector_without_stitches_or_of_another_kind_is_refused(tiny_config, make):
     alone = instantiate(anchor_alone(tiny_config().model, "small"))
     with pytest.raises(InputError, match="no stitches, so there is no larger one to learn"):
-        InPlaceDistillation(alone, L)
+        InPlaceDistillation(alone, (L, L))
     model = make()
     model.proposal_generator = None
     with pytest.raises(InputError, match="works in a GeneralizedRCNN on a SimpleFeaturePyramid"):
-        InPlaceDistillation(model, L)
+        InPlaceDistillation(model, (L, L))
 
 
 def test_nothing_is_distilled_unless_it_is_asked_for(tiny_config):

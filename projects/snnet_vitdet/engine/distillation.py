@@ -1,4 +1,4 @@
-"""The largest stitch teaches the others while all of them are trained: in-place distillation."""
+"""A stitch teaches others of the same detector while they are trained: in-place distillation."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import StitchedViT, find_stitched_vit, pyramid_of_exit
-from snnet_vitdet.stitching import CostTable, Sampler, StitchSpace
+from snnet_vitdet.stitching import LARGE, SMALL, CostTable, Sampler, StitchSpace
 
 __all__ = [
     "InPlaceDistillation",
@@ -22,7 +22,7 @@ __all__ = [
     "distillation_cost",
     "distils",
     "rpn_distance",
-    "teacher_of",
+    "teachers_of",
 ]
 
 _KEY = "train.distillation"
@@ -35,17 +35,26 @@ def distils(settings: Mapping[str, object]) -> bool:
     return bool(settings["weight"] or settings["rpn_weight"])
 
 
-def teacher_of(space: StitchSpace, gflops: Sequence[float]) -> int:
-    """Id of the stitch that teaches: the large anchor, or the dearest in a space without it.
+def teachers_of(
+    space: StitchSpace, gflops: Sequence[float], per_exit: bool = False
+) -> tuple[int, int]:
+    """Ids of the stitches that teach those which end in the small and in the large anchor.
+
+    The large anchor teaches all; in a space without it, the dearest stitch.
 
     Args:
         space: The stitching space.
         gflops: Cost of every stitch, by id.
+        per_exit: Whether each anchor teaches the stitches that end in it, as in a joined detector.
     """
-    return next(
-        (stitch.id for stitch in space if stitch.kind == "L"),
-        max(range(len(space)), key=gflops.__getitem__),
-    )
+    teachers = []
+    for exit_anchor, kind in ((SMALL, "S"), (LARGE, "L")):
+        stitches = [each for each in space if not per_exit or each.exit == exit_anchor]
+        kind = kind if per_exit else "L"
+        alone = [each.id for each in stitches if each.kind == kind]
+        ids = alone or [each.id for each in stitches] or [0]
+        teachers.append(max(ids, key=gflops.__getitem__))
+    return tuple(teachers)
 
 
 def check_distillation(settings: Mapping[str, object], model: nn.Module) -> None:
@@ -80,8 +89,9 @@ def check_distillation(settings: Mapping[str, object], model: nn.Module) -> None
 class InPlaceDistillation:
     """Adds losses to those of a detector in training that pull a stitch towards the teacher.
 
-    The teacher is a stitch of the same detector. It sees the same images without gradient, in
-    evaluation mode (no stochastic depth, nothing drawn), after the stitch in effect has run.
+    The teacher is a stitch of the same detector, one for each anchor that the student may end in.
+    It sees the same images without gradient, in evaluation mode (no stochastic depth, nothing
+    drawn), after the stitch in effect has run.
 
     * ``loss_distill``: the mean over the levels of the mean squared difference of the pyramid's
       features, which end in a normalisation, so their scale is that of one. p6 is a part of p5.
@@ -98,7 +108,7 @@ class InPlaceDistillation:
     def __init__(
         self,
         model: GeneralizedRCNN,
-        teacher: int,
+        teachers: tuple[int, int],
         weight: float = 1.0,
         rpn_weight: float = 0.0,
         every: int = 1,
@@ -106,7 +116,7 @@ class InPlaceDistillation:
         """
         Args:
             model: The detector, on a stitched backbone, not wrapped; stays as it is but for hooks.
-            teacher: Id of the stitch that teaches.
+            teachers: Ids of the stitches that teach, as :func:`teachers_of` gives them.
             weight: Of ``loss_distill``; 0 leaves it out.
             rpn_weight: Of ``loss_distill_rpn``; 0 leaves it out.
             every: Distils in the iterations that it divides, by detectron2's event storage.
@@ -115,7 +125,7 @@ class InPlaceDistillation:
             InputError: As :func:`check_distillation`.
         """
         check_distillation({"weight": weight, "rpn_weight": rpn_weight, "every": every}, model)
-        self.teacher = teacher
+        self.teachers = teachers
         self.every = every
         self._weights = {"loss_distill": weight, "loss_distill_rpn": rpn_weight}
         self._model = model
@@ -127,7 +137,9 @@ class InPlaceDistillation:
         self._stitched.register_forward_hook(self._after_net)
         model.backbone.register_forward_hook(self._after_backbone)
         if rpn_weight:
-            model.proposal_generator.rpn_head.register_forward_hook(self._after_rpn_head)
+            for module in model.modules():
+                if isinstance(module, RPN):
+                    module.rpn_head.register_forward_hook(self._after_rpn_head)
         model.register_forward_hook(self._after_model)
 
     def _after_net(
@@ -148,19 +160,20 @@ class InPlaceDistillation:
             return
         zero = features[next(iter(features))].new_zeros((), dtype=torch.float32)
         self._losses = {name: zero for name, weight in self._weights.items() if weight}
-        teaches = self._stitched.stitch.id == self.teacher
-        if teaches or get_event_storage().iter % self.every:
+        stitch = self._stitched.stitch
+        teacher = self.teachers[stitch.exit]
+        if stitch.id == teacher or get_event_storage().iter % self.every:
             return
         with (
             self._without_trace(),
-            self._stitched.using_stitch(self.teacher),
+            self._stitched.using_stitch(teacher),
             _evaluating(backbone),
         ):
             # Not the module's call, whose hook this is.
             self._taught = backbone.forward(*inputs)
         self._tokens = {}
         if weight := self._weights["loss_distill"]:
-            pyramid = pyramid_of_exit(backbone, self._stitched.stitch.exit)
+            pyramid = pyramid_of_exit(backbone, stitch.exit)
             own = _as_given(pyramid, tokens[backbone.in_feature])
             # The levels come before what is made of the last one.
             pairs = zip(own, self._taught.values(), strict=False)
@@ -277,7 +290,7 @@ def distillation_cost(train: DictConfig, costs: CostTable, sampler: Sampler) -> 
     settings = train.distillation
     if not distils(settings):
         return 0.0
-    teacher, exits = teacher_of(costs.space, costs.gflops), costs.parts.exits
+    (teacher, _), exits = teachers_of(costs.space, costs.gflops), costs.parts.exits
     heads = exits[costs.space[teacher].exit]
     forward = costs[teacher].gflops - heads["rpn"].gflops - heads["roi_heads"].gflops
     if settings.rpn_weight:
