@@ -23,7 +23,12 @@ from snnet_vitdet.engine import (
 )
 from snnet_vitdet.engine.distillation import distils, rpn_distance, teachers_of
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.modeling import anchor_alone, attention_implementation, stitch_costs
+from snnet_vitdet.modeling import (
+    anchor_alone,
+    attention_implementation,
+    join_configs,
+    stitch_costs,
+)
 from snnet_vitdet.stitching import StitchSpace, UniformSampler
 from snnet_vitdet.study import training_cost
 
@@ -458,6 +463,43 @@ def test_in_a_joined_detector_each_end_teaches_the_stitches_of_its_exit():
     without = StitchSpace((4, 8), kinds=("FS", "SFS"))
     costs = [float(stitch.id) for stitch in without]
     assert teachers_of(without, costs, per_exit=True)[1] == len(without) - 1
+
+
+def test_in_a_joined_detector_each_exit_is_pulled_towards_its_own_detector(tiny_config):
+    torch.manual_seed(0)
+    model = tiny_config().model
+    joined = join_configs(
+        anchor_alone(model, "small"), anchor_alone(model, "large"), max_cuts=2, lora_rank=0
+    )
+    model = instantiate(joined).train()
+    space = model.backbone.net.space
+    ends = {0: space["S"].id, 1: space["L"].id}
+    InPlaceDistillation(model, tuple(ends.values()), weight=1.0, rpn_weight=1.0)
+    images = model.preprocess_image(batch_of(model)).tensor
+    for name in ("S", "L", "FS-2", "SF-2"):
+        losses = losses_of(model, name)
+        stitch = space[name]
+        features = {}
+        with torch.no_grad():
+            for each in (stitch.id, ends[stitch.exit]):
+                with model.backbone.net.using_stitch(each):
+                    features[each] = model.backbone.forward(images)
+        own, taught = features[stitch.id], features[ends[stitch.exit]]
+        levels = ["p2", "p3", "p4", "p5"]
+        expected = sum((own[p] - taught[p]).square().mean() for p in levels) / 4
+        torch.testing.assert_close(losses["loss_distill"].detach(), expected)
+        with torch.no_grad(), model.backbone.net.using_stitch(stitch.id):
+            head = model.proposal_generator.rpn_head
+            levels = model.proposal_generator.in_features
+            outputs = [head.forward([each[p] for p in levels]) for each in (own, taught)]
+        torch.testing.assert_close(losses["loss_distill_rpn"].detach(), rpn_distance(*outputs))
+        if name in ("S", "L"):
+            assert losses["loss_distill"] == losses["loss_distill_rpn"] == 0
+            continue
+        model.zero_grad()
+        (losses["loss_distill"] + losses["loss_distill_rpn"]).backward()
+        learn = {n for n, p in model.named_parameters() if p.grad is not None}
+        assert learn and all(n.startswith("backbone.net.stitching_layers.") for n in learn)
 
 
 def test_cost_is_a_forward_of_the_teacher_and_the_pyramid_for_each_stitch_that_is_taught(
