@@ -23,4 +23,6 @@ init.detectors = dict(
 )
 # The fit alone; more iterations train the stitching layers.
 train.max_iter = 0
+# Larger steps undo the fit.
+optimizer.lr = 5e-5
 train.output_dir = "output/join_nano"

@@ -25,4 +25,6 @@ init.detectors = dict(
 )
 # The fit alone; more iterations train what lies between the two.
 train.max_iter = 0
+# Larger steps undo the fit.
+optimizer.lr = 5e-5
 train.output_dir = "output/proxy/joined"
