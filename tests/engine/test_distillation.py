@@ -21,7 +21,7 @@ from snnet_vitdet.engine import (
     rehearse,
     synthetic_batch,
 )
-from snnet_vitdet.engine.distillation import distils, rpn_distance, teachers_of
+from snnet_vitdet.engine.distillation import distils, rpn_distance, teacher_of
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import (
     anchor_alone,
@@ -50,7 +50,7 @@ def make(tiny_config):
         torch.manual_seed(0)
         model = instantiate(tiny_config(*DROP, *overrides).model).train()
         if distillation:
-            InPlaceDistillation(model, (L, L), **distillation)
+            InPlaceDistillation(model, L, **distillation)
         return model
 
     return make
@@ -172,7 +172,7 @@ def test_features_that_agree_have_no_loss(tiny_config):
     torch.manual_seed(0)
     model = instantiate(tiny_config().model).train()
     # Taught by itself under another name: no stochastic depth in this config.
-    InPlaceDistillation(model, (L, L), weight=1.0, rpn_weight=1.0)
+    InPlaceDistillation(model, L, weight=1.0, rpn_weight=1.0)
     model.backbone.net.using_stitch = lambda _: contextlib.nullcontext()
     losses = losses_of(model, "FS-1")
     assert losses["loss_distill"] == 0 and losses["loss_distill_rpn"] == 0
@@ -358,7 +358,7 @@ def test_cascade_heads_are_taught_too(root):
         config.backbone.net[anchor].update(embed_dim=width, num_heads=2, depth=4)
         config.backbone.net[anchor].global_block_indexes = None
     model = instantiate(config).train()
-    InPlaceDistillation(model, (L, L), weight=1.0, rpn_weight=1.0)
+    InPlaceDistillation(model, L, weight=1.0, rpn_weight=1.0)
     losses = losses_of(model, "S")
     assert losses["loss_distill"] > 0 and losses["loss_distill_rpn"] > 0
     assert "loss_cls_stage2" in losses
@@ -377,7 +377,7 @@ def train_one_of_two(config, folder):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = instantiate(config)
-    InPlaceDistillation(model, (L, L), weight=1.0, rpn_weight=1.0)
+    InPlaceDistillation(model, L, weight=1.0, rpn_weight=1.0)
     wrapped = create_ddp_model(model, find_unused_parameters=True, device_ids=None)
     trainer = StitchedTrainer(
         wrapped,
@@ -449,57 +449,9 @@ def test_the_rehearsal_runs_a_stitch_that_is_taught(make, tiny_config, monkeypat
 
 def test_the_teacher_is_the_large_anchor_or_the_dearest():
     space = StitchSpace((4, 8))
-    large = space["L"].id
-    assert teachers_of(space, [1.0] * len(space)) == (large, large)
+    assert space[teacher_of(space, [1.0] * len(space))].name == "L"
     without = StitchSpace((4, 8), kinds=("S", "FS"))
-    assert teachers_of(without, [1.0, 3.0, 2.0, 2.5]) == (1, 1)
-
-
-def test_in_a_joined_detector_each_end_teaches_the_stitches_of_its_exit():
-    space = StitchSpace((4, 8))
-    ids = (space["S"].id, space["L"].id)
-    assert teachers_of(space, [1.0] * len(space), per_exit=True) == ids
-    # Without ends, the dearest of each exit: of FS and SFS, none ends in the small anchor.
-    without = StitchSpace((4, 8), kinds=("FS", "SFS"))
-    costs = [float(stitch.id) for stitch in without]
-    assert teachers_of(without, costs, per_exit=True)[1] == len(without) - 1
-
-
-def test_in_a_joined_detector_each_exit_is_pulled_towards_its_own_detector(tiny_config):
-    torch.manual_seed(0)
-    model = tiny_config().model
-    joined = join_configs(
-        anchor_alone(model, "small"), anchor_alone(model, "large"), max_cuts=2, lora_rank=0
-    )
-    model = instantiate(joined).train()
-    space = model.backbone.net.space
-    ends = {0: space["S"].id, 1: space["L"].id}
-    InPlaceDistillation(model, tuple(ends.values()), weight=1.0, rpn_weight=1.0)
-    images = model.preprocess_image(batch_of(model)).tensor
-    for name in ("S", "L", "FS-2", "SF-2"):
-        losses = losses_of(model, name)
-        stitch = space[name]
-        features = {}
-        with torch.no_grad():
-            for each in (stitch.id, ends[stitch.exit]):
-                with model.backbone.net.using_stitch(each):
-                    features[each] = model.backbone.forward(images)
-        own, taught = features[stitch.id], features[ends[stitch.exit]]
-        levels = ["p2", "p3", "p4", "p5"]
-        expected = sum((own[p] - taught[p]).square().mean() for p in levels) / 4
-        torch.testing.assert_close(losses["loss_distill"].detach(), expected)
-        with torch.no_grad(), model.backbone.net.using_stitch(stitch.id):
-            head = model.proposal_generator.rpn_head
-            levels = model.proposal_generator.in_features
-            outputs = [head.forward([each[p] for p in levels]) for each in (own, taught)]
-        torch.testing.assert_close(losses["loss_distill_rpn"].detach(), rpn_distance(*outputs))
-        if name in ("S", "L"):
-            assert losses["loss_distill"] == losses["loss_distill_rpn"] == 0
-            continue
-        model.zero_grad()
-        (losses["loss_distill"] + losses["loss_distill_rpn"]).backward()
-        learn = {n for n, p in model.named_parameters() if p.grad is not None}
-        assert learn and all(n.startswith("backbone.net.stitching_layers.") for n in learn)
+    assert teacher_of(without, [1.0, 3.0, 2.0, 2.5]) == 1
 
 
 def test_cost_is_a_forward_of_the_teacher_and_the_pyramid_for_each_stitch_that_is_taught(
@@ -585,11 +537,15 @@ def test_wrong_settings_are_refused_before_a_training(overrides, expected, tiny_
 def test_a_detector_without_stitches_or_of_another_kind_is_refused(tiny_config, make):
     alone = instantiate(anchor_alone(tiny_config().model, "small"))
     with pytest.raises(InputError, match="no stitches, so there is no larger one to learn"):
-        InPlaceDistillation(alone, (L, L))
+        InPlaceDistillation(alone, L)
     model = make()
     model.proposal_generator = None
     with pytest.raises(InputError, match="works in a GeneralizedRCNN on a SimpleFeaturePyramid"):
-        InPlaceDistillation(model, (L, L))
+        InPlaceDistillation(model, L)
+    config = tiny_config().model
+    joined = join_configs(anchor_alone(config, "small"), anchor_alone(config, "large"))
+    with pytest.raises(InputError, match="one cannot teach all stitches"):
+        InPlaceDistillation(instantiate(joined), L)
 
 
 def test_nothing_is_distilled_unless_it_is_asked_for(tiny_config):

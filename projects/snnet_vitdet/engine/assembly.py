@@ -15,10 +15,10 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
-from snnet_vitdet.modeling import JoinedRCNN, find_stitched_vit, train_on_given_masks
+from snnet_vitdet.modeling import find_stitched_vit, train_on_given_masks
 from snnet_vitdet.stitching import CostTable
 
-from .distillation import InPlaceDistillation, distils, teachers_of
+from .distillation import InPlaceDistillation, distils, teacher_of
 from .precision import training_precision
 from .rehearsal import rehearse, synthetic_batch
 from .samplers import build_sampler
@@ -89,8 +89,6 @@ def wrap_for_processes(config: DictConfig, model: nn.Module, precision: torch.dt
 def distil(config: DictConfig, model: GeneralizedRCNN, costs: CostTable | None) -> None:
     """Lets the largest stitch teach the others, if the config asks for it.
 
-    In a joined detector, each of the two teaches the stitches that end in its ViT.
-
     Args:
         config: The whole config.
         model: The detector, not wrapped for several processes.
@@ -98,8 +96,7 @@ def distil(config: DictConfig, model: GeneralizedRCNN, costs: CostTable | None) 
     """
     settings = config.train.distillation
     if distils(settings):
-        teachers = teachers_of(costs.space, costs.gflops, isinstance(model, JoinedRCNN))
-        InPlaceDistillation(model, teachers, **settings)
+        InPlaceDistillation(model, teacher_of(costs.space, costs.gflops), **settings)
 
 
 def rehearse_training(

@@ -1,4 +1,4 @@
-"""A stitch teaches others of the same detector while they are trained: in-place distillation."""
+"""The largest stitch teaches the others while all of them are trained: in-place distillation."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,8 +13,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.modeling import StitchedViT, find_stitched_vit, pyramid_of_exit
-from snnet_vitdet.stitching import LARGE, SMALL, CostTable, Sampler, StitchSpace
+from snnet_vitdet.modeling import JoinedRCNN, StitchedViT, find_stitched_vit, pyramid_of_exit
+from snnet_vitdet.stitching import CostTable, Sampler, StitchSpace
 
 __all__ = [
     "InPlaceDistillation",
@@ -22,7 +22,7 @@ __all__ = [
     "distillation_cost",
     "distils",
     "rpn_distance",
-    "teachers_of",
+    "teacher_of",
 ]
 
 _KEY = "train.distillation"
@@ -35,26 +35,17 @@ def distils(settings: Mapping[str, object]) -> bool:
     return bool(settings["weight"] or settings["rpn_weight"])
 
 
-def teachers_of(
-    space: StitchSpace, gflops: Sequence[float], per_exit: bool = False
-) -> tuple[int, int]:
-    """Ids of the stitches that teach those which end in the small and in the large anchor.
-
-    The large anchor teaches all; in a space without it, the dearest stitch.
+def teacher_of(space: StitchSpace, gflops: Sequence[float]) -> int:
+    """Id of the stitch that teaches: the large anchor, or the dearest in a space without it.
 
     Args:
         space: The stitching space.
         gflops: Cost of every stitch, by id.
-        per_exit: Whether each anchor teaches the stitches that end in it, as in a joined detector.
     """
-    teachers = []
-    for exit_anchor, kind in ((SMALL, "S"), (LARGE, "L")):
-        stitches = [each for each in space if not per_exit or each.exit == exit_anchor]
-        kind = kind if per_exit else "L"
-        alone = [each.id for each in stitches if each.kind == kind]
-        ids = alone or [each.id for each in stitches] or [0]
-        teachers.append(max(ids, key=gflops.__getitem__))
-    return tuple(teachers)
+    return next(
+        (stitch.id for stitch in space if stitch.kind == "L"),
+        max(range(len(space)), key=gflops.__getitem__),
+    )
 
 
 def check_distillation(settings: Mapping[str, object], model: nn.Module) -> None:
@@ -75,6 +66,11 @@ def check_distillation(settings: Mapping[str, object], model: nn.Module) -> None
             f"{given} the model has no stitches, so there is no larger one to learn from: leave "
             f"{_KEY} out"
         )
+    if isinstance(model, JoinedRCNN):
+        raise InputError(
+            f"{given} in a joined detector the heads of two detectors see other features, so that "
+            f"one cannot teach all stitches: leave {_KEY} out"
+        )
     if not (
         isinstance(model, GeneralizedRCNN)
         and isinstance(model.backbone, SimpleFeaturePyramid)
@@ -89,9 +85,8 @@ def check_distillation(settings: Mapping[str, object], model: nn.Module) -> None
 class InPlaceDistillation:
     """Adds losses to those of a detector in training that pull a stitch towards the teacher.
 
-    The teacher is a stitch of the same detector, one for each anchor that the student may end in.
-    It sees the same images without gradient, in evaluation mode (no stochastic depth, nothing
-    drawn), after the stitch in effect has run.
+    The teacher is a stitch of the same detector. It sees the same images without gradient, in
+    evaluation mode (no stochastic depth, nothing drawn), after the stitch in effect has run.
 
     * ``loss_distill``: the mean over the levels of the mean squared difference of the pyramid's
       features, which end in a normalisation, so their scale is that of one. p6 is a part of p5.
@@ -108,7 +103,7 @@ class InPlaceDistillation:
     def __init__(
         self,
         model: GeneralizedRCNN,
-        teachers: tuple[int, int],
+        teacher: int,
         weight: float = 1.0,
         rpn_weight: float = 0.0,
         every: int = 1,
@@ -116,7 +111,7 @@ class InPlaceDistillation:
         """
         Args:
             model: The detector, on a stitched backbone, not wrapped; stays as it is but for hooks.
-            teachers: Ids of the stitches that teach, as :func:`teachers_of` gives them.
+            teacher: Id of the stitch that teaches.
             weight: Of ``loss_distill``; 0 leaves it out.
             rpn_weight: Of ``loss_distill_rpn``; 0 leaves it out.
             every: Distils in the iterations that it divides, by detectron2's event storage.
@@ -125,7 +120,7 @@ class InPlaceDistillation:
             InputError: As :func:`check_distillation`.
         """
         check_distillation({"weight": weight, "rpn_weight": rpn_weight, "every": every}, model)
-        self.teachers = teachers
+        self.teacher = teacher
         self.every = every
         self._weights = {"loss_distill": weight, "loss_distill_rpn": rpn_weight}
         self._model = model
@@ -137,9 +132,7 @@ class InPlaceDistillation:
         self._stitched.register_forward_hook(self._after_net)
         model.backbone.register_forward_hook(self._after_backbone)
         if rpn_weight:
-            for module in model.modules():
-                if isinstance(module, RPN):
-                    module.rpn_head.register_forward_hook(self._after_rpn_head)
+            model.proposal_generator.rpn_head.register_forward_hook(self._after_rpn_head)
         model.register_forward_hook(self._after_model)
 
     def _after_net(
@@ -160,20 +153,19 @@ class InPlaceDistillation:
             return
         zero = features[next(iter(features))].new_zeros((), dtype=torch.float32)
         self._losses = {name: zero for name, weight in self._weights.items() if weight}
-        stitch = self._stitched.stitch
-        teacher = self.teachers[stitch.exit]
-        if stitch.id == teacher or get_event_storage().iter % self.every:
+        teaches = self._stitched.stitch.id == self.teacher
+        if teaches or get_event_storage().iter % self.every:
             return
         with (
             self._without_trace(),
-            self._stitched.using_stitch(teacher),
+            self._stitched.using_stitch(self.teacher),
             _evaluating(backbone),
         ):
             # Not the module's call, whose hook this is.
             self._taught = backbone.forward(*inputs)
         self._tokens = {}
         if weight := self._weights["loss_distill"]:
-            pyramid = pyramid_of_exit(backbone, stitch.exit)
+            pyramid = pyramid_of_exit(backbone, self._stitched.stitch.exit)
             own = _as_given(pyramid, tokens[backbone.in_feature])
             # The levels come before what is made of the last one.
             pairs = zip(own, self._taught.values(), strict=False)
@@ -290,7 +282,7 @@ def distillation_cost(train: DictConfig, costs: CostTable, sampler: Sampler) -> 
     settings = train.distillation
     if not distils(settings):
         return 0.0
-    (teacher, _), exits = teachers_of(costs.space, costs.gflops), costs.parts.exits
+    teacher, exits = teacher_of(costs.space, costs.gflops), costs.parts.exits
     heads = exits[costs.space[teacher].exit]
     forward = costs[teacher].gflops - heads["rpn"].gflops - heads["roi_heads"].gflops
     if settings.rpn_weight:
