@@ -23,4 +23,4 @@ init.detectors = dict(
 )
 # The fit alone; more iterations train the stitching layers.
 train.max_iter = 0
-train.output_dir = "output/join_nano"
+train.output_dir = "output/join/nano"
