@@ -3,10 +3,11 @@
 import json
 import logging
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from detectron2 import model_zoo
 from detectron2.config import LazyConfig, instantiate
@@ -331,8 +332,10 @@ def test_a_joined_detector_is_of_the_two_that_its_baselines_train(name, baseline
         assert config.dataloader.test == alone.dataloader.test
 
 
-def test_the_joined_mae_detectors_are_those_of_detectron2_s_model_zoo(load):
+def test_the_joined_mae_detectors_are_those_of_detectron2_s_model_zoo(load, monkeypatch):
     """As its projects/ViTDet/configs/COCO/mask_rcnn_vitdet_{b,l}_100ep.py build them."""
+    # Whose values its ViT needs, on the meta device too.
+    monkeypatch.setattr(torch, "linspace", partial(torch.linspace, device="cpu"))
     config, model = load("configs/join/mask_rcnn_snnet_mae_b_l.py")
     zoo = model_zoo.get_config("common/models/mask_rcnn_vitdet.py").model
     large = dict(embed_dim=1024, depth=24, num_heads=16, drop_path_rate=0.4)
