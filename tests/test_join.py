@@ -99,7 +99,7 @@ def changed(check, tmp_path, change, size="small"):
         ),
         (
             lambda saved: saved["model"].update(pixel_mean=torch.zeros(3, 1, 1)),
-            r"changed.pth was trained with pixel_mean \[0.0, 0.0, 0.0\], and this config has \[123.6",
+            r"was trained with pixel_mean \[0.0, 0.0, 0.0\], and this config has \[123.6",
         ),
         (
             lambda saved: saved["model"].pop("backbone.net.patch_embed.proj.bias"),

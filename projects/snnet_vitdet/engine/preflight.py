@@ -97,7 +97,7 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
     elif not resume and not config.sweep.overwrite:
         _check_sweep_dir(config.train.output_dir)
     initialises = starts and not config.train.init_checkpoint
-    made_later = config.data.get("prepare") is not None and not os.path.isfile(config.data.test_json)
+    made_later = bool(config.data.get("prepare")) and not os.path.isfile(config.data.test_json)
     if initialises:
         check_detectors(config, data_there=not made_later)
         anchors = anchors_of(model)
