@@ -3,18 +3,21 @@
 import json
 import logging
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from detectron2 import model_zoo
 from detectron2.config import LazyConfig, instantiate
 from fvcore.common.param_scheduler import ParamScheduler
+from torch import nn
 
 from snnet_vitdet.data.scenes import CATEGORIES
 from snnet_vitdet.engine import load_config
 from snnet_vitdet.engine.initialise import anchors_of
-from snnet_vitdet.modeling import StitchedViT, find_stitched_vit, stitch_costs
+from snnet_vitdet.modeling import StitchedViT, baseline_cost, find_stitched_vit, stitch_costs
 from snnet_vitdet.modeling.cost import build_on_meta
 from snnet_vitdet.modeling.timm_weights import check_weights
 from snnet_vitdet.stitching import ResourceConstrainedSampler
@@ -23,11 +26,24 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/**/*mask_*.py"))
 RUNNABLE = [name for name in FILES if "/common/" not in name]
 STITCHED = [name for name in RUNNABLE if "snnet" in name]
-RECIPES = [name for name in RUNNABLE if name.startswith(("configs/COCO/", "configs/families/"))]
+OF_COCO = ("configs/COCO/", "configs/families/", "configs/join/")
+OF_SCENES = (
+    "configs/shapes/",
+    "configs/proxy/",
+    "configs/join/mask_rcnn_snnet_nano.py",
+    "configs/join/mask_rcnn_snnet_proxy.py",
+)
+JOINED = [name for name in RUNNABLE if name.startswith("configs/join/")]
+RECIPES = [
+    name
+    for name in RUNNABLE
+    if name.startswith(OF_COCO) and not name.startswith(OF_SCENES) and "coco_json" not in name
+]
 PAPER = [name for name in RECIPES if name.endswith("_100ep.py")]
 SHORT = [name for name in RECIPES if "_12ep" in name]
 
 SL = {"small": (12, 0.7), "large": (24, 0.8)}
+JOINED_SL = {"small": (12, 1.0), "large": (24, 1.0)}
 NANO = {"small": (4, 1.0), "large": (8, 1.0)}
 FAMILIES = ("mae", "augreg", "sam", "beitv2", "dinov2", "clip")
 # Depth and decay per layer of each anchor: 0.7 for 12 blocks, 0.8 for 24, 0.9 for 32.
@@ -47,7 +63,17 @@ DECAY = {
     "configs/families/mask_rcnn_snnet_dinov2_s_deit3_l_100ep.py": SL,
     "configs/custom/mask_rcnn_snnet_coco_json.py": NANO,
     "configs/custom/mask_rcnn_snnet_deit3_s_l_coco_json.py": SL,
+    "configs/custom/mask_rcnn_vitdet_deit3_s_coco_json.py": {"net": (12, 0.7)},
+    "configs/custom/mask_rcnn_vitdet_deit3_l_coco_json.py": {"net": (24, 0.8)},
+    "configs/join/mask_rcnn_snnet_s_l.py": JOINED_SL,
+    "configs/join/cascade_mask_rcnn_snnet_s_l.py": JOINED_SL,
+    "configs/join/mask_rcnn_snnet_mae_b_l.py": JOINED_SL,
+    "configs/join/mask_rcnn_snnet_s_l_coco_json.py": JOINED_SL,
+    "configs/join/mask_rcnn_snnet_nano.py": NANO,
+    "configs/join/mask_rcnn_snnet_proxy.py": {"small": (6, 1.0), "large": (12, 1.0)},
     "configs/shapes/mask_rcnn_snnet_nano.py": NANO,
+    "configs/shapes/mask_rcnn_vitdet_nano_s.py": {"net": (4, 0.7)},
+    "configs/shapes/mask_rcnn_vitdet_nano_l.py": {"net": (8, 0.8)},
     "configs/proxy/mask_rcnn_snnet_proxy.py": {"small": (6, 0.7), "large": (12, 0.8)},
     "configs/proxy/mask_rcnn_vitdet_proxy_s.py": {"net": (6, 0.7)},
     "configs/proxy/mask_rcnn_vitdet_proxy_l.py": {"net": (12, 0.8)},
@@ -92,20 +118,20 @@ def test_model_has_the_anchors_and_classes_of_its_config(name, load):
     assert {key: anchor.depth for key, anchor in anchors.items()} == {
         key: depth for key, (depth, _) in DECAY[name].items()
     }
-    letters = re.findall(r"_([sblh])(?=_)", name)
-    if letters:
+    letters = re.findall(r"_([sblh])(?=[_.])", name)
+    if letters and not name.startswith(OF_SCENES):
         widths = [WIDTHS[letter] for letter in letters]
         assert [anchor.embed_dim for anchor in anchors.values()] == widths
     assert (find_stitched_vit(model) is not None) == (name in STITCHED)
     # COCO's, the generated scenes', else those of the annotation file.
-    generated = name.startswith(("configs/shapes/", "configs/proxy/"))
+    generated = name.startswith(OF_SCENES)
     expected = 80 if name in RECIPES else len(CATEGORIES) if generated else 3
     assert model.roi_heads.num_classes == expected
     assert config.model.backbone.square_pad == config.data.image_size
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in RUNNABLE if not n.startswith(("configs/shapes/", "configs/proxy/"))]
+    "name", [n for n in RUNNABLE if not n.startswith(OF_SCENES) and n not in JOINED]
 )
 def test_anchors_are_those_that_the_weights_of_the_config_ask_for(name, load):
     config, model = load(name)
@@ -153,7 +179,7 @@ def test_schedule_warms_up_drops_twice_and_covers_the_training(name, load):
     config, _ = load(name)
     multiplier = instantiate(config.lr_multiplier)
     assert isinstance(multiplier, ParamScheduler)
-    last = 1 - 1 / config.train.max_iter
+    last = 1 - 1 / max(config.train.max_iter, 1000)
     assert multiplier(0.0) == pytest.approx(0.001)
     assert [multiplier(where) for where in (0.5, 0.9, last)] == pytest.approx([1.0, 0.1, 0.01])
 
@@ -277,3 +303,71 @@ def test_number_of_classes_of_custom_data_comes_from_its_file(load):
     config, model = load("configs/custom/mask_rcnn_snnet_deit3_s_l_coco_json.py")
     assert instantiate(config.model.roi_heads.num_classes) == 3
     assert model.roi_heads.mask_head.predictor.out_channels == 3
+
+
+def shapes(detector):
+    return {key: tuple(value.shape) for key, value in detector.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "baseline"),
+    [
+        (
+            "configs/join/mask_rcnn_snnet_s_l.py",
+            "configs/COCO/mask_rcnn_vitdet_deit3_{}_100ep.py",
+        ),
+        (
+            "configs/join/mask_rcnn_snnet_s_l_coco_json.py",
+            "configs/custom/mask_rcnn_vitdet_deit3_{}_coco_json.py",
+        ),
+        (
+            "configs/join/mask_rcnn_snnet_nano.py",
+            "configs/shapes/mask_rcnn_vitdet_nano_{}.py",
+        ),
+    ],
+)
+def test_a_joined_detector_is_of_the_two_that_its_baselines_train(name, baseline, load):
+    config, model = load(name)
+    for exit_anchor, size in enumerate(("small", "large")):
+        alone, detector = load(baseline.format(size[0]))
+        assert config.init.detectors[size] == f"{alone.train.output_dir}/model_final.pth"
+        assert shapes(model.detector(exit_anchor)) == shapes(detector)
+        costs = stitch_costs(config.model)
+        assert costs[exit_anchor] == baseline_cost(alone.model)
+        for key in ("pixel_mean", "pixel_std", "input_format"):
+            assert config.model[key] == alone.model[key]
+        assert config.dataloader.test == alone.dataloader.test
+
+
+def test_the_joined_mae_detectors_are_those_of_detectron2_s_model_zoo(load, monkeypatch):
+    """As its projects/ViTDet/configs/COCO/mask_rcnn_vitdet_{b,l}_100ep.py build them."""
+    # Whose values its ViT needs, on the meta device too.
+    monkeypatch.setattr(torch, "linspace", partial(torch.linspace, device="cpu"))
+    config, model = load("configs/join/mask_rcnn_snnet_mae_b_l.py")
+    zoo = model_zoo.get_config("common/models/mask_rcnn_vitdet.py").model
+    large = dict(embed_dim=1024, depth=24, num_heads=16, drop_path_rate=0.4)
+    outside = [i for i in range(24) if i not in (5, 11, 17, 23)]
+    for exit_anchor, changes in enumerate(({}, dict(large, window_block_indexes=outside))):
+        zoo.backbone.net.update(changes)
+        theirs, ours = build_on_meta(zoo), model.detector(exit_anchor)
+        expected = shapes(theirs)
+        batch, length, width = expected["backbone.net.pos_embed"]
+        # Its ViT has a place for the class token, of which it makes no use.
+        expected["backbone.net.pos_embed"] = (batch, length - 1, width)
+        assert shapes(ours) == expected
+        windows = [block.window_size for block in theirs.backbone.net.blocks]
+        assert [block.window_size for block in ours.backbone.net.blocks] == windows
+        norms = {m.eps for m in theirs.backbone.net.modules() if isinstance(m, nn.LayerNorm)}
+        assert {m.eps for m in ours.backbone.net.modules() if isinstance(m, nn.LayerNorm)} == norms
+    for key in ("pixel_mean", "pixel_std", "input_format"):
+        assert config.model[key] == zoo[key]
+    assert config.model.input_format == config.dataloader.test.mapper.image_format
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_a_joined_config_fits_alone_from_detectors_and_no_other_weights(name, load):
+    config, _ = load(name)
+    assert config.train.max_iter == 0
+    assert config.init.stitching_layers == "least_squares"
+    assert set(config.init.detectors) == {"small", "large"}
+    assert not any(config.init.weights.values())

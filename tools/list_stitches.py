@@ -23,7 +23,7 @@ from snnet_vitdet.engine import (
     training_shares,
 )
 from snnet_vitdet.errors import InputError, exit_on_input_error, first_line
-from snnet_vitdet.modeling import anchor_alone, baseline_cost, stitch_costs
+from snnet_vitdet.modeling import anchor_alone, baseline_cost, is_joined, stitch_costs
 from snnet_vitdet.modeling.cost import image_size_of
 from snnet_vitdet.stitching import EndsSampler
 
@@ -112,8 +112,9 @@ def run(args):
         "parameters are in millions, probability is that of being trained in an iteration,\n"
         "on average over the training."
     )
+    whole = "joined detector" if is_joined(config.model) else "supernet"
     for anchor in costs.space.anchors:
-        print(f"{anchor.name} in the supernet: {costs[anchor.id].gflops:.5g} GFLOPs")
+        print(f"{anchor.name} in the {whole}: {costs[anchor.id].gflops:.5g} GFLOPs")
     for name, cost in baselines.items():
         print(f"ViTDet on the {name} anchor alone (baseline): {cost.gflops:.5g} GFLOPs")
     for line in training_lines(sampler, shares, costs, baselines["large"]):

@@ -15,7 +15,7 @@ from ..shapes.mask_rcnn_snnet_nano import (
 )
 
 model = join_configs(
-    anchor_alone(model, "small"), anchor_alone(model, "large"), max_cuts=2, kinds=None, lora_rank=0
+    anchor_alone(model, "small"), anchor_alone(model, "large"), max_cuts=2, kinds=None, lora_rank=8
 )
 
 init.detectors = dict(
@@ -23,6 +23,4 @@ init.detectors = dict(
 )
 # The fit alone; more iterations train the stitching layers.
 train.max_iter = 0
-# Larger steps undo the fit.
-optimizer.lr = 5e-5
-train.output_dir = "output/join_nano"
+train.output_dir = "output/join/nano"

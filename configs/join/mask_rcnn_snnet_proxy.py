@@ -15,8 +15,9 @@ from ..proxy.mask_rcnn_snnet_proxy import (
 )
 
 model = join_configs(
-    anchor_alone(model, "small"), anchor_alone(model, "large"), max_cuts=2, kinds=None, lora_rank=0
+    anchor_alone(model, "small"), anchor_alone(model, "large"), max_cuts=2, kinds=None, lora_rank=8
 )
+# What is pretrained is frozen.
 optimizer.params.lr_factor_func.rates = dict(small=1.0, large=1.0)
 
 init.weights = dict(small=None, large=None)
@@ -25,6 +26,4 @@ init.detectors = dict(
 )
 # The fit alone; more iterations train what lies between the two.
 train.max_iter = 0
-# Larger steps undo the fit.
-optimizer.lr = 5e-5
-train.output_dir = "output/proxy/joined"
+train.output_dir = "output/join/proxy"

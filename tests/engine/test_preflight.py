@@ -95,7 +95,7 @@ def test_gpu_that_is_not_there_is_refused_with_both_remedies(device, check, monk
             "lr_multiplier.scheduler.values=[1.0,-0.1,0.01]",
             "lr_multiplier after 800 of 1000 parts of the training=-0.1 must be a number of at lea",
         ),
-        ("train.max_iter=0", "train.max_iter=0 must be a whole number of at least 1"),
+        ("train.max_iter=-1", "train.max_iter=-1 must be a whole number of at least 0"),
         ("train.max_iter=1e3", "train.max_iter=1000.0 must be a whole number"),
         (
             "train.amp.precision=half",

@@ -4,12 +4,15 @@ import copy
 
 import pytest
 import torch
+from detectors import CONFIGS as CONFIG_FILES
 from detectors import SIZE, cascade_config, instances, nano_config, picture
-from detectron2.config import instantiate
+from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils.analysis import FlopCountAnalysis
 from detectron2.utils.events import EventStorage
 
+from snnet_vitdet.deploy import export_stitch, load_exported
+from snnet_vitdet.engine import load_detectors
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.one_pass import detect
 from snnet_vitdet.modeling import (
@@ -184,6 +187,24 @@ def test_updates_are_merged_where_a_stitch_is_exported():
         for index in range(first):
             block = net.anchors[stitch.segments[0].anchor].blocks[index]
             assert torch.equal(state[f"layers.{index}.mlp.fc1.weight"], block.mlp.fc1.weight)
+
+
+@pytest.mark.parametrize("heads", CONFIGS)
+def test_from_files_to_an_exported_file_the_ends_are_the_detectors(heads, tmp_path):
+    two, _ = two_and_joined(heads)
+    names = list("abcde")
+    sources = {name: str(tmp_path / f"{name}.pth") for name in ("small", "large")}
+    for path, detector in zip(sources.values(), two.values(), strict=True):
+        torch.save({"model": detector.state_dict(), "classes": {"thing_classes": names}}, path)
+    run = LazyConfig.load(str(CONFIG_FILES / "join" / "mask_rcnn_snnet_nano.py"))
+    run.data.image_size = SIZE
+    run.model = joined_config(heads)
+    joined = instantiate(run.model).eval()
+    load_detectors(joined, sources, names)
+    for name, exit_anchor in EXITS.items():
+        path = tmp_path / f"{name}.safetensors"
+        export_stitch(path, joined, run, joined.backbone.net.space[name], names)
+        assert_same(outputs(load_exported(path), batch()), outputs(two[exit_anchor], batch()))
 
 
 def test_mixed_stitches_run_the_pyramid_and_heads_of_their_exit():

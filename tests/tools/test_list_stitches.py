@@ -178,3 +178,11 @@ def test_custom_config_without_data_says_what_to_give(refused, run):
     custom = "configs/custom/mask_rcnn_snnet_coco_json.py"
     assert "give model.roi_heads.num_classes=80" in refused("--config-file", custom)
     assert "14 stitches" in run("--config-file", custom, "model.roi_heads.num_classes=80")
+
+
+def test_a_joined_detector_s_ends_cost_what_the_two_detectors_cost(run):
+    printed = run("--config-file", "configs/join/mask_rcnn_snnet_s_l.py")
+    for end, size, expected in (("S", "small", 440.9), ("L", "large", 1807.4)):
+        joined = figure(printed, f"{end} in the joined detector:")
+        assert joined == pytest.approx(expected, rel=0.005)
+        assert joined == figure(printed, f"ViTDet on the {size} anchor alone (baseline):")

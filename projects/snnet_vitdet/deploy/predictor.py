@@ -28,7 +28,7 @@ from snnet_vitdet.engine import (
 )
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.score_curves import wanted_precision
-from snnet_vitdet.modeling import find_stitched_vit, running_in
+from snnet_vitdet.modeling import find_stitched_vit, is_joined, running_in
 from snnet_vitdet.stitching import Stitch, merged
 
 from .export_file import load_exported, read_export
@@ -97,7 +97,7 @@ class Predictor:
             config = load_config(os.path.join(path, "config.yaml") if os.path.isdir(path) else path)
         weights = checkpoint_to_evaluate(str(weights or ""), config.train.output_dir)
         names, iterations = saved_facts(weights)
-        if iterations == 0:
+        if iterations == 0 and not is_joined(config.model):
             logger.warning("%s is what its training starts from: it finds nothing yet.", weights)
         model = _load(config, weights, names)
         names = names or [str(i) for i in range(model.roi_heads.num_classes)]

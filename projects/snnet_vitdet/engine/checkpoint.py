@@ -53,6 +53,11 @@ _FORMS = {
 class ClassNames:
     """The class names a model was trained for, kept in its checkpoints."""
 
+    remedy = (
+        "give the data it was trained for, or start a new training from it with "
+        "train.init_checkpoint and another train.output_dir"
+    )
+
     def __init__(self, names: Sequence[str]) -> None:
         """
         Args:
@@ -74,8 +79,7 @@ class ClassNames:
         if saved != self.names:
             raise InputError(
                 f"the checkpoint was trained for the classes {shown(saved)}, but the data "
-                f"has {shown(self.names)}: give the data it was trained for, or start a new "
-                "training from it with train.init_checkpoint and another train.output_dir"
+                f"has {shown(self.names)}: {self.remedy}"
             )
 
 

@@ -2,22 +2,72 @@
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 
 import safetensors
+import torch
+from detectron2.modeling import GeneralizedRCNN
+from omegaconf import DictConfig
 
+from snnet_vitdet.data import category_names
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.modeling import JoinedRCNN
+from snnet_vitdet.modeling import JoinedRCNN, is_joined
+from snnet_vitdet.modeling.cost import build_on_meta
 from snnet_vitdet.stitching import LARGE, SMALL
+from snnet_vitdet.values import written
 
 from .checkpoint import ClassNames, StrictCheckpointer
 
-__all__ = ["load_detectors"]
+__all__ = ["check_detectors", "load_detectors"]
 
+_EXITS = {"small": SMALL, "large": LARGE}
 # What tools/export_stitch.py writes of a ViT alone.
 _EXPORTED = re.compile(r"^backbone\.net\.(embedding|layers)\.")
+_HEADER = "snnet_vitdet"
 _UPDATES = (".lora_a", ".lora_b")
 _POSITIONS = "backbone.net.pos_embed"
+_PIXELS = ("pixel_mean", "pixel_std")
+
+
+def check_detectors(config: DictConfig, *, data_there: bool) -> None:
+    """Raises what :func:`load_detectors` would, and more, without memory for a model.
+
+    Args:
+        config: The whole config of a training that is about to start.
+        data_there: Whether there are data to compare classes with; else they are still to be made.
+
+    Raises:
+        InputError: If ``init.detectors`` or ``init.weights`` is set for a detector that is not made
+            of it; if one of the detectors cannot be read, is of another model or of other classes,
+            or says that it saw its images in another form than this config gives them.
+    """
+    sources = {key: value for key, value in config.init.get("detectors", {}).items() if value}
+    if not is_joined(config.model):
+        if sources:
+            raise InputError(
+                f"init.detectors.{next(iter(sources))} is set, but the model of this config is not "
+                "joined of two detectors: take a config of configs/join, or leave it out"
+            )
+        return
+    if weights := {key: value for key, value in config.init.weights.items() if value}:
+        key, value = next(iter(weights.items()))
+        raise InputError(
+            f"init.weights.{key}={value} is set, but a joined detector takes its ViTs from the two "
+            "detectors of init.detectors: leave it out"
+        )
+    class_names = category_names(config.data.test_json) if data_there else None
+    said = _load(build_on_meta(config.model), sources, class_names)
+    here = {key: config.model[key] for key in (*_PIXELS, "input_format")}
+    here["image_format"] = config.dataloader.test.mapper.image_format
+    for name, values in said.items():
+        for key, value in values.items():
+            if not _same(value, here[key]):
+                raise InputError(
+                    f"init.detectors.{name}={sources[name]} was trained with {key} "
+                    f"{written(value)}, and this config has {written(here[key])}: give a config "
+                    "that shows images as both detectors have seen them"
+                )
 
 
 def load_detectors(
@@ -34,20 +84,58 @@ def load_detectors(
     Raises:
         InputError: If one is missing, cannot be read, is of another model or of other classes.
     """
-    for name, exit_anchor in (("small", SMALL), ("large", LARGE)):
-        source = sources.get(name)
-        if not source:
+    _load(model, sources, class_names)
+
+
+def _load(
+    model: JoinedRCNN, sources: Mapping[str, str | None], class_names: Sequence[str] | None
+) -> dict[str, dict]:
+    """What each source says of the images that its detector was trained on, too."""
+    for name in _EXITS:
+        if not sources.get(name):
             raise InputError(
                 f"init.detectors.{name} is not set: give the checkpoint of a detector on the "
                 f"{name} ViT alone"
             )
-        checkpointer = _DetectorCheckpointer(
-            model.detector(exit_anchor), classes=ClassNames(class_names)
-        )
+    said = {}
+    for name, exit_anchor in _EXITS.items():
+        source = sources[name]
         try:
-            checkpointer.load(source, averaged=True)
+            said[name] = _load_one(model.detector(exit_anchor), source, class_names)
         except InputError as error:
+            if _are_swapped(model, sources, class_names):
+                raise InputError(
+                    f"init.detectors.small={sources['small']} is a detector on the large ViT, and "
+                    f"init.detectors.large={sources['large']} one on the small ViT: swap them"
+                ) from error
             raise InputError(f"init.detectors.{name}={source}: {error}") from error
+    return said
+
+
+def _load_one(
+    detector: GeneralizedRCNN, source: str, class_names: Sequence[str] | None
+) -> dict[str, object]:
+    parts = {} if class_names is None else {"classes": _Classes(class_names)}
+    checkpointer = _DetectorCheckpointer(detector, **parts)
+    with warnings.catch_warnings():
+        # What torch says of each parameter on the meta device.
+        warnings.filterwarnings("ignore", ".*to a meta parameter.*")
+        return checkpointer.load(source, averaged=True)["images"]
+
+
+def _are_swapped(
+    model: JoinedRCNN, sources: Mapping[str, str], class_names: Sequence[str] | None
+) -> bool:
+    try:
+        _load_one(model.detector(LARGE), sources["small"], class_names)
+        _load_one(model.detector(SMALL), sources["large"], class_names)
+    except InputError:
+        return False
+    return True
+
+
+class _Classes(ClassNames):
+    remedy = "join detectors of the classes of the data, in their order"
 
 
 class _DetectorCheckpointer(StrictCheckpointer):
@@ -55,10 +143,10 @@ class _DetectorCheckpointer(StrictCheckpointer):
 
     def _load_file(self, filename: str) -> dict:
         checkpoint = super()._load_file(filename)
-        checkpoint["model"] = {_own_key(k): v for k, v in checkpoint["model"].items()}
-        if names := _exported_names(filename):
-            checkpoint["classes"] = {"thing_classes": names}
-        return checkpoint
+        state = {_own_key(key): value for key, value in checkpoint["model"].items()}
+        # Older versions of detectron2 save them.
+        images = {key: state.pop(key).flatten().tolist() for key in _PIXELS if key in state}
+        return {**checkpoint, "model": state, "images": images, **_exported_header(filename)}
 
     def _load_model(self, checkpoint: dict):
         positions, own = checkpoint["model"].get(_POSITIONS), self.model.state_dict()
@@ -79,10 +167,32 @@ def _own_key(key: str) -> str:
     return key.replace(".embedding.", ".", 1).replace(".layers.", ".blocks.", 1)
 
 
-def _exported_names(filename: str) -> list[str]:
-    """The class names that an exported file has in its header."""
-    if not filename.endswith(".safetensors"):
-        return []
-    with safetensors.safe_open(filename, framework="pt") as file:
-        metadata = file.metadata() or {}
-    return list(json.loads(metadata.get("snnet_vitdet", "{}")).get("class_names", []))
+def _exported_header(filename: str) -> dict:
+    """What an exported file says of its detector; nothing of another kind of file.
+
+    Raises:
+        InputError: If it cannot be understood.
+    """
+    try:
+        with safetensors.safe_open(filename, framework="pt") as file:
+            text = (file.metadata() or {}).get(_HEADER)
+    except safetensors.SafetensorError:
+        return {}
+    if text is None:
+        return {}
+    try:
+        content = json.loads(text)
+        images = {key: content["model"][key] for key in (*_PIXELS, "input_format")}
+        images["image_format"] = content["image_format"]
+        names = [str(name) for name in content["class_names"]]
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
+        raise InputError("its description is damaged: export it again") from error
+    return {"classes": {"thing_classes": names}, "images": images}
+
+
+def _same(said: object, here: object) -> bool:
+    """Whether two formats are the same, or two lists of numbers, in single precision."""
+    if isinstance(here, str):
+        return said == here
+    here = list(here)
+    return torch.tensor(said).float().equal(torch.tensor(here).float())

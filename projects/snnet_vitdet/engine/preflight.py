@@ -31,6 +31,7 @@ from snnet_vitdet.values import check, whole, written
 
 from .checkpoint import checkpoint_to_evaluate, last_checkpoint
 from .data_nodes import check_data_nodes
+from .detectors import check_detectors
 from .distillation import check_distillation
 from .dry_run import try_evaluator, try_heads, try_loader
 from .initialise import anchors_of
@@ -95,7 +96,10 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
             check_resumed_settings(config)
     elif not resume and not config.sweep.overwrite:
         _check_sweep_dir(config.train.output_dir)
-    if starts and not config.train.init_checkpoint:
+    initialises = starts and not config.train.init_checkpoint
+    made_later = bool(config.data.get("prepare")) and not os.path.isfile(config.data.test_json)
+    if initialises:
+        check_detectors(config, data_there=not made_later)
         anchors = anchors_of(model)
         for name, source in config.init.weights.items():
             if source and name in anchors:
@@ -105,6 +109,8 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
     # Known to load_config where the data were there already.
     settle_masks(config)
     num_classes = _check_data(config.data, training)
+    if initialises and made_later:
+        check_detectors(config, data_there=True)
     own = config.model.roi_heads.num_classes
     own = build("model.roi_heads.num_classes", own) if OmegaConf.is_dict(own) else own
     if own != num_classes:

@@ -79,7 +79,7 @@ SETTINGS = {
     "dataloader.evaluator.dataset_name.json_file": PATH,
     "dataloader.evaluator.dataset_name.image_root": PATH,
     "init.weights.*": or_null(TEXT),
-    "init.detectors.*": TEXT,
+    "init.detectors.*": or_null(TEXT),
     "init.stitching_layers": one_of("least_squares", "random"),
     "init.num_images": whole(1),
     # detectron2 would take any number, and train or find nothing.

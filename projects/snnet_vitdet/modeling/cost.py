@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
-from detectron2.modeling import SimpleFeaturePyramid
+from detectron2.modeling import GeneralizedRCNN, SimpleFeaturePyramid
 from omegaconf import DictConfig
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,6 +33,7 @@ from snnet_vitdet.stitching import (
 
 from .anchor import AnchorViT
 from .attention import attention_implementation
+from .joined import is_joined
 from .pyramid_per_exit import SMALL_EXIT, GivenFeatures, pyramid_of_exit
 from .stitched_vit import StitchedViT
 
@@ -124,11 +125,19 @@ def baseline_cost(
 def anchor_alone(model_config: DictConfig, anchor: str) -> DictConfig:
     """The config of the baseline detector on one anchor of a stitched detector.
 
+    Of a joined detector, it is that of one of the two that it is made of.
+
     Args:
         model_config: Config of a detector on a StitchedViT; not changed.
         anchor: ``small`` or ``large``.
     """
     config = copy.deepcopy(model_config)
+    if is_joined(config):
+        config._target_ = GeneralizedRCNN
+        config.proposal_generator = config.proposal_generator[anchor]
+        num_classes = config.roi_heads._get_node("num_classes")
+        config.roi_heads = config.roi_heads[anchor]
+        config.roi_heads.num_classes = num_classes
     config.backbone.net = model_config.backbone.net[anchor]
     # Of one anchor, one pyramid.
     config.backbone._target_ = SimpleFeaturePyramid

@@ -130,11 +130,13 @@ class JoinedRCNN(GeneralizedRCNN):
             backbone=pyramid,
             proposal_generator=rpn,
             roi_heads=heads,
-            pixel_mean=self.pixel_mean.flatten().tolist(),
-            pixel_std=self.pixel_std.flatten().tolist(),
+            pixel_mean=[0.0] * len(self.pixel_mean),
+            pixel_std=[1.0] * len(self.pixel_std),
             input_format=self.input_format,
             vis_period=self.vis_period,
         )
+        # The very ones, on their device.
+        detector.pixel_mean, detector.pixel_std = self.pixel_mean, self.pixel_std
         detector.training = self.training  # of its own; its parts have theirs
         return detector
 
