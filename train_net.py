@@ -85,9 +85,12 @@ def build_model(config):
 
 def initialise(config, model, data_loader, precision):
     """Pretrained anchors, and stitching layers fitted between them for a precision."""
+    mapper = None
     if isinstance(model, JoinedRCNN):
         names = category_names(config.data.train_json)
         load_detectors(model, config.init.detectors, names)
+        # What two trained detectors have learnt meets images as they are, not as they were cropped.
+        mapper = instantiate(config.dataloader.test.mapper)
     else:
         load_anchors(model, config.init.weights)
     if find_stitched_vit(model) is None:
@@ -96,8 +99,8 @@ def initialise(config, model, data_loader, precision):
         num_images = config.init.num_images
         fit_stitching_layers(
             model,
-            data_loader.fit_samples(num_images),
-            data_loader.held_out_samples(num_images),
+            data_loader.fit_samples(num_images, mapper),
+            data_loader.held_out_samples(num_images, mapper),
             precision,
         )
 

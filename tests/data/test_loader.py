@@ -258,6 +258,17 @@ def test_fit_samples_are_no_more_than_the_data(dataset):
     assert sorted(chosen) == sorted(os.path.basename(record["file_name"]) for record in dataset)
 
 
+def test_samples_for_the_fit_can_be_mapped_as_images_are_in_the_end(dataset):
+    undistorted = DatasetMapper(is_train=False, augmentations=[], image_format="RGB")
+    loader = build_train_loader(dataset, random_mapper, total_batch_size=2, num_workers=0)
+    chosen = names(loader.fit_samples(3))
+    by_name = {os.path.basename(record["file_name"]): record for record in dataset}
+    assert names(loader.fit_samples(3, undistorted)) == chosen
+    for sample in (*loader.fit_samples(3, undistorted), *loader.held_out_samples(3, undistorted)):
+        record = by_name[os.path.basename(sample["file_name"])]
+        assert torch.equal(sample["image"], undistorted(record)["image"])
+
+
 def held_out_samples(dataset, mapper, count):
     loader = build_train_loader(dataset, mapper, total_batch_size=2, num_workers=0)
     return loader.held_out_samples(count)

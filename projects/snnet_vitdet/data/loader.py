@@ -124,11 +124,12 @@ class TrainLoader:
             yield keys
             iteration += 1
 
-    def fit_samples(self, num_samples: int) -> Iterator[dict]:
+    def fit_samples(self, num_samples: int, mapper: Mapper | None = None) -> Iterator[dict]:
         """Maps a random choice of the data once, for the least-squares initialisation.
 
         Args:
             num_samples: images over all processes; no more than the data set has are used.
+            mapper: instead of the loader's own, such as one without augmentations.
 
         Yields:
             The mapped dicts of this process: every ``world``-th of the choice, from ``rank`` on.
@@ -138,15 +139,17 @@ class TrainLoader:
         """
         if num_samples > len(self._samples):
             logger.info("Using all %d images, fewer than %d.", len(self._samples), num_samples)
-        yield from self._fit_samples(0, min(num_samples, len(self._samples)))
+        yield from self._fit_samples(0, min(num_samples, len(self._samples)), mapper)
 
-    def held_out_samples(self, num_samples: int) -> Iterator[dict]:
+    def held_out_samples(self, num_samples: int, mapper: Mapper | None = None) -> Iterator[dict]:
         """Maps samples that :meth:`fit_samples` does not give, a tenth as many, to judge the fit.
 
-        They are other images or, where the data set has no others, other crops of its images.
+        They are other images or, where the data set has no others, its images again, in other crops
+        if the mapper draws crops.
 
         Args:
             num_samples: as for :meth:`fit_samples`.
+            mapper: as for :meth:`fit_samples`.
 
         Yields:
             The mapped dicts of this process.
@@ -155,14 +158,14 @@ class TrainLoader:
             InputError: an image cannot be used.
         """
         start = min(num_samples, len(self._samples))
-        yield from self._fit_samples(start, start + math.ceil(start / 10))
+        yield from self._fit_samples(start, start + math.ceil(start / 10), mapper)
 
-    def _fit_samples(self, start: int, stop: int) -> Iterator[dict]:
+    def _fit_samples(self, start: int, stop: int, mapper: Mapper | None) -> Iterator[dict]:
         """The samples of some positions of a sequence of its own, shared by the processes."""
         order = _permutation(len(self._samples), self._samples.seed, "fit", 0)
         for position in range(start + self._rank, stop, self._world):
             index = int(order[position % len(order)])
-            sample = self._samples.map(position, index, purpose="fit")
+            sample = self._samples.map(position, index, purpose="fit", mapper=mapper)
             raise_failures([sample])
             yield sample
 
@@ -183,8 +186,11 @@ class _Samples(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict | Failure:
         return self.map(*key, purpose="train")
 
-    def map(self, position: int, index: int, purpose: str) -> dict | Failure:
+    def map(
+        self, position: int, index: int, purpose: str, mapper: Mapper | None = None
+    ) -> dict | Failure:
         """The sample at a position of the named sequence of random states."""
+        mapper = mapper or self._mapper
         for attempt in range(_MAX_TRIES):
             random_seed = _hash64(self.seed, purpose, position, attempt)
             if attempt > 0:
@@ -192,7 +198,7 @@ class _Samples(Dataset):
             record = self._dicts[index]
             try:
                 with _random_state(random_seed):
-                    sample = self._mapper(record)
+                    sample = mapper(record)
             except DATA_ERRORS as error:
                 return failure_of(record, error, "training")
             if sample is not None:
