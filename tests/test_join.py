@@ -10,12 +10,14 @@ from in_process import run_main
 from runs import assert_same_tensors, weights
 
 from snnet_vitdet.deploy import Predictor, export_stitch, load_exported
-from snnet_vitdet.engine import load_config, preflight
+from snnet_vitdet.engine import launch_here, load_config, preflight
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import anchor_alone
 
 NAMES = ["circle", "triangle", "square", "star", "cross", "ring"]
 SIZES = ("small", "large")
+# Low-rank updates of both ViTs.
+UPDATES = [f"model.backbone.net.{size}.lora_rank=2" for size in SIZES]
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +185,7 @@ def test_after_the_fit_the_two_detectors_are_in_it_and_need_not_be_there(
 def test_an_interrupted_training_ends_as_one_that_was_not(
     joined_config, tmp_path, restored_logging
 ):
-    common = ["train.eval_stitches=S", "train.checkpointer.period=2"]
+    common = ["train.eval_stitches=S", "train.checkpointer.period=2", *UPDATES]
     for name, max_iters in (("whole", [4]), ("interrupted", [4, 4])):
         folder = tmp_path / name
         config = [*common, f"train.output_dir={folder}"]
@@ -195,6 +197,42 @@ def test_an_interrupted_training_ends_as_one_that_was_not(
             (folder / "last_checkpoint").write_text("model_0000001.pth")
             run_main(joined_config(*config, f"train.max_iter={max_iters[1]}"), "--resume")
     assert_same_tensors(weights(tmp_path / "whole"), weights(tmp_path / "interrupted"))
+
+
+def train_in_a_process(config):
+    torch.set_num_threads(1)
+    run_main(config)
+
+
+@pytest.mark.slow
+def test_two_processes_fit_as_one_and_train_what_lies_between(
+    joined_config, fitted, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    config = joined_config(
+        f"train.output_dir={tmp_path}", "train.max_iter=2", "train.eval_stitches=S", *UPDATES
+    )
+    launch_here(train_in_a_process, 2, config)
+    start = torch.load(tmp_path / "model_init.pth")["model"]
+    for name, value in weights(fitted).items():
+        # Random, and with the updates more is drawn before it.
+        if not name.endswith(".lora_b"):
+            # Sums in another order.
+            torch.testing.assert_close(start[name], value, rtol=1e-4, atol=1e-5)
+    moved = {
+        name for name, value in weights(tmp_path).items() if not torch.equal(value, start[name])
+    }
+    assert any(name.endswith(".lora_a") and ".blocks." in name for name in moved)
+    learn = {"lora_a", "lora_b", "bias"}
+    assert all(name.split(".")[-1] in learn for name in moved)
+    assert all(".stitching_layers." in name for name in moved if name.endswith(".bias"))
+    model = instantiate(config.model)
+    model.load_state_dict(weights(tmp_path))
+    for exit_anchor, size in enumerate(SIZES):
+        state = model.detector(exit_anchor).state_dict()
+        assert_same_tensors(
+            {k: v for k, v in state.items() if ".lora_" not in k}, source(config, size)
+        )
 
 
 def assert_same_detections(found, expected):
