@@ -137,6 +137,20 @@ def test_sources_that_are_not_there_or_of_no_use_are_told(overrides, refused, ch
         check(*overrides)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "refused"),
+    [
+        (["train.ends.period=2"], "train.ends would train S and L, which have nothing to learn"),
+        (["model.backbone.net.kinds=[S,L]"], "no stitch with a cut, so nothing lies between the"),
+        (["train.distillation.weight=1"], "given a weight, but in a joined detector the heads"),
+    ],
+)
+def test_what_would_train_the_two_detectors_is_refused(overrides, refused, check):
+    with pytest.raises(InputError, match=refused):
+        check("train.max_iter=4", *overrides)
+    check("train.max_iter=4", "train.ends.period=3", "train.ends.stitches=FS")
+
+
 def test_swapped_detectors_are_told_to_be(check):
     small, large = (check().init.detectors[size] for size in SIZES)
     with pytest.raises(InputError, match="a detector on the large ViT, and .* small ViT: swap"):

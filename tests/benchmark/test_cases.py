@@ -5,7 +5,8 @@ from detectron2.config import instantiate
 from snnet_vitdet.benchmark import block_cases, inference_cases, sweep_cases, training_cases
 from snnet_vitdet.benchmark.cases import detectron2_vitdet
 from snnet_vitdet.engine import synthetic_batch
-from snnet_vitdet.modeling import anchor_alone, baseline_cost
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.modeling import anchor_alone, baseline_cost, join_configs
 
 CPU = torch.device("cpu")
 
@@ -68,6 +69,15 @@ def test_a_training_step_runs_the_stitch_it_is_named_after(model_config, batch):
     assert any(ran) and not all(ran)
     # The learning rate is zero: the next repetition is the same.
     assert [case.forward().item() for case in cases] == losses
+
+
+def test_detectors_that_are_joined_have_nothing_to_learn(model_config, batch):
+    two = (anchor_alone(model_config, anchor) for anchor in ("small", "large"))
+    joined = join_configs(*two, lora_rank=2)
+    case = training_cases(joined, CPU, torch.float32, batch, ["FS-2"])[0]
+    case.run()
+    with pytest.raises(InputError, match="stitch L of a joined detector has nothing to learn"):
+        training_cases(joined, CPU, torch.float32, batch, ["FS-2", "L"])
 
 
 def test_inference_and_sweep_run(model_config, batch):

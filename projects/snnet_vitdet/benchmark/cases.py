@@ -15,8 +15,9 @@ from omegaconf import DictConfig
 from torch import nn
 
 from snnet_vitdet.engine.precision import autocast
+from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.one_pass import detect
-from snnet_vitdet.modeling import AnchorViT, anchor_alone, find_stitched_vit
+from snnet_vitdet.modeling import AnchorViT, JoinedRCNN, anchor_alone, find_stitched_vit
 from snnet_vitdet.modeling.anchor import Block
 from snnet_vitdet.stitching import PrefixTree, merged
 
@@ -138,9 +139,19 @@ def training_cases(
     batch: Sequence[dict],
     stitches: Iterable[str | int],
 ) -> list[Case]:
-    """Forward, backward and a step of AdamW on a batch of training images."""
+    """Forward, backward and a step of AdamW on a batch of training images.
+
+    Raises:
+        InputError: If a stitch has nothing to learn.
+    """
     cases = []
     for network, model, choose in _detectors(model_config, device, stitches):
+        choose()
+        if isinstance(model, JoinedRCNN) and not model.backbone.net.stitch.cuts:
+            raise InputError(
+                f"{network} of a joined detector has nothing to learn: measure the training of "
+                "stitches with a cut, such as --stitches FS,SF"
+            )
         parameters = tuple(p for p in model.parameters() if p.requires_grad)
         forward = partial(_losses, model, choose, batch, device, precision)
         # The learning rate is 0: every repetition has the same weights.

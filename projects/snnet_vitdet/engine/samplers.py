@@ -38,6 +38,11 @@ def build_sampler(config: DictConfig, costs: CostTable) -> Sampler:
     node = config.sampler.copy()
     # Nothing that the stitches of a single ViT run is trained in a joined detector.
     ids = [s.id for s in costs.space if s.cuts or not is_joined(config.model)]
+    if not ids:
+        raise InputError(
+            "model.backbone.net has no stitch with a cut, so nothing lies between the two "
+            "detectors: let its kinds have FS, SF, SFS or FSF"
+        )
     node.gflops = [costs.gflops[i] for i in ids]
     sampler = build("sampler", node)
     if len(ids) < len(costs):
@@ -57,6 +62,11 @@ def build_sampler(config: DictConfig, costs: CostTable) -> Sampler:
         ends = select_stitches(stitches, costs.space)
     except InputError as error:
         raise InputError(f"train.ends.stitches={stitches}: {error}") from error
+    if idle := [costs.space[i].name for i in ends if i not in ids]:
+        raise InputError(
+            f"train.ends would train {' and '.join(idle)}, which have nothing to learn in a joined "
+            "detector: name stitches with a cut as train.ends.stitches, or leave train.ends out"
+        )
     try:
         return EndsSampler(sampler, ends, period, first)
     except ValueError as error:
