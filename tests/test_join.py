@@ -121,11 +121,32 @@ def test_pixels_that_are_those_of_the_config_are_taken(check, tmp_path):
     check(changed(check, tmp_path, lambda saved: saved["model"].update(pixel_mean=mean)))
 
 
+def test_the_config_beside_a_checkpoint_says_how_it_saw_its_images(check, tmp_path):
+    source = changed(check, tmp_path, lambda saved: None)
+    config = tmp_path / "config.yaml"
+    config.write_text("model: {pixel_mean: [123.675, 116.28, 103.53], input_format: '${data.x}'}")
+    check(source)
+    config.write_text("nothing that is a config")
+    check(source)
+    config.write_text("model: {pixel_std: [58.395, 57.12, 57.375], input_format: BGR}")
+    with pytest.raises(InputError, match="trained with input_format BGR, and this config has RGB"):
+        check(source)
+
+
 @pytest.mark.parametrize(
     ("overrides", "refused"),
     [
         (["init.detectors.small=null"], "init.detectors.small is not set: give the checkpoint"),
+        (["init.detectors=null"], "init.detectors.small is not set: give the checkpoint"),
         (["init.detectors.large=nix.pth"], "init.detectors.large=nix.pth: .* does not exist"),
+        (
+            ["init.detectors.large=."],
+            "init.detectors.large=.: .* is a folder: give a weight file in",
+        ),
+        (
+            ["model.backbone.net.lora_rank=1.5"],
+            "rank must be 0 … .* for a stitching layer .*, got 1.5",
+        ),
         (
             ["init.weights.small=deit3_small_patch16_224.fb_in22k_ft_in1k"],
             "init.weights.small=deit3.* takes its ViTs from the two detectors .*: leave it out",

@@ -59,6 +59,8 @@ def read_weight_file(path: str | os.PathLike[str], *, on_disk: bool = False) -> 
         InputError: If it cannot be read, or holds anything else.
     """
     path = os.fspath(path)
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a folder: give a weight file in it, such as model_final.pth")
     if not os.path.isfile(path):
         raise InputError(f"weight file {path} does not exist: check the path")
     try:

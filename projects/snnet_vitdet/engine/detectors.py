@@ -1,6 +1,7 @@
 """Two trained detectors into a joined one, strictly."""
 
 import json
+import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from snnet_vitdet.stitching import LARGE, SMALL
 from snnet_vitdet.values import written
 
 from .checkpoint import ClassNames, StrictCheckpointer
+from .yaml_files import read_yaml
 
 __all__ = ["check_detectors", "load_detectors"]
 
@@ -42,7 +44,8 @@ def check_detectors(config: DictConfig, *, data_there: bool) -> None:
             of it; if one of the detectors cannot be read, is of another model or of other classes,
             or says that it saw its images in another form than this config gives them.
     """
-    sources = {key: value for key, value in config.init.get("detectors", {}).items() if value}
+    given = config.init.get("detectors") or {}
+    sources = {key: value for key, value in given.items() if value}
     if not is_joined(config.model):
         if sources:
             raise InputError(
@@ -144,8 +147,9 @@ class _DetectorCheckpointer(StrictCheckpointer):
     def _load_file(self, filename: str) -> dict:
         checkpoint = super()._load_file(filename)
         state = {_own_key(key): value for key, value in checkpoint["model"].items()}
+        images = _said_by_config_beside(filename)
         # Older versions of detectron2 save them.
-        images = {key: state.pop(key).flatten().tolist() for key in _PIXELS if key in state}
+        images |= {key: state.pop(key).flatten().tolist() for key in _PIXELS if key in state}
         return {**checkpoint, "model": state, "images": images, **_exported_header(filename)}
 
     def _load_model(self, checkpoint: dict):
@@ -165,6 +169,20 @@ def _own_key(key: str) -> str:
     if not _EXPORTED.match(key):
         return key
     return key.replace(".embedding.", ".", 1).replace(".layers.", ".blocks.", 1)
+
+
+def _said_by_config_beside(filename: str) -> dict:
+    """How the training that a checkpoint lies in the folder of has seen its images."""
+    try:
+        model = read_yaml(os.path.join(os.path.dirname(filename), "config.yaml"))["model"]
+        said = {key: model[key] for key in (*_PIXELS, "input_format") if key in model}
+    except (KeyError, OSError, TypeError, ValueError):
+        return {}  # of somebody else
+    return {key: value for key, value in said.items() if not _refers(value)}
+
+
+def _refers(value: object) -> bool:
+    return isinstance(value, str) and "${" in value
 
 
 def _exported_header(filename: str) -> dict:
@@ -194,5 +212,7 @@ def _same(said: object, here: object) -> bool:
     """Whether two formats are the same, or two lists of numbers, in single precision."""
     if isinstance(here, str):
         return said == here
-    here = list(here)
-    return torch.tensor(said).float().equal(torch.tensor(here).float())
+    try:
+        return torch.tensor(said).float().equal(torch.tensor(list(here)).float())
+    except (RuntimeError, TypeError, ValueError):  # no numbers
+        return False

@@ -44,7 +44,7 @@ class LowRankLinear(nn.Module):
         super().__init__()
         if alpha is not None and not alpha >= 0:
             raise ValueError(f"alpha must be at least 0, or null for the rank, got {alpha}")
-        if not 0 <= rank <= min(in_features, out_features):
+        if type(rank) is not int or not 0 <= rank <= min(in_features, out_features):
             raise ValueError(
                 f"rank must be 0 … {min(in_features, out_features)} for a {self._what} "
                 f"{in_features} -> {out_features}, got {rank}"
