@@ -107,6 +107,14 @@ def changed(check, tmp_path, change, size="small"):
             lambda saved: saved["model"].pop("backbone.net.patch_embed.proj.bias"),
             r"not one of this model: 1 missing \(backbone.net.patch_embed.proj.bias\)",
         ),
+        (
+            lambda saved: saved["model"].pop("roi_heads.mask_head.predictor.bias"),
+            r"1 missing \(roi_heads.mask_head.predictor.bias\). Give the config and overrides",
+        ),
+        (
+            lambda saved: [saved["model"].pop(k) for k in [*saved["model"]] if ".mask_head." in k],
+            "It was trained without masks: set data.masks=false",
+        ),
     ],
 )
 def test_a_detector_that_does_not_fit_is_told_before_anything_starts(

@@ -442,8 +442,11 @@ class StrictCheckpointer(DetectionCheckpointer):
                 # Other classes explain other shapes, and say more.
                 self.checkpointables["classes"].load_state_dict(checkpoint["classes"])
             remedy = "Give the config and overrides it was trained with"
+            own = {key for key in self.model.state_dict() if ".mask_head." in key}
             for keys, learnt in ((unexpected, True), (missing, False)):
-                if keys and all(".mask_head." in key for key in keys):
+                # A whole mask head, or some of it is damaged.
+                whole = not own if learnt else own == set(keys)
+                if keys and whole and all(".mask_head." in key for key in keys):
                     remedy = f"It was trained {'with' if learnt else 'without'} masks: set "
                     remedy += f"data.masks={str(learnt).lower()}"
             raise InputError(
