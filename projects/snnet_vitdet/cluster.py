@@ -23,6 +23,7 @@ __all__ = ["Training", "TrainingFailed", "launch_options"]
 logger = get_logger()
 
 _POLL_SECONDS = 0.1
+_SECONDS_FOR_LAST_LINES = 5
 # submitit's local executor kills a second after Ctrl-C, and what we leave behind would run on.
 _SECONDS_AT_CTRL_C = 0.5
 _INPUT_ERROR = 2
@@ -85,6 +86,7 @@ class Training:
         self._status: int | None = None
         self._asked = False
         self._last = b""
+        self._copied = False
 
     def __call__(self) -> None:
         """Runs the training to its end.
@@ -96,7 +98,7 @@ class Training:
         # In place of submitit's handler, which ignores it. Schedulers send it to this process
         # alone, to all, or as a warning some time ahead of the signal that submitit waits for.
         signal.signal(signal.SIGTERM, self._pass_on)
-        copying = self._start(environment)
+        self._start(environment)
         try:
             self._wait()
         except KeyboardInterrupt:
@@ -104,8 +106,7 @@ class Training:
             raise
         if self._status == 0:
             return
-        # Data workers that are left behind may hold its end open.
-        copying.join(timeout=5)
+        self._wait_for_copy()
         if self._status in _STOPPED and environment.cluster == "slurm":
             # Preempted or cancelled, or told to end by the first machine. Slurm starts a job again
             # that it takes away, but not one that has ended in the meantime.
@@ -134,7 +135,7 @@ class Training:
             raise self._failure()
         return DelayedSubmission(Training(self._command, self._overrides, self._grace))
 
-    def _start(self, environment: JobEnvironment) -> threading.Thread:
+    def _start(self, environment: JobEnvironment) -> None:
         command = self.command(environment)
         # The signal to interrupt goes to all processes of a job, and would end those of the
         # training: they start with it blocked. To here it comes late.
@@ -150,8 +151,7 @@ class Training:
             # Not by its methods: none of them can be called in a signal handler that interrupts
             # another of them.
             threading.Thread(target=self._note_end, daemon=True).start()
-            copying = threading.Thread(target=self._copy, daemon=True)
-            copying.start()
+            threading.Thread(target=self._copy, daemon=True).start()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupting)
         logger.info(
@@ -164,7 +164,6 @@ class Training:
         )
         if self._asked:
             self._ask()
-        return copying
 
     def _note_end(self) -> None:
         self._status = self._process.wait()
@@ -175,10 +174,17 @@ class Training:
             self._last = (self._last + printed)[-_NUM_LAST_BYTES:]
             sys.stdout.buffer.write(printed)
             sys.stdout.buffer.flush()
+        self._copied = True
 
     def _wait(self, patience: float | None = None) -> None:
         deadline = None if patience is None else time.monotonic() + patience
         while self._status is None and (deadline is None or time.monotonic() < deadline):
+            time.sleep(_POLL_SECONDS)
+
+    def _wait_for_copy(self) -> None:
+        """Waits for the last lines; data workers that are left behind may hold their end open."""
+        deadline = time.monotonic() + _SECONDS_FOR_LAST_LINES
+        while not self._copied and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
 
     def _pass_on(self, _signum: int, _frame: FrameType | None) -> None:
@@ -208,6 +214,7 @@ class Training:
             message = "The training was asked to stop; submit it again with --resume to go on."
             last_lines = []
         else:
+            self._wait_for_copy()
             message = f"The training ended with status {status}; its last lines:"
             last_lines = self._last.decode(errors="replace").splitlines()[-_NUM_LAST_LINES:]
         # The log has the lines.

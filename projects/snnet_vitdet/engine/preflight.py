@@ -23,7 +23,7 @@ from snnet_vitdet.data import check_coco_json, check_same_categories, num_catego
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.one_pass import supports_one_pass
 from snnet_vitdet.files import read_json
-from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, stitch_costs
+from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, is_joined, stitch_costs
 from snnet_vitdet.modeling.cost import build_on_meta
 from snnet_vitdet.modeling.timm_weights import check_weights
 from snnet_vitdet.stitching import select_stitches
@@ -80,6 +80,11 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
         raise InputError(
             "sweep.at_initialisation=True sweeps without a checkpoint: leave out "
             "train.init_checkpoint, or at_initialisation"
+        )
+    if training and config.train.max_iter == 0 and not is_joined(config.model):
+        raise InputError(
+            "train.max_iter=0 must be a whole number of at least 1: only a joined detector "
+            "(configs/join) is one without a training"
         )
     check_data_nodes(config, training=training)
     model = _check_parts(config, training, evaluation, num_processes)
