@@ -199,11 +199,11 @@ def test_a_text_file_is_an_error(tmp_path, text, suffix):
     assert_refused(str(path), f"weight file {path} cannot be read")
 
 
-def test_a_missing_file_is_an_error(tmp_path):
+def test_a_missing_file_or_a_folder_is_an_error(tmp_path):
     for name in ("gone.pth", "gone.safetensors"):
         path = str(tmp_path / name)
         assert_refused(path, f"weight file {path} does not exist: check the path")
-    assert_refused(str(tmp_path), f"weight file {tmp_path} does not exist: check the path")
+    assert_refused(str(tmp_path), f"{tmp_path} is a folder: give a weight file in it")
 
 
 @pytest.mark.parametrize("content", [[torch.ones(2)], {"a": 3}, torch.ones(2), {1: torch.ones(2)}])
