@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 from submitit import JobEnvironment
@@ -106,7 +106,6 @@ class Training:
             raise
         if self._status == 0:
             return
-        self._wait_for_copy()
         if self._status in _STOPPED and environment.cluster == "slurm":
             # Preempted or cancelled, or told to end by the first machine. Slurm starts a job again
             # that it takes away, but not one that has ended in the meantime.
@@ -177,15 +176,7 @@ class Training:
         self._copied = True
 
     def _wait(self, patience: float | None = None) -> None:
-        deadline = None if patience is None else time.monotonic() + patience
-        while self._status is None and (deadline is None or time.monotonic() < deadline):
-            time.sleep(_POLL_SECONDS)
-
-    def _wait_for_copy(self) -> None:
-        """Waits for the last lines; data workers that are left behind may hold their end open."""
-        deadline = time.monotonic() + _SECONDS_FOR_LAST_LINES
-        while not self._copied and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
+        _wait_until(lambda: self._status is not None, patience)
 
     def _pass_on(self, _signum: int, _frame: FrameType | None) -> None:
         if not self._asked:
@@ -209,14 +200,21 @@ class Training:
             self._wait()
 
     def _failure(self) -> TrainingFailed:
+        # Data workers that are left behind may hold the end of the output open.
+        _wait_until(lambda: self._copied, _SECONDS_FOR_LAST_LINES)
         status = self._status
         if status in _STOPPED:
             message = "The training was asked to stop; submit it again with --resume to go on."
             last_lines = []
         else:
-            self._wait_for_copy()
             message = f"The training ended with status {status}; its last lines:"
             last_lines = self._last.decode(errors="replace").splitlines()[-_NUM_LAST_LINES:]
         # The log has the lines.
         logger.error(message.partition(";")[0] if last_lines else message)
         return TrainingFailed("\n".join([message, *last_lines]), status)
+
+
+def _wait_until(is_over: Callable[[], bool], patience: float | None) -> None:
+    deadline = None if patience is None else time.monotonic() + patience
+    while not is_over() and (deadline is None or time.monotonic() < deadline):
+        time.sleep(_POLL_SECONDS)

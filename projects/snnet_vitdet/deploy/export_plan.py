@@ -21,6 +21,7 @@ from snnet_vitdet.modeling import (
     StitchedViT,
     is_joined,
 )
+from snnet_vitdet.modeling.exit_norms import EXITS
 from snnet_vitdet.stitching import SMALL, Stitch
 
 from .export_parts import PART, PARTS
@@ -78,7 +79,7 @@ def plan_of_stitch(model_config: DictConfig, stitch: Stitch | None) -> dict:
         if is_joined(model_config):
             plan[PART] = GeneralizedRCNN.__name__
             for name in ("proposal_generator", "roi_heads"):
-                plan[name] = plan[name]["small" if stitch.exit == SMALL else "large"]
+                plan[name] = plan[name][EXITS[stitch.exit]]
     # Low-rank updates are merged, so there are none.
     walk["anchors"] = [{k: v for k, v in a.items() if k not in _LORA} for a in anchors]
     plan["backbone"]["net"] = walk

@@ -15,6 +15,7 @@ from snnet_vitdet.data import category_names
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import JoinedRCNN, is_joined
 from snnet_vitdet.modeling.cost import build_on_meta
+from snnet_vitdet.modeling.exit_norms import EXITS
 from snnet_vitdet.stitching import LARGE, SMALL
 from snnet_vitdet.values import written
 
@@ -23,7 +24,6 @@ from .yaml_files import read_yaml
 
 __all__ = ["check_detectors", "load_detectors"]
 
-_EXITS = {"small": SMALL, "large": LARGE}
 # What tools/export_stitch.py writes of a ViT alone.
 _EXPORTED = re.compile(r"^backbone\.net\.(embedding|layers)\.")
 _HEADER = "snnet_vitdet"
@@ -94,14 +94,14 @@ def _load(
     model: JoinedRCNN, sources: Mapping[str, str | None], class_names: Sequence[str] | None
 ) -> dict[str, dict]:
     """What each source says of the images that its detector was trained on, too."""
-    for name in _EXITS:
+    for name in EXITS:
         if not sources.get(name):
             raise InputError(
                 f"init.detectors.{name} is not set: give the checkpoint of a detector on the "
                 f"{name} ViT alone"
             )
     said = {}
-    for name, exit_anchor in _EXITS.items():
+    for exit_anchor, name in enumerate(EXITS):
         source = sources[name]
         try:
             said[name] = _load_one(model.detector(exit_anchor), source, class_names)

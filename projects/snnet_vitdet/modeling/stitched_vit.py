@@ -21,6 +21,7 @@ from snnet_vitdet.stitching import (
     StitchingLayers,
     StitchSpace,
     Transition,
+    layers_with_update,
 )
 
 from .anchor import AnchorViT
@@ -181,8 +182,7 @@ class StitchedViT(Backbone):
 
     def updates(self) -> list[LowRankLinear]:
         """The layers of both anchors that have a low-rank update."""
-        layers = (layer for anchor in self.anchors for layer in anchor.modules())
-        return [each for each in layers if isinstance(each, LowRankLinear) and each.rank]
+        return [layer for anchor in self.anchors for layer in layers_with_update(anchor)]
 
     def _updated(self, after_cut: bool) -> bool | None:
         """Whether updates take part in blocks before or after the first cut, None for as ever."""

@@ -7,7 +7,7 @@ from .cost import Cost, CostParts, CostTable
 from .ends import EndsSampler, Sampler
 from .layers import StitchingLayer, StitchingLayers
 from .least_squares import AffineMap, TokenMoments
-from .low_rank import LowRankLinear, merged, updating
+from .low_rank import LowRankLinear, layers_with_update, merged, updating
 from .prefix_tree import BlockStep, EmbeddingStep, PrefixNode, PrefixTree, Step
 from .sampling import ResourceConstrainedSampler, SubsetSampler, UniformSampler
 from .selection import select_stitches
@@ -38,7 +38,8 @@ __all__ = [
     "TokenMoments",
     "Transition",
     "UniformSampler",
+    "layers_with_update",
     "merged",
-    "updating",
     "select_stitches",
+    "updating",
 ]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["LowRankLinear", "merged", "updating"]
+__all__ = ["LowRankLinear", "layers_with_update", "merged", "updating"]
 
 
 class LowRankLinear(nn.Module):
@@ -115,7 +115,7 @@ def merged(module: nn.Module) -> Iterator[None]:
     The parameters are not touched, so leaving the context restores the module exactly. A change of
     the parameters inside the context has no effect until it is left.
     """
-    layers = _with_update(module)
+    layers = layers_with_update(module)
     before = [layer._merged for layer in layers]
     try:
         with torch.no_grad(), updating(module, True):
@@ -130,7 +130,7 @@ def merged(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def updating(module: nn.Module, updated: bool) -> Iterator[None]:
     """Lets the updates of every layer inside ``module`` take part, or not, for a while."""
-    layers = _with_update(module)
+    layers = layers_with_update(module)
     before = [layer.updated for layer in layers]
     try:
         for layer in layers:
@@ -141,5 +141,6 @@ def updating(module: nn.Module, updated: bool) -> Iterator[None]:
             layer.updated = previous
 
 
-def _with_update(module: nn.Module) -> list[LowRankLinear]:
+def layers_with_update(module: nn.Module) -> list[LowRankLinear]:
+    """The layers inside ``module`` that have a low-rank update."""
     return [m for m in module.modules() if isinstance(m, LowRankLinear) and m.rank]
