@@ -13,24 +13,15 @@ import argparse
 import os
 import sys
 import warnings
-from dataclasses import dataclass
 
 import snnet_vitdet.omp  # noqa: F401  # isort: skip
 
 from omegaconf import OmegaConf
 from tabulate import tabulate
-from tqdm import tqdm
 
-from snnet_vitdet.data import (
-    Inspection,
-    category_names,
-    check_same_categories,
-    inspect_coco_json,
-)
-from snnet_vitdet.data.image_folder import ImageFolder
-from snnet_vitdet.data.image_survey import ImageSurvey, inspect_images
-from snnet_vitdet.data.notes import annotation_notes, most_objects, shared_images
-from snnet_vitdet.data.numbering import id_order
+from snnet_vitdet.data import category_names, check_same_categories
+from snnet_vitdet.data.coco_json import id_order
+from snnet_vitdet.data.survey import DatasetSurvey, shared_images
 from snnet_vitdet.engine import ClassNames, StrictCheckpointer, load_config, preflight
 from snnet_vitdet.engine.checkpoint import last_checkpoint
 from snnet_vitdet.engine.masks import BOXES_ALONE
@@ -39,30 +30,7 @@ from snnet_vitdet.modeling.cost import build_on_meta
 from snnet_vitdet.modeling.timm_weights import names_file
 from snnet_vitdet.text import neutral
 
-PURPOSES = ("train", "test")
 PATHS = ("train_json", "train_images", "test_json", "test_images")
-
-
-@dataclass
-class Part:
-    """The data of training or of test."""
-
-    purpose: str
-    json_file: str
-    image_root: str
-    found: Inspection
-    survey: ImageSurvey
-
-    def images(self):
-        """Path and size of every image that is there."""
-        entries = self.found.data["images"] if self.found.data else []
-        folder = ImageFolder(self.image_root)
-        for image in entries:
-            name = image.get("file_name")
-            if isinstance(name, str) and name not in self.found.missing:
-                size = image.get("width"), image.get("height")
-                whole = all(type(side) is int and side > 0 for side in size)
-                yield folder.path(name), size if whole else None
 
 
 def arguments():
@@ -87,60 +55,44 @@ def arguments():
     return parser.parse_args()
 
 
-def lowest_scale(mapper):
-    """The smallest size that a mapper resizes an image to, as a part of data.image_size."""
-    # A mapper of one's own may have none, and others.
-    nodes = [node for node in mapper.get("augmentations") or [] if OmegaConf.is_dict(node)]
-    return min([1.0, *(node.min_scale for node in nodes if node.get("min_scale"))])
-
-
-def max_aspect(config, purpose):
-    """From how long and thin an image on its shorter side is rounded to no pixel."""
-    scale = lowest_scale(config.dataloader[purpose].mapper)
-    return 2 * config.data.image_size * scale
-
-
-def read_part(config, purpose, args):
+def survey(config, purpose, args):
     """Reads annotations and images of training or of test."""
-    json_file, image_root = (config.data[f"{purpose}_{key}"] for key in ("json", "images"))
-    found = inspect_coco_json(
-        json_file, image_root, for_evaluation=purpose == "test", masks=config.data.masks
+    # A mapper of one's own may have no augmentations, or other ones.
+    nodes = config.dataloader[purpose].mapper.get("augmentations") or []
+    scales = [node.min_scale for node in nodes if OmegaConf.is_dict(node) and node.get("min_scale")]
+    found = DatasetSurvey(
+        *(config.data[f"{purpose}_{key}"] for key in ("json", "images")),
+        for_evaluation=purpose == "test",
+        masks=config.data.masks,
+        # From there on, the shorter side of a resized image is rounded to no pixel.
+        max_aspect=2 * config.data.image_size * min([1.0, *scales]),
     )
-    part = Part(purpose, json_file, image_root, found, ImageSurvey(max_aspect(config, purpose)))
-    images = list(part.images())
-    results = inspect_images(images, decode=not args.headers_only, workers=args.workers)
-    progress = tqdm(
-        results, f"{purpose} images", total=len(images), unit="image", disable=None, file=sys.stderr
-    )
-    for (path, _), result in zip(images, progress, strict=True):
-        part.survey.add(path, result)
-    return part
+    found.read_images(decode=not args.headers_only, workers=args.workers)
+    return found
 
 
-def data_faults(config, parts):
-    """All that is wrong with the data, a sentence each."""
-    for part in parts:
-        yield from part.found.faults
-        yield from part.survey.faults(part.json_file)
-    if all(part.found.data for part in parts):
+def data_faults(config, train, test):
+    """A sentence per kind of fault of the data."""
+    yield from train.faults()
+    yield from test.faults()
+    if train.found.data and test.found.data:
         try:
-            check_same_categories(*(part.json_file for part in parts))
+            check_same_categories(train.json_file, test.json_file)
         except InputError as error:
             yield str(error)
-    mapper = config.dataloader.train.mapper
-    train = parts[0].found.summary
+    mapper, summary = config.dataloader.train.mapper, train.found.summary
     masks = mapper.get("use_instance_mask"), mapper.get("instance_mask_format", "polygon")
-    if train is not None and train.rle_masks and masks == (True, "polygon"):
+    if summary is not None and summary.rle_masks and masks == (True, "polygon"):
         yield (
-            f"{train.rle_masks} objects in {train.json_file} have RLE masks, but the mapper takes "
-            "polygons: add dataloader.train.mapper.instance_mask_format=bitmask."
+            f"{summary.rle_masks} objects in {train.json_file} have RLE masks, but the mapper "
+            "takes polygons: add dataloader.train.mapper.instance_mask_format=bitmask."
         )
 
 
 def start_fault(config):
     """What the start of a training would refuse besides, if anything."""
     config = config.copy()
-    config.data.check = False  # done, and more of it
+    config.data.check = False  # done here, and more thoroughly
     resume = bool(last_checkpoint(config.train.output_dir))
     try:
         preflight(config, evaluation=False, resume=resume, num_processes=1)
@@ -150,20 +102,17 @@ def start_fault(config):
 
 
 def checkpoint_fault(config):
-    """Why a training cannot start from its checkpoint, if it cannot.
-
-    This is the last one of the output folder, from which it is resumed, or train.init_checkpoint.
-    """
+    """Why the last checkpoint of the output folder or train.init_checkpoint cannot be used."""
     name, path = "train.init_checkpoint", config.train.init_checkpoint
     last = last_checkpoint(config.train.output_dir)
     if last:
         name, path = "the last checkpoint", os.path.join(config.train.output_dir, last)
-    elif not path or not os.path.isfile(path):  # which the start has refused
+    elif not path or not os.path.isfile(path):  # the start has refused it
         return None
     try:
         classes = ClassNames(category_names(config.data.train_json))
         with warnings.catch_warnings():
-            # Nothing is loaded: the model has no memory.
+            # The model has no memory to load into.
             warnings.simplefilter("ignore")
             model = build_on_meta(config.model)
             checkpointer = StrictCheckpointer(model, new_classes=not last, classes=classes)
@@ -176,87 +125,47 @@ def checkpoint_fault(config):
     return None
 
 
-def untried_weights(config):
-    """Says of weights by name that only a training will find out whether it can have them."""
-    if config.train.init_checkpoint or last_checkpoint(config.train.output_dir):
-        return
-    for name, source in config.init.weights.items():
-        if source and not names_file(source):
-            yield (
-                f"init.weights.{name}={source} names weights of timm, which a training downloads; "
-                "nothing is downloaded here, so this is not tried"
-            )
-
-
-def notes_of(config, parts):
-    """What is handled and worth knowing, a sentence each."""
-    for part in parts:
-        if part.found.summary is not None:
-            yield from annotation_notes(
-                part.found, config.data.image_size, for_evaluation=part.purpose == "test"
-            )
-        yield from part.survey.notes(part.json_file)
+def notes_of(config, train, test):
+    """A sentence per kind of what is handled and worth knowing."""
+    for part in (train, test):
+        yield from part.notes(config.data.image_size)
     if not config.data.masks:
         yield BOXES_ALONE
-    yield from untried_weights(config)
-    paths = [{os.path.realpath(path) for path, _ in part.images()} for part in parts]
-    yield from shared_images(*paths, *(part.survey.digests for part in parts))
-
-
-def facts_of(part):
-    """Name and value of what is counted, a row each."""
-    summary = part.found.summary
-    name, most = most_objects(part.found.data)
-    yield "annotation file", part.json_file
-    yield "images", summary.images
-    yield "images without an object", summary.empty_images
-    yield "objects", sum(summary.instances.values())
-    yield from ((f"  {size} by COCO", count) for size, count in summary.sizes.items())
-    yield "most objects on an image", f"{most} ({name})" if most else 0
-    yield "crowds", summary.crowds
-    need = " (need the mask format bitmask)" if summary.rle_masks else ""
-    yield "objects with a mask", summary.masks
-    yield "objects with RLE masks", f"{summary.rle_masks}{need}"
-    yield "boxes without area", summary.flat_boxes
-    by_area = sorted(part.survey.sizes, key=lambda size: size[0] * size[1])
-    if by_area:
-        for label, place in (("smallest", 0), ("median", (len(by_area) - 1) // 2), ("largest", -1)):
-            yield f"{label} image", " x ".join(map(str, by_area[place]))
-    modes = ", ".join(f"{count} {mode}" for mode, count in part.survey.modes.most_common())
-    yield "modes of images", modes or "none read"
-
-
-def classes_of(parts):
-    """Header and rows: how many objects each class has in each part."""
-    summaries = [part.found.summary for part in parts]
-    names = {key: name for s in reversed(summaries) for key, name in s.categories.items()}
-    rows = [
-        (neutral(key), neutral(names[key]), *(s.instances.get(key, "absent") for s in summaries))
-        for key in sorted(names, key=id_order)
-    ]
-    return ["id", "class", *(part.purpose for part in parts)], rows
+    if not config.train.init_checkpoint and not last_checkpoint(config.train.output_dir):
+        for name, source in config.init.weights.items():
+            if source and not names_file(source):
+                yield (
+                    f"init.weights.{name}={source} names weights of timm, which a training "
+                    "downloads; nothing is downloaded here, so this is not tried"
+                )
+    yield from shared_images(train, test)
 
 
 def print_summary(parts):
-    """Prints what the data are; objects with faults are not counted."""
-    readable = [part for part in parts if part.found.summary is not None]
-    for part in readable:
-        print(f"\n{part.purpose.capitalize()} data (what is in order)")
-        facts = [(label, neutral(value)) for label, value in facts_of(part)]
+    """Prints what is in order in the data of each purpose whose annotations can be read."""
+    for purpose, part in parts.items():
+        print(f"\n{purpose.capitalize()} data (what is in order)")
+        facts = [(label, neutral(value)) for label, value in part.facts()]
         print(tabulate(facts, tablefmt="plain", disable_numparse=True))
-    if readable:
-        header, rows = classes_of(readable)
+    if parts:
+        summaries = [part.found.summary for part in parts.values()]
+        names = {key: name for s in reversed(summaries) for key, name in s.categories.items()}
+        rows = [
+            (
+                neutral(key),
+                neutral(names[key]),
+                *(s.instances.get(key, "absent") for s in summaries),
+            )
+            for key in sorted(names, key=id_order)
+        ]
         print("\nObjects by class")
-        print(tabulate(rows, header))
+        print(tabulate(rows, ["id", "class", *parts]))
 
 
 def print_list(title, sentences):
-    """Prints sentences below a title, each once."""
-    sentences = list(dict.fromkeys(sentences))
+    """Prints sentences below a title."""
     if sentences:
-        print(f"\n{title}")
-    for sentence in sentences:
-        print(f"- {neutral(sentence)}")
+        print(f"\n{title}", *(f"- {neutral(sentence)}" for sentence in sentences), sep="\n")
 
 
 def run(args):
@@ -264,18 +173,20 @@ def run(args):
     if args.workers < 0:
         raise InputError(f"--workers {args.workers} must be 0 or more")
     config = load_config(args.config_file, args.opts)
-    start = start_fault(config)
-    of_start = [start] if start else [checkpoint_fault(config)]
+    fault = start_fault(config)
     if missing := [key for key in PATHS if OmegaConf.is_missing(config.data, key)]:
-        raise InputError(start or f"the config leaves {missing} to you")
-    parts = [read_part(config, purpose, args) for purpose in PURPOSES]
-    faults = [fault for fault in (*data_faults(config, parts), *of_start) if fault]
-    faults = list(dict.fromkeys(faults))
-    print_summary(parts)
-    print_list("Notes: handled, and worth knowing", notes_of(config, parts))
+        raise InputError(fault or f"the config leaves {missing} to you")
+    fault = fault or checkpoint_fault(config)
+    parts = train, test = [survey(config, purpose, args) for purpose in ("train", "test")]
+    # What is wrong with both is said once.
+    faults = list(dict.fromkeys([*data_faults(config, train, test), *filter(None, [fault])]))
+    notes = list(dict.fromkeys(notes_of(config, train, test)))
+    readable = zip(("train", "test"), parts, strict=True)
+    print_summary({purpose: part for purpose, part in readable if part.found.summary})
+    print_list("Notes: handled, and worth knowing", notes)
     print_list("Faults: to be corrected before a training", faults)
     looked = "looked at by their headers" if args.headers_only else "decoded"
-    count = sum(len(list(part.images())) for part in parts)
+    count = len(train.images) + len(test.images)
     verdict = f"kinds of faults: {len(faults)}" if faults else "nothing is wrong"
     print(f"\nImages {looked}: {count}; {verdict}.")
     return 2 if faults else 0

@@ -34,7 +34,7 @@ from snnet_vitdet.data import (
     dataset_name,
     inspect_coco_json,
 )
-from snnet_vitdet.data.notes import annotation_notes
+from snnet_vitdet.data.survey import annotation_notes
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import CocoScorer, evaluators_of
 

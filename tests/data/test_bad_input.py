@@ -538,14 +538,17 @@ def test_file_name_listed_twice_is_named(dicts, check_dataset):
 def test_images_in_training_and_test_are_named(folder, check_dataset, tiny_overrides, write):
     finished = check_dataset(whole())
     assert finished.code == 0
-    assert "3 of 3 test images are training images as well" in finished.printed
+    assert "3 of 3 test images are in the training data as well" in finished.printed
     (folder / "copy.png").write_bytes((folder / "1.png").read_bytes())
     Image.fromarray(255 - BASE).save(folder / "2.png")
     train = write(whole(images=[entry(1, "1.png")]), "train.json")
     test = write(whole(images=[entry(1, "copy.png"), entry(2, "2.png")]), "test.json")
     check = dataset_checker(tiny_overrides, folder / "output")
-    assert "1 of 2 test images are copies of training images" in check(train, test, folder).printed
-    assert "are copies" not in check(train, test, folder, "--headers-only").printed
+    assert (
+        "1 of 2 test images has the content of a training image"
+        in check(train, test, folder).printed
+    )
+    assert "the content" not in check(train, test, folder, "--headers-only").printed
 
 
 # ---------------------------------------------------------------------- training and evaluation

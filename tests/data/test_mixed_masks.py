@@ -11,7 +11,7 @@ from detectron2.config import instantiate
 from detectron2.structures import BitMasks, PolygonMasks
 
 from snnet_vitdet.data import build_train_loader, check_coco_json, coco_dicts
-from snnet_vitdet.data.mask_truth import mask_truth
+from snnet_vitdet.data.datasets import mask_truth
 from snnet_vitdet.errors import InputError
 
 

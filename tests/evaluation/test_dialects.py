@@ -10,7 +10,7 @@ from in_process import run_main
 from pycocotools import mask as mask_util
 
 from snnet_vitdet.data import dataset_name
-from snnet_vitdet.data.numbering import id_order
+from snnet_vitdet.data.coco_json import id_order
 from snnet_vitdet.evaluation import CocoScorer
 from snnet_vitdet.evaluation.results import ResultsTable
 

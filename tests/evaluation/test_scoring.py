@@ -14,7 +14,7 @@ import pytest
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 
-from snnet_vitdet.data.numbering import id_order
+from snnet_vitdet.data.coco_json import id_order
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import CocoScorer
 from snnet_vitdet.evaluation.results import METRICS

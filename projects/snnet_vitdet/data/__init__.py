@@ -1,12 +1,17 @@
-"""COCO-format data by path, the generated scenes, checks and the loaders."""
+"""COCO-format data by path: checks, loaders and the generated scenes."""
 
-from .checks import Inspection, check_coco_json, check_same_categories, inspect_coco_json
-from .coco_json import category_names, coco_dicts, dataset_name, has_masks, num_categories
-from .evaluation_loader import EvaluationLoader, build_evaluation_loader
-from .loader import TrainLoader, build_train_loader
+from .checks import (
+    DatasetSummary,
+    Inspection,
+    check_coco_json,
+    check_same_categories,
+    inspect_coco_json,
+)
+from .coco_json import category_names, has_masks, num_categories
+from .datasets import coco_dicts, dataset_name
+from .loader import EvaluationLoader, TrainLoader, build_evaluation_loader, build_train_loader
 from .mapper import CheckedMapper
 from .shapes import ShapesPaths, generate_shapes
-from .summary import DatasetSummary
 
 __all__ = [
     "CheckedMapper",

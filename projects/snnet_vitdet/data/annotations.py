@@ -1,31 +1,30 @@
-"""Faults of the annotations of a COCO file, all kinds found in one pass."""
+"""Faults of single annotations of a COCO file: ids, boxes, polygons and RLE masks."""
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
 
 from snnet_vitdet.text import shown
 
-from .image_entries import ImageEntries
-from .rle import pixels_of
-from .summary import EXAMPLES, DatasetSummary, agree, some
+from .coco_json import Id
 
-__all__ = ["NO_CROWDS", "InspectedAnnotations", "inspect_annotations"]
-
-# COCO's own train2017 has 2 boxes of height 0 among 860,001 (cocodataset/cocoapi issue 355) and
-# must pass. detectron2 leaves such objects out of training.
-_TOLERATED_FLAT_BOXES = 1e-5
+__all__ = [
+    "ANNOTATION_FAULTS",
+    "NO_CROWDS",
+    "SHAPE_FAULTS",
+    "AnnotationChecker",
+    "describe_annotation",
+    "rle_pixels",
+]
 
 NO_CROWDS = (
     "Some annotation tools mark every mask of their brush so: if they are single objects, set "
     "iscrowd to 0"
 )
-"""What to do about masks that are no crowds."""
+"""What to do about single objects that are marked as crowds."""
 
-# What is wrong with annotations, as "<n> annotations <fault> (<examples>): <remedy>". Found in one
-# pass, reported in this order: what is above tends to cause what is below.
-_FAULTS = {
+ANNOTATION_FAULTS = {
     "id": ("have no whole number as id", "give each annotation one, or a text"),
     "duplicate": ("have an id that another one has", "give each annotation an id of its own"),
     "image": (
@@ -81,189 +80,108 @@ _FAULTS = {
         "make them add up to height times width, or export them again",
     ),
 }
+"""What annotations are said to have, and the remedy. Earlier kinds tend to cause later ones."""
 
-# How many times the longer side of an image a box or a polygon may go beyond it. What is cut off by
-# the border is often annotated as a whole; an outline is followed pixel by pixel, and pycocotools
-# ends in a segmentation fault where numbers are too large for it.
+_BOX_FAULTS = ("bbox", "flat", "outside", "far box")
+SHAPE_FAULTS = {
+    *_BOX_FAULTS,
+    *("polygon", "far polygon", "rle size", "rle counts", "rle pixels"),
+}
+"""Kinds of faults of boxes and masks that are there."""
+
+# How many times the longer side of an image a box or a polygon may go beyond it. Objects that the
+# border cuts are often annotated as a whole, but pycocotools follows outlines pixel by pixel, and
+# ends in a segmentation fault for huge numbers.
 _BEYOND = 10
-_NUMBERS = {int, float}
+# Of a compressed number, 35 bits: no image has as many pixels, and no sum reaches 64 bits.
+_MOST_CHARACTERS = 7
 
 
-@dataclass(frozen=True)
-class InspectedAnnotations:
-    """What annotations are.
+class AnnotationChecker:
+    """Finds faults of the annotations of a file, one annotation after the other.
 
     Attributes:
-        faults: A sentence for each kind of fault.
-        warnings: A sentence for each kind of what is odd and not refused.
-        summary: Of those in order.
+        sizes: Width and height in pixels of the images, by id.
     """
 
-    faults: list[str]
-    warnings: list[str]
-    summary: DatasetSummary
+    def __init__(
+        self,
+        sizes: Mapping[Id, tuple[int, int]],
+        incomplete: Collection[Id],
+        categories: Collection[Id],
+        for_evaluation: bool,
+    ) -> None:
+        """
+        Args:
+            sizes: See above.
+            incomplete: Ids of images whose entries are faulty, which is no fault of annotations.
+            categories: Ids of the categories.
+            for_evaluation: Ask for ``area`` and ``iscrowd`` as well.
+        """
+        self.sizes = sizes
+        self._incomplete = incomplete
+        self._categories = categories
+        self._category_types = {type(key) for key in categories}
+        self._for_evaluation = for_evaluation
+        self._ids: set[str] = set()
+
+    def faults(self, annotation: dict) -> list[str]:
+        """Keys of ``ANNOTATION_FAULTS``; an id is a duplicate from its second annotation on."""
+        found = [self._id_fault(annotation.get("id"))]
+        image_id = annotation.get("image_id")
+        is_id = type(image_id) in (int, str)
+        size = self.sizes.get(image_id) if is_id else None
+        if size is None and not (is_id and image_id in self._incomplete):
+            found.append("image")
+        found.append(self._category_fault(annotation.get("category_id")))
+        if annotation.get("ignore") not in (None, 0):
+            found.append("ignore")
+        # Training does not need these two, but its summary reads an area that is there.
+        default = None if self._for_evaluation else 0
+        if annotation.get("iscrowd", default) not in (0, 1):
+            found.append("iscrowd")
+        area = annotation.get("area", default)
+        if not _all_finite([area]) or area < 0:
+            found.append("area")
+        elif size is not None and area > ((2 * _BEYOND + 1) * max(size)) ** 2:
+            found.append("large area")
+        found.append(_box_fault(annotation.get("bbox"), size))
+        # Training leaves crowds out, but reads their masks.
+        found.append(_mask_fault(annotation.get("segmentation"), size))
+        return [fault for fault in found if fault is not None]
+
+    def _id_fault(self, annotation_id: object) -> str | None:
+        if type(annotation_id) not in (int, str):
+            return "id"
+        # As texts: 1 and "1" are the same to many programs.
+        if str(annotation_id) in self._ids:
+            return "duplicate"
+        self._ids.add(str(annotation_id))
+        return None
+
+    def _category_fault(self, category_id: object) -> str | None:
+        if type(category_id) not in self._category_types:
+            return "category id" if int in self._category_types else "category text"
+        return None if category_id in self._categories else "category"
 
 
-def inspect_annotations(
-    json_file: str,
-    annotations: Sequence[dict],
-    entries: ImageEntries,
-    categories: Mapping[int | str, str],
-    for_evaluation: bool,
-    masks: bool = True,
-) -> InspectedAnnotations:
-    """Looks at every annotation.
+def describe_annotation(annotation: dict, position: int, fault: str = "") -> str:
+    """An annotation as a fault names it, with values as Python writes them: "1" is not 1.
 
     Args:
-        json_file: Name of the annotation file.
-        annotations: Its annotations.
-        entries: Its images.
-        categories: Names of its categories by id.
-        for_evaluation: Also ask for what COCO's evaluation needs, ``area`` and ``iscrowd``.
-        masks: Whether masks are to be learnt or scored. Training needs at least one.
+        annotation: The annotation.
+        position: Its position in the file, for one without an id.
+        fault: A key of ``ANNOTATION_FAULTS``, whose value is shown.
     """
-    fault_counts: Counter[str] = Counter()
-    fault_examples: dict[str, list[str]] = defaultdict(list)
-    seen: set[str] = set()
-    occupied: set[int | str] = set()
-    instances = dict.fromkeys(categories, 0)
-    size_counts = {"small": 0, "medium": 0, "large": 0}
-    crowds = object_masks = rle_masks = 0
-    for position, annotation in enumerate(annotations):
-        faults = list(_faults_of(annotation, seen, entries, categories, for_evaluation))
-        in_order = not faults
-        crowd, has_mask = annotation.get("iscrowd"), bool(annotation.get("segmentation"))
-        if masks and not has_mask and (for_evaluation or not crowd):
-            faults.append("no mask")
-        for fault in faults:
-            fault_counts[fault] += 1
-            if len(fault_examples[fault]) < EXAMPLES:
-                fault_examples[fault].append(_describe(annotation, position, fault))
-        object_masks += has_mask and not crowd
-        if crowd:
-            crowds += 1
-        elif in_order:
-            if annotation["image_id"] in entries.sizes:
-                occupied.add(annotation["image_id"])
-            instances[annotation["category_id"]] += 1
-            rle_masks += isinstance(annotation.get("segmentation"), dict)
-            area = annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
-            size_counts["small" if area < 32**2 else "medium" if area < 96**2 else "large"] += 1
-
-    def sentence(fault: str, text: str) -> str:
-        examples = some(fault_examples[fault], fault_counts[fault], "; ")
-        count = f"{fault_counts[fault]} of {len(annotations)} annotations in {json_file}"
-        return f"{count} {agree(text, fault_counts[fault]).format(examples=examples)}"
-
-    warnings = []
-    flat_boxes = fault_counts["flat"]
-    if 0 < flat_boxes <= _TOLERATED_FLAT_BOXES * len(annotations):
-        text = "have a box without area ({examples}); training leaves them out."
-        warnings.append(sentence("flat", text))
-        del fault_counts["flat"]
-    # No fault: boxes are learnt and scored without masks.
-    if (for_evaluation or object_masks) and (without := fault_counts.pop("no mask", 0)):
-        warnings.append(_about_masks(json_file, without, len(annotations), for_evaluation))
-    if crowds:
-        warnings.append(_about_crowds(json_file, crowds, len(annotations), for_evaluation))
-    num_images = len(entries.sizes)
-    return InspectedAnnotations(
-        faults=[
-            sentence(fault, f"{text} ({{examples}}): {remedy}.")
-            for fault, (text, remedy) in _FAULTS.items()
-            if fault_counts[fault]
-        ],
-        warnings=warnings,
-        summary=DatasetSummary(
-            json_file=json_file,
-            images=num_images,
-            empty_images=num_images - len(occupied),
-            annotations=len(annotations),
-            crowds=crowds,
-            masks=object_masks,
-            rle_masks=rle_masks,
-            flat_boxes=flat_boxes,
-            categories=dict(categories),
-            instances=instances,
-            sizes=size_counts,
-        ),
-    )
-
-
-def _about_masks(json_file: str, without: int, total: int, for_evaluation: bool) -> str:
-    consequence = (
-        "box AP counts them, mask AP counts what is found in their boxes neither for nor against"
-        if for_evaluation
-        else "training learns their boxes, and masks from the others"
-    )
-    if without == total:
-        consequence = "boxes alone are scored" if for_evaluation else "boxes alone are learnt"
-    none = agree("have no mask", without)
-    return f"{without} of {total} annotations in {json_file} {none}: {consequence}."
-
-
-def _about_crowds(json_file: str, crowds: int, total: int, for_evaluation: bool) -> str:
-    consequence = (
-        "evaluation counts what is found there neither for nor against"
-        if for_evaluation
-        else "training leaves them out"
-    )
-    marked = agree("have iscrowd 1, as crowds have", crowds)
-    return f"{crowds} of {total} annotations in {json_file} {marked}: {consequence}. {NO_CROWDS}."
-
-
-def _faults_of(
-    annotation: dict,
-    seen: set[str],
-    entries: ImageEntries,
-    categories: Mapping[int | str, str],
-    for_evaluation: bool,
-) -> Iterable[str]:
-    """Keys of ``_FAULTS``; adds the annotation's id to ``seen``."""
-    annotation_id = annotation.get("id")
-    if type(annotation_id) not in (int, str):
-        yield "id"
-    elif str(annotation_id) in seen:
-        yield "duplicate"
-    else:
-        seen.add(str(annotation_id))
-
-    image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
-    size = entries.sizes.get(image_id) if type(image_id) in (int, str) else None
-    if size is None and not _is_incomplete(image_id, entries):
-        yield "image"
-    if fault := _category_fault(category_id, categories):
-        yield fault
-    if annotation.get("ignore") not in (None, 0):
-        yield "ignore"
-    crowd = annotation.get("iscrowd", None if for_evaluation else 0)
-    if crowd not in (0, 1):
-        yield "iscrowd"
-    # An area that is there but no number breaks the summary of training data as well.
-    area = annotation.get("area", None if for_evaluation else 0)
-    if not _all_finite([area]) or area < 0:
-        yield "area"
-    elif size is not None and area > ((2 * _BEYOND + 1) * max(size)) ** 2:
-        yield "large area"
-
-    box_fault = _box_fault(annotation.get("bbox"), size)
-    if box_fault is not None:
-        yield box_fault
-    # Training leaves crowds out, but reads a mask that is there.
-    if mask_fault := _mask_fault(annotation.get("segmentation"), size):
-        yield mask_fault
-
-
-def _category_fault(category_id: object, categories: Mapping[int | str, str]) -> str | None:
-    types = {type(key) for key in categories}
-    if type(category_id) not in types:
-        return "category id" if int in types else "category text"
-    return None if category_id in categories else "category"
-
-
-def _is_incomplete(image_id: object, entries: ImageEntries) -> bool:
-    # Which is a fault of the image, and none of its annotations.
-    return type(image_id) in (int, str) and image_id in entries.incomplete
+    name = shown(annotation["id"]) if "id" in annotation else f"number {position}"
+    text = f"annotation {name} of image {shown(annotation.get('image_id'))}"
+    if fault.startswith("category"):
+        return f"{text} has category {shown(annotation.get('category_id'))}"
+    if fault in _BOX_FAULTS:
+        return f"{text} has {shown(annotation.get('bbox'))}"
+    if fault in ("area", "large area") and "area" in annotation:
+        return f"{text} has {shown(annotation['area'])}"
+    return text
 
 
 def _box_fault(box: object, size: tuple[int, int] | None) -> str | None:
@@ -296,23 +214,66 @@ def _mask_fault(mask: object, size: tuple[int, int] | None) -> str | None:
 
 def _rle_fault(mask: dict, size: tuple[int, int] | None) -> str | None:
     if size is None:
-        # Without an image there is another fault, and no size to compare with.
-        return None
+        return None  # nothing to compare with, and a fault already
     if mask.get("size") != [size[1], size[0]]:
         return "rle size"
-    pixels = pixels_of(mask.get("counts"))
+    pixels = rle_pixels(mask.get("counts"))
     if pixels is None:
         return "rle counts"
+    # pycocotools fails on runs that are longer than the image, and leaves the pixels behind
+    # shorter ones as the memory was.
     return None if pixels == size[0] * size[1] else "rle pixels"
 
 
+def rle_pixels(counts: object) -> int | None:
+    """Number of pixels that the runs of an RLE mask cover.
+
+    Args:
+        counts: Lengths of the runs, or COCO's compressed text of them.
+
+    Returns:
+        None if these are no runs.
+    """
+    if isinstance(counts, str):
+        runs = _decompressed(counts)
+        return None if runs is None or runs.min() < 0 else int(runs.sum())
+    if not isinstance(counts, list) or not all(type(run) is int and run >= 0 for run in counts):
+        return None
+    return sum(counts)
+
+
+def _decompressed(text: str) -> np.ndarray | None:
+    """The runs of COCO's compressed text, (runs,); None if it is none.
+
+    A character stands for six bits: five of a number, lowest first, and one for "goes on". The
+    highest bit of a number is its sign. From the fourth on, a number is the difference to the run
+    two before. Computed on whole arrays, as a data set may have a million masks.
+    """
+    if not text or not text.isascii():
+        return None
+    codes = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
+    if codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        return None
+    ends = np.flatnonzero(codes & 32 == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > _MOST_CHARACTERS:
+        return None
+    places = 5 * (np.arange(codes.size) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((codes & 31) << places, starts)
+    runs -= (codes[ends] & 16 > 0).astype(np.int64) << (5 * lengths)
+    runs[1::2] = runs[1::2].cumsum()
+    runs[2::2] = runs[2::2].cumsum()
+    return runs
+
+
 def _all_finite(numbers: list) -> bool:
-    # Whole lists at a time: COCO has forty million coordinates. True is no number here.
-    if not set(map(type, numbers)) <= _NUMBERS:
+    # On whole lists: COCO has forty million coordinates. True is no number here.
+    if not set(map(type, numbers)) <= {int, float}:
         return False
     try:
         return math.isfinite(sum(numbers)) and math.isfinite(max(numbers) - min(numbers))
-    except OverflowError:  # one beyond all floats
+    except OverflowError:  # an integer beyond all floats
         return False
 
 
@@ -321,16 +282,3 @@ def _is_far(coordinates: Sequence[float], size: tuple[int, int] | None) -> bool:
         return False
     beyond = _BEYOND * max(size)
     return min(coordinates) < -beyond or max(coordinates) > max(size) + beyond
-
-
-def _describe(annotation: dict, position: int, fault: str) -> str:
-    # As Python writes them: "1" is not 1.
-    name = shown(annotation["id"]) if "id" in annotation else f"number {position}"
-    text = f"annotation {name} of image {shown(annotation.get('image_id'))}"
-    if fault in ("category", "category id", "category text"):
-        return f"{text} has category {shown(annotation.get('category_id'))}"
-    if fault in ("bbox", "flat", "outside", "far box"):
-        return f"{text} has {shown(annotation.get('bbox'))}"
-    if fault in ("area", "large area") and "area" in annotation:
-        return f"{text} has {shown(annotation['area'])}"
-    return text

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from snnet_vitdet.errors import InputError
 
 from .coco_json import read_coco_json
-from .image_folder import ImageFolder
+from .images import ImageFolder
 
 __all__ = ["difference", "image_facts", "leaves", "sha256_of"]
 

@@ -1,4 +1,7 @@
-"""The training loader: a pure function of (seed, position), so that it resumes exactly."""
+"""Loaders of training and of evaluation, which name the image that cannot be used.
+
+A training sample is a pure function of (seed, position), so that a training resumes exactly.
+"""
 
 import contextlib
 import hashlib
@@ -9,17 +12,25 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from detectron2.data.build import trivial_batch_collator
 from detectron2.data.common import DatasetFromList
+from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from snnet_vitdet.errors import InputError
 
-from .failures import DATA_ERRORS, Failure, failure_of, raise_failures
-from .workers import leave_sigterm_to_parent, worker_context
+from .workers import (
+    DATA_ERRORS,
+    Failure,
+    failure_of,
+    leave_sigterm_to_parent,
+    raise_failures,
+    worker_context,
+)
 
-__all__ = ["TrainLoader", "build_train_loader"]
+__all__ = ["EvaluationLoader", "TrainLoader", "build_evaluation_loader", "build_train_loader"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +46,14 @@ def build_train_loader(
 
     Args:
         dataset: detectron2 dataset dicts, the same list in every process.
-        mapper: turns a dataset dict into a model input, such as ``CheckedMapper``, or returns
+        mapper: Turns a dataset dict into a model input, such as :class:`.CheckedMapper`, or returns
             None to have another sample drawn in its place.
-        total_batch_size: images an iteration over all processes; a multiple of their number.
-        num_workers: worker processes of this process; 0 maps in the process itself.
-        seed: fixes the order of the images and all random choices of the mapper.
+        total_batch_size: Images per iteration over all processes, a multiple of their number.
+        num_workers: Worker processes of this process; 0 maps in the process itself.
+        seed: Fixes the order of the images and all random choices of the mapper.
 
     Raises:
-        InputError: the data set is empty, the batch cannot be divided, or the mapper cannot take
+        InputError: The data set is empty, the batch cannot be divided, or the mapper cannot take
             the masks of the data.
     """
     if not dataset:
@@ -57,17 +68,54 @@ def build_train_loader(
     return TrainLoader(dataset, mapper, seed, total_batch_size, num_workers, comm.get_rank(), world)
 
 
+def build_evaluation_loader(
+    dataset: list[dict],
+    mapper: Mapper,
+    sampler: Sampler | None = None,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    collate_fn: Callable[[list], object] | None = None,
+) -> "EvaluationLoader":
+    """Builds a loader as detectron2's ``build_detection_test_loader`` does.
+
+    Args:
+        dataset: detectron2 dataset dicts, the same list in every process.
+        mapper: Turns a dataset dict into a model input, such as :class:`.CheckedMapper`.
+        sampler: Indices of this process; an equal share of all by default.
+        batch_size: Images per batch of this process.
+        num_workers: Worker processes of this process; 0 maps in the process itself.
+        collate_fn: Makes a batch of a list of samples; the list itself by default.
+    """
+    samples = _EvaluationSamples(dataset, mapper)
+    return EvaluationLoader(
+        samples,
+        batch_size=batch_size,
+        sampler=InferenceSampler(len(samples)) if sampler is None else sampler,
+        num_workers=num_workers,
+        multiprocessing_context=worker_context(num_workers),
+        collate_fn=collate_fn or trivial_batch_collator,
+    )
+
+
+class EvaluationLoader(DataLoader):
+    """A DataLoader that raises an InputError at an image that cannot be used, workers or not."""
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        for batch in super().__iter__():
+            raise_failures(batch)
+            yield batch
+
+
 class TrainLoader:
     """Endless batches, each a list of mapped dicts.
 
     The samples of all processes are one sequence of positions 0, 1, 2, …; every ``len(dataset)``
     positions are a permutation of the data set. Iteration i covers positions i·B … (i+1)·B-1, of
-    which each process takes its contiguous share. What a sample looks like depends on the seed and
-    its position alone: not on the number of workers or processes, nor on where a run was resumed.
+    which each process takes its contiguous share. A sample depends on the seed and its position
+    alone, not on the number of workers or processes, nor on where a run was resumed.
 
     Attributes:
-        start_iteration: the iteration whose batch comes first (batches consumed before, by each
-            process); set it before iterating to resume.
+        start_iteration: The iteration whose batch comes first; set it before iterating to resume.
     """
 
     def __init__(
@@ -81,7 +129,7 @@ class TrainLoader:
         world: int = 1,
     ):
         self.start_iteration = 0
-        self._samples = _Samples(dataset, mapper, seed)
+        self._samples = _TrainSamples(dataset, mapper, seed)
         self._total_batch_size = total_batch_size
         self._num_workers = num_workers
         self._rank = rank
@@ -89,7 +137,7 @@ class TrainLoader:
 
     @property
     def num_images(self) -> int:
-        """Number of images of the data set: an epoch."""
+        """Number of images of the data set, which is an epoch."""
         return len(self._samples)
 
     def __iter__(self) -> Iterator[list[dict]]:
@@ -97,7 +145,7 @@ class TrainLoader:
             self._samples,
             batch_sampler=self._keys(self.start_iteration),
             num_workers=self._num_workers,
-            collate_fn=_as_list,
+            collate_fn=trivial_batch_collator,
             worker_init_fn=leave_sigterm_to_parent,
             multiprocessing_context=worker_context(self._num_workers),
             # Its own generator: by default DataLoader draws from the global one, which is the
@@ -128,14 +176,14 @@ class TrainLoader:
         """Maps a random choice of the data once, for the least-squares initialisation.
 
         Args:
-            num_samples: images over all processes; no more than the data set has are used.
-            mapper: instead of the loader's own, such as one without augmentations.
+            num_samples: Images over all processes, at most those of the data set.
+            mapper: Used in place of the loader's own, such as one without augmentations.
 
         Yields:
             The mapped dicts of this process: every ``world``-th of the choice, from ``rank`` on.
 
         Raises:
-            InputError: an image cannot be used.
+            InputError: An image cannot be used.
         """
         if num_samples > len(self._samples):
             logger.info("Using all %d images, fewer than %d.", len(self._samples), num_samples)
@@ -144,24 +192,17 @@ class TrainLoader:
     def held_out_samples(self, num_samples: int, mapper: Mapper | None = None) -> Iterator[dict]:
         """Maps samples that :meth:`fit_samples` does not give, a tenth as many, to judge the fit.
 
-        They are other images or, where the data set has no others, its images again, in other crops
-        if the mapper draws crops.
-
-        Args:
-            num_samples: as for :meth:`fit_samples`.
-            mapper: as for :meth:`fit_samples`.
+        They are other images or, if the data set has no others, its images again, in other crops
+        if the mapper draws crops. Arguments and errors are those of :meth:`fit_samples`.
 
         Yields:
             The mapped dicts of this process.
-
-        Raises:
-            InputError: an image cannot be used.
         """
         start = min(num_samples, len(self._samples))
         yield from self._fit_samples(start, start + math.ceil(start / 10), mapper)
 
     def _fit_samples(self, start: int, stop: int, mapper: Mapper | None) -> Iterator[dict]:
-        """The samples of some positions of a sequence of its own, shared by the processes."""
+        """The samples at some positions of the sequence for the fit, shared by the processes."""
         order = _permutation(len(self._samples), self._samples.seed, "fit", 0)
         for position in range(start + self._rank, stop, self._world):
             index = int(order[position % len(order)])
@@ -171,17 +212,42 @@ class TrainLoader:
 
 
 class _Samples(Dataset):
-    """Maps (position, index) keys to samples, each under a random state of its own."""
+    """Dataset dicts and their mapper."""
 
-    def __init__(self, dataset: list[dict], mapper: Mapper, seed: int):
+    def __init__(self, dataset: list[dict], mapper: Mapper) -> None:
         # Serialised into one buffer, which workers share: reading Python objects would copy them
         # into every worker by their reference counts.
         self._dicts = DatasetFromList(dataset, copy=False, serialize=True)
         self._mapper = PicklableWrapper(mapper)
-        self.seed = seed
 
     def __len__(self) -> int:
         return len(self._dicts)
+
+
+class _EvaluationSamples(_Samples):
+    """Maps an index to its sample."""
+
+    def __getitem__(self, index: int) -> dict | Failure:
+        record = self._dicts[index]
+        try:
+            sample = self._mapper(record)
+        except DATA_ERRORS as error:
+            return failure_of(record, error, "test")
+        if sample is None:
+            # detectron2's loader would score another image in its place.
+            return Failure(
+                f"The mapper of the test data gives None for {record.get('file_name')}, but every "
+                "image has to be scored: make it give a sample."
+            )
+        return sample
+
+
+class _TrainSamples(_Samples):
+    """Maps (position, index) keys to samples, each under a random state of its own."""
+
+    def __init__(self, dataset: list[dict], mapper: Mapper, seed: int) -> None:
+        super().__init__(dataset, mapper)
+        self.seed = seed
 
     def __getitem__(self, key: tuple[int, int]) -> dict | Failure:
         return self.map(*key, purpose="train")
@@ -234,10 +300,6 @@ def _hash64(*parts: int | str) -> int:
     """A 64-bit hash that is the same in every process and version of Python."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
-
-
-def _as_list(batch: list) -> list:
-    return batch
 
 
 def _check_mask_format(dataset: list[dict], mapper: Mapper) -> None:

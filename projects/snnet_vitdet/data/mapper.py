@@ -1,4 +1,4 @@
-"""detectron2's mapper of data, with a sentence for every image file that cannot be used."""
+"""detectron2's mapper, with a sentence for every image file that cannot be used."""
 
 import torch
 from detectron2.data import DatasetMapper
@@ -7,25 +7,25 @@ from detectron2.structures import BitMasks, Instances, PolygonMasks
 
 from snnet_vitdet.errors import InputError
 
-from .image_files import ImageFault, check_image, inspect_image
+from .images import ImageFault, check_image, inspect_image
 
 __all__ = ["CheckedMapper"]
 
 
 class CheckedMapper(DatasetMapper):
-    """Takes what detectron2's mapper takes, and gives what it gives.
+    """A ``DatasetMapper`` that checks image files, and takes images and objects of all kinds.
 
-    What that one would train wrong without a word, grey of 16 bits, is refused; what it would
-    refuse in the words of some library is named; an image without an object can be trained on. An
-    object without a mask among others that have one keeps its box: its mask is empty, and the field
-    ``gt_has_mask`` of the instances, (N,), booleans, which is there only then, says so.
+    Images that detectron2 would train wrong, such as grey of 16 bits, and images that it cannot
+    read are refused with a sentence. Images may have no object, and objects no mask: an image with
+    such objects has instances with the field ``gt_has_mask``, (N,) booleans, and their masks are
+    empty.
     """
 
     def __call__(self, dataset_dict: dict) -> dict:
         """Maps a dataset dict to what a model takes.
 
         Raises:
-            InputError: If the image file cannot be used.
+            InputError: The image file cannot be used.
         """
         path, size = dataset_dict["file_name"], None
         if "width" in dataset_dict and "height" in dataset_dict:
@@ -34,7 +34,7 @@ class CheckedMapper(DatasetMapper):
         try:
             return super().__call__(dataset_dict)
         except Exception as error:
-            # Decoding stops where a file is damaged; everything else is not the file's fault.
+            # Decoding finds out whether the file is damaged.
             fault = inspect_image(path, size, decode=True)
             if isinstance(fault, ImageFault):
                 raise InputError(str(fault)) from error

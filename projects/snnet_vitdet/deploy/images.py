@@ -5,7 +5,7 @@ import os
 import numpy as np
 from PIL import Image, ImageOps
 
-from snnet_vitdet.data.image_files import REMEDIES, deep_mode_problem, read_rgb
+from snnet_vitdet.data.images import REMEDIES, deep_mode_problem, read_rgb
 from snnet_vitdet.errors import InputError
 
 __all__ = ["IMAGE_SUFFIXES", "ImageLike", "image_files", "to_rgb"]

@@ -9,7 +9,7 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvalua
 from omegaconf import DictConfig
 
 from snnet_vitdet.building import located
-from snnet_vitdet.data.coco_json import restore_copy
+from snnet_vitdet.data.datasets import restore_copy
 
 from .results import TASKS
 
@@ -22,7 +22,7 @@ def evaluators_of(node: DictConfig) -> Callable[[], DatasetEvaluator]:
     The copy of the annotations that they read is made at once: a full disk shows at the start.
     COCO's scorer needs a mask of every object that it scores masks on. Where some objects have a
     box alone, masks are scored by an evaluator of their own, on
-    :func:`snnet_vitdet.data.mask_truth.mask_truth`.
+    :func:`snnet_vitdet.data.datasets.mask_truth`.
 
     Args:
         node: ``dataloader.evaluator`` of a config.

@@ -16,8 +16,7 @@ from faster_coco_eval import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 
 from snnet_vitdet.data.coco_json import read_coco_json
-from snnet_vitdet.data.mask_truth import mask_truth
-from snnet_vitdet.data.numbering import numbered
+from snnet_vitdet.data.datasets import mask_truth, numbered
 from snnet_vitdet.errors import InputError
 
 from .results import AP_NAMES, METRICS

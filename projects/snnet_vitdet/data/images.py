@@ -1,9 +1,10 @@
-"""What an image file is and whether it can be used, by its header or decoded as a whole."""
+"""Image files: where they are, and whether they can be used, by their header or fully decoded."""
 
 import hashlib
 import os
 import warnings
 from dataclasses import dataclass, replace
+from typing import BinaryIO
 
 import numpy as np
 from detectron2.data.detection_utils import _apply_exif_orientation
@@ -16,6 +17,7 @@ __all__ = [
     "REMEDIES",
     "ImageFacts",
     "ImageFault",
+    "ImageFolder",
     "check_image",
     "deep_mode_problem",
     "inspect_image",
@@ -34,13 +36,62 @@ REMEDIES = {
     "turned": "remove the orientation from its EXIF data, or annotate the upright image",
     "thin": "cut it into pieces, or take it out",
 }
-"""What to do about each kind of fault of an image file, in the order they are looked for."""
+"""What to do about each kind of fault of an image file, in the order of the checks."""
 
-# Pillow's way from these to 8 bits a channel is to cut off what is above 255.
+# Pillow converts these to 8 bits a channel by cutting off all values above 255.
 _DEEP_MODES = ("I", "F")
+_ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 _ORIENTATION = 274  # of EXIF
-# Of the orientations, 5 to 8 exchange width and height.
-_FIRST_SIDEWAYS = 5
+_FIRST_SIDEWAYS = 5  # orientations 5 to 8 exchange width and height
+
+
+class ImageFolder:
+    """Finds files by the names that an annotation file has for them."""
+
+    def __init__(self, root: str) -> None:
+        """
+        Args:
+            root: The folder that names are relative to.
+        """
+        self.root = root
+        # One listing per folder: a stat call per image takes minutes on network file systems.
+        self._listings: dict[str, set[str]] = {}
+
+    def path(self, file_name: str) -> str:
+        """The path of an image file, whether or not it is there.
+
+        Backslashes, as tools on Windows write them, become slashes, unless there is a file of the
+        name as it is.
+
+        Raises:
+            InputError: A folder cannot be listed.
+        """
+        path = os.path.join(self.root, file_name)
+        if "\\" in file_name and not self._has(path):
+            return os.path.join(self.root, file_name.replace("\\", "/"))
+        return path
+
+    def has(self, file_name: str) -> bool:
+        """Whether an image file is there.
+
+        Raises:
+            InputError: A folder cannot be listed.
+        """
+        return self._has(self.path(file_name))
+
+    def _has(self, path: str) -> bool:
+        folder, name = os.path.split(path)
+        if folder not in self._listings:
+            try:
+                self._listings[folder] = set(os.listdir(folder))
+            except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no valid path
+                self._listings[folder] = set()
+            except OSError as error:
+                raise InputError(
+                    f"The image folder {folder} cannot be listed ({error.strerror}): check the "
+                    "path."
+                ) from error
+        return name in self._listings[folder]
 
 
 @dataclass(frozen=True)
@@ -50,12 +101,11 @@ class ImageFacts:
     Attributes:
         width: In pixels, upright.
         height: In pixels, upright.
-        mode: Pillow's, of the file.
+        mode: Pillow's mode of the file.
         turned: Whether its EXIF data say that it is stored turned or mirrored.
-        large: Whether it has so many pixels that Pillow warns of it.
-        frames: Whether there are further images in the file, which are not used; known if it has
-            been decoded.
-        digest: Of the file's bytes; empty unless it has been decoded.
+        large: Whether Pillow warns of its number of pixels.
+        frames: Whether the file has further images, which are not used; known once it is decoded.
+        digest: Digest of the file's content; empty unless it is decoded.
     """
 
     width: int
@@ -68,8 +118,8 @@ class ImageFacts:
 
     @property
     def has_alpha(self) -> bool:
-        """Whether it has a transparency, which is left out."""
-        return self.mode in ("RGBA", "LA", "PA", "La", "RGBa")
+        """Whether it has transparency, which is ignored."""
+        return self.mode in _ALPHA_MODES
 
 
 @dataclass(frozen=True)
@@ -78,7 +128,7 @@ class ImageFault:
 
     Attributes:
         kind: A key of ``REMEDIES``.
-        path: Of the file.
+        path: Path of the file.
         problem: What is wrong with it.
     """
 
@@ -95,7 +145,7 @@ def check_image(path: str | os.PathLike[str], size: tuple[int, int] | None = Non
     """Checks an image by its header, see :func:`inspect_image`.
 
     Raises:
-        InputError: If it cannot be used.
+        InputError: It cannot be used.
     """
     found = inspect_image(path, size)
     if isinstance(found, ImageFault):
@@ -109,10 +159,10 @@ def inspect_image(
     """Looks at an image file as detectron2's ``read_image`` would read it.
 
     Args:
-        path: Of the file, as detectron2's ``PathManager`` takes it.
+        path: Path of the file, as detectron2's ``PathManager`` takes it.
         size: Width and height in pixels that the upright image must have.
-        decode: Whether to read and decode it to its end, which alone finds some damage. Without,
-            its header is read (of a WebP file, the bytes are all read, and not decoded).
+        decode: Decode the whole file, which some damage needs to be found. Otherwise, its header
+            is read (all bytes of a WebP file are read, and not decoded).
 
     Returns:
         What it is, or the first thing that is wrong.
@@ -124,7 +174,7 @@ def inspect_image(
         file = PathManager.open(path, "rb")
     except FileNotFoundError:
         return ImageFault("missing", path, "there is no such file")
-    except (OSError, ValueError) as error:  # ValueError: no name that a file can have
+    except (OSError, ValueError) as error:  # ValueError: no valid name
         return ImageFault("not opened", path, getattr(error, "strerror", None) or str(error))
     with file:
         if not file.read(1):
@@ -144,52 +194,59 @@ def read_rgb(path: str | os.PathLike[str]) -> np.ndarray:
         (H, W, 3), RGB, uint8.
 
     Raises:
-        InputError: If it cannot be used.
+        InputError: It cannot be used.
     """
     path = os.fspath(path)
     check_image(path)
     try:
         with PathManager.open(path, "rb") as file:
             image = _apply_exif_orientation(Image.open(file))
-            # detectron2's read_image makes a second copy of one that is RGB already.
+            # detectron2's read_image makes a second copy of an image that is RGB already.
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    except Exception as error:  # Pillow raises many types for what is damaged
-        raise InputError(str(ImageFault("damaged", path, _line(error)))) from error
+    except Exception as error:  # Pillow raises many types for damaged files
+        raise InputError(str(_damaged(path, error))) from error
 
 
 def deep_mode_problem(mode: str) -> str | None:
-    """What is wrong with a mode of Pillow that has more than 8 bits a channel; None for others."""
+    """What is wrong with a mode of Pillow of more than 8 bits a channel; None for other modes."""
     if not mode.startswith(_DEEP_MODES):
         return None
     return f"its mode is {mode}, grey of more than 8 bits, of which all above 255 would be white"
 
 
 def _inspect(
-    file: object, path: str, size: tuple[int, int] | None, decode: bool
+    file: BinaryIO, path: str, size: tuple[int, int] | None, decode: bool
 ) -> ImageFacts | ImageFault:
     try:
-        # Its warning of many pixels comes again when the image is read.
+        # Pillow repeats its warning of many pixels when the image is read.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(file)
     except UnidentifiedImageError:
         return ImageFault("no image", path, "it is none that is known")
     except Image.DecompressionBombError as error:
-        return ImageFault("too large", path, _line(error))
-    except Exception as error:  # Pillow raises many types for what is damaged
-        return ImageFault("damaged", path, _line(error))
+        return ImageFault("too large", path, first_line(error).rstrip("."))
+    except Exception as error:  # Pillow raises many types for damaged files
+        return _damaged(path, error)
     if problem := deep_mode_problem(image.mode):
         return ImageFault("deep", path, problem)
-    # Of a PNG file Pillow looks for them behind the pixels as well, and decodes these on the way.
-    far = image.format == "PNG" and "exif" not in image.info
-    # Where the size is as it must be, the reader will tell if they are there and it is not.
-    known = far and not decode and size in (None, image.size)
-    orientation = 1 if known else _orientation(image)
+    # In a PNG file, EXIF data may stand behind the pixels, and Pillow decodes these to find them.
+    # If the size is right as it is stored, that is left to the reader.
+    unread = image.format == "PNG" and "exif" not in image.info
+    orientation = 1 if unread and not decode and size in (None, image.size) else _orientation(image)
     width, height = image.size
     if orientation >= _FIRST_SIDEWAYS:
         width, height = height, width
     if size is not None and (width, height) != tuple(size):
-        return _size_fault(path, image.size, (width, height), size)
+        has, wants = f"{width} x {height}", f"{size[0]} x {size[1]}"
+        if image.size != tuple(size):
+            problem = f"it has {has} pixels, but its annotations are for {wants}"
+            return ImageFault("size", path, problem)
+        problem = (
+            f"its EXIF data say that it is stored turned, upright it has {has} pixels, but its "
+            f"annotations are for {wants}"
+        )
+        return ImageFault("turned", path, problem)
     facts = ImageFacts(
         width,
         height,
@@ -201,29 +258,20 @@ def _inspect(
         return facts
     try:
         image.load()
-    except Exception as error:  # Pillow raises many types for what is damaged
-        return ImageFault("damaged", path, _line(error))
+    except Exception as error:  # Pillow raises many types for damaged files
+        return _damaged(path, error)
     return replace(facts, frames=_has_frames(image))
 
 
-def _size_fault(
-    path: str, stored: tuple[int, int], upright: tuple[int, int], wanted: tuple[int, int]
-) -> ImageFault:
-    has, wants = (f"{width} x {height}" for width, height in (upright, wanted))
-    if stored == tuple(wanted):
-        problem = (
-            f"its EXIF data say that it is stored turned, upright it has {has} pixels, but its "
-            f"annotations are for {wants}"
-        )
-        return ImageFault("turned", path, problem)
-    return ImageFault("size", path, f"it has {has} pixels, but its annotations are for {wants}")
+def _damaged(path: str, error: Exception) -> ImageFault:
+    return ImageFault("damaged", path, first_line(error).rstrip("."))
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8, 1 also for what cannot be read, which detectron2 takes as it is stored."""
+    """1 to 8. 1 also if it cannot be read: detectron2 then takes the image as it is stored."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # as detectron2: whatever EXIF data may raise
+    except Exception:  # EXIF data raise anything
         return 1
     return orientation if orientation in range(1, 9) else 1
 
@@ -233,7 +281,3 @@ def _has_frames(image: Image.Image) -> bool:
         return bool(getattr(image, "is_animated", False))
     except Exception:  # a damaged second frame is not used
         return True
-
-
-def _line(error: Exception) -> str:
-    return first_line(error).rstrip(".")

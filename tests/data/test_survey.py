@@ -3,9 +3,9 @@ import os
 import pytest
 from bad_images import HEIGHT, WIDTH, save
 
-from snnet_vitdet.data import image_survey
-from snnet_vitdet.data.image_files import ImageFacts, ImageFault
-from snnet_vitdet.data.image_survey import ImageSurvey, inspect_images
+from snnet_vitdet.data import survey as survey_module
+from snnet_vitdet.data.images import ImageFacts, ImageFault
+from snnet_vitdet.data.survey import ImageSurvey, inspect_images
 from snnet_vitdet.errors import InputError
 
 
@@ -21,7 +21,7 @@ def test_answers_come_in_the_order_of_the_images(workers, tmp_path):
 
 
 def test_a_process_that_is_ended_from_outside_is_told_of(monkeypatch):
-    monkeypatch.setattr(image_survey, "inspect_image", lambda *_, **__: os._exit(1))
+    monkeypatch.setattr(survey_module, "inspect_image", lambda *_, **__: os._exit(1))
     with pytest.raises(InputError, match="out of memory: give fewer --workers"):
         list(inspect_images([("some.jpg", None)], decode=True, workers=1))
 

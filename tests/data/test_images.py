@@ -6,7 +6,7 @@ import pytest
 from bad_images import BASE, HANDLED, HEIGHT, ORIENTATION, WIDTH, save, turned
 from PIL import Image, ImageFile
 
-from snnet_vitdet.data.image_files import ImageFacts, check_image, inspect_image, read_rgb
+from snnet_vitdet.data.images import ImageFacts, check_image, inspect_image, read_rgb
 from snnet_vitdet.errors import InputError
 
 SIZE = (WIDTH, HEIGHT)
