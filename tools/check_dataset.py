@@ -145,7 +145,7 @@ def print_summary(parts):
     """Prints what is in order in the data of each purpose whose annotations can be read."""
     for purpose, part in parts.items():
         print(f"\n{purpose.capitalize()} data (what is in order)")
-        facts = [(label, neutral(value)) for label, value in part.facts()]
+        facts = [(label, neutral(value)) for label, value in part.facts().items()]
         print(tabulate(facts, tablefmt="plain", disable_numparse=True))
     if parts:
         summaries = [part.found.summary for part in parts.values()]

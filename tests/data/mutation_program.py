@@ -29,10 +29,10 @@ import torch  # isort: skip
 
 from snnet_vitdet.data import (
     CheckedMapper,
+    Inspection,
     check_coco_json,
     coco_dicts,
     dataset_name,
-    inspect_coco_json,
 )
 from snnet_vitdet.data.survey import annotation_notes
 from snnet_vitdet.errors import InputError
@@ -115,7 +115,7 @@ def mutated(seed):
 
 def use(path, folder):
     """All that training and evaluation do with a file; how far it came."""
-    for_evaluation = inspect_coco_json(path, folder, for_evaluation=True)
+    for_evaluation = Inspection(path, folder, for_evaluation=True)
     if for_evaluation.summary is not None and for_evaluation.data is not None:
         list(annotation_notes(for_evaluation, 64, for_evaluation=True))
     reached = "refused"

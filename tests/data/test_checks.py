@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from snnet_vitdet.data import check_coco_json, check_same_categories, inspect_coco_json
+from snnet_vitdet.data import Inspection, check_coco_json, check_same_categories
 from snnet_vitdet.errors import InputError
 
 WIDTH, HEIGHT = 200, 120
@@ -226,7 +226,7 @@ def test_a_wrong_field_of_an_image_entry_is_shown_and_no_count_is_negative(
     with pytest.raises(InputError, match=shown):
         check(coco)
     path = str(tmp_path / "some.json")
-    found = inspect_coco_json(path, str(tmp_path / "images"), for_evaluation=False)
+    found = Inspection(path, str(tmp_path / "images"), for_evaluation=False)
     assert (found.summary.images, found.summary.empty_images) == (2, 0)
 
 
@@ -361,9 +361,7 @@ def test_all_kinds_of_faults_are_collected_and_the_first_is_raised(check, coco, 
     ]
     with pytest.raises(InputError) as error:
         check(coco)
-    found = inspect_coco_json(
-        str(tmp_path / "some.json"), str(tmp_path / "images"), for_evaluation=False
-    )
+    found = Inspection(str(tmp_path / "some.json"), str(tmp_path / "images"), for_evaluation=False)
     assert found.faults[0] == str(error.value)
     expected = [
         "1 of 5 images in .* has an incomplete",
@@ -386,13 +384,13 @@ def test_without_an_image_folder_the_annotations_are_still_looked_at(check, coco
     with pytest.raises(InputError, match="without area"):
         check(coco)
     path = str(tmp_path / "some.json")
-    found = inspect_coco_json(path, str(tmp_path / "gone"), for_evaluation=False)
+    found = Inspection(path, str(tmp_path / "gone"), for_evaluation=False)
     assert len(found.faults) == 2
     assert found.missing == {"1.jpg", "2.jpg", "3.jpg"}
 
 
 def test_a_file_that_cannot_be_read_is_the_only_fault(tmp_path):
-    found = inspect_coco_json(str(tmp_path / "gone.json"), str(tmp_path), for_evaluation=False)
+    found = Inspection(str(tmp_path / "gone.json"), str(tmp_path), for_evaluation=False)
     assert len(found.faults) == 1 and "cannot be opened" in found.faults[0]
     assert found.data is None and found.summary is None
 

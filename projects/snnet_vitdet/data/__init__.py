@@ -1,12 +1,6 @@
 """COCO-format data by path: checks, loaders and the generated scenes."""
 
-from .checks import (
-    DatasetSummary,
-    Inspection,
-    check_coco_json,
-    check_same_categories,
-    inspect_coco_json,
-)
+from .checks import DatasetSummary, Inspection, check_coco_json, check_same_categories
 from .coco_json import category_names, has_masks, num_categories
 from .datasets import coco_dicts, dataset_name
 from .loader import EvaluationLoader, TrainLoader, build_evaluation_loader, build_train_loader
@@ -29,6 +23,5 @@ __all__ = [
     "dataset_name",
     "generate_shapes",
     "has_masks",
-    "inspect_coco_json",
     "num_categories",
 ]

@@ -1,13 +1,11 @@
-"""Faults of single annotations of a COCO file: ids, boxes, polygons and RLE masks."""
+"""Faults of single annotations of a COCO file."""
 
-import math
-from collections.abc import Collection, Mapping, Sequence
-
-import numpy as np
+from collections.abc import Collection, Mapping
 
 from snnet_vitdet.text import shown
 
 from .coco_json import Id
+from .geometry import area_fault, box_fault, mask_fault
 
 __all__ = [
     "ANNOTATION_FAULTS",
@@ -15,7 +13,6 @@ __all__ = [
     "SHAPE_FAULTS",
     "AnnotationChecker",
     "describe_annotation",
-    "rle_pixels",
 ]
 
 NO_CROWDS = (
@@ -83,18 +80,9 @@ ANNOTATION_FAULTS = {
 """What annotations are said to have, and the remedy. Earlier kinds tend to cause later ones."""
 
 _BOX_FAULTS = ("bbox", "flat", "outside", "far box")
-SHAPE_FAULTS = {
-    *_BOX_FAULTS,
-    *("polygon", "far polygon", "rle size", "rle counts", "rle pixels"),
-}
+_MASK_FAULTS = ("polygon", "far polygon", "rle size", "rle counts", "rle pixels")
+SHAPE_FAULTS = frozenset(_BOX_FAULTS + _MASK_FAULTS)
 """Kinds of faults of boxes and masks that are there."""
-
-# How many times the longer side of an image a box or a polygon may go beyond it. Objects that the
-# border cuts are often annotated as a whole, but pycocotools follows outlines pixel by pixel, and
-# ends in a segmentation fault for huge numbers.
-_BEYOND = 10
-# Of a compressed number, 35 bits: no image has as many pixels, and no sum reaches 64 bits.
-_MOST_CHARACTERS = 7
 
 
 class AnnotationChecker:
@@ -140,14 +128,10 @@ class AnnotationChecker:
         default = None if self._for_evaluation else 0
         if annotation.get("iscrowd", default) not in (0, 1):
             found.append("iscrowd")
-        area = annotation.get("area", default)
-        if not _all_finite([area]) or area < 0:
-            found.append("area")
-        elif size is not None and area > ((2 * _BEYOND + 1) * max(size)) ** 2:
-            found.append("large area")
-        found.append(_box_fault(annotation.get("bbox"), size))
+        found.append(area_fault(annotation.get("area", default), size))
+        found.append(box_fault(annotation.get("bbox"), size))
         # Training leaves crowds out, but reads their masks.
-        found.append(_mask_fault(annotation.get("segmentation"), size))
+        found.append(mask_fault(annotation.get("segmentation"), size))
         return [fault for fault in found if fault is not None]
 
     def _id_fault(self, annotation_id: object) -> str | None:
@@ -182,103 +166,3 @@ def describe_annotation(annotation: dict, position: int, fault: str = "") -> str
     if fault in ("area", "large area") and "area" in annotation:
         return f"{text} has {shown(annotation['area'])}"
     return text
-
-
-def _box_fault(box: object, size: tuple[int, int] | None) -> str | None:
-    if not isinstance(box, list) or len(box) != 4 or not _all_finite(box):
-        return "bbox"
-    x, y, width, height = box
-    if width <= 0 or height <= 0:
-        return "flat"
-    if size is not None and (x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0):
-        return "outside"
-    return "far box" if _is_far((x, y, x + width, y + height), size) else None
-
-
-def _mask_fault(mask: object, size: tuple[int, int] | None) -> str | None:
-    if not mask:
-        return None
-    if isinstance(mask, dict):
-        return _rle_fault(mask, size)
-    if not isinstance(mask, list):
-        return "polygon"
-    for polygon in mask:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            return "polygon"
-        if not _all_finite(polygon):
-            return "polygon"
-        if _is_far(polygon, size):
-            return "far polygon"
-    return None
-
-
-def _rle_fault(mask: dict, size: tuple[int, int] | None) -> str | None:
-    if size is None:
-        return None  # nothing to compare with, and a fault already
-    if mask.get("size") != [size[1], size[0]]:
-        return "rle size"
-    pixels = rle_pixels(mask.get("counts"))
-    if pixels is None:
-        return "rle counts"
-    # pycocotools fails on runs that are longer than the image, and leaves the pixels behind
-    # shorter ones as the memory was.
-    return None if pixels == size[0] * size[1] else "rle pixels"
-
-
-def rle_pixels(counts: object) -> int | None:
-    """Number of pixels that the runs of an RLE mask cover.
-
-    Args:
-        counts: Lengths of the runs, or COCO's compressed text of them.
-
-    Returns:
-        None if these are no runs.
-    """
-    if isinstance(counts, str):
-        runs = _decompressed(counts)
-        return None if runs is None or runs.min() < 0 else int(runs.sum())
-    if not isinstance(counts, list) or not all(type(run) is int and run >= 0 for run in counts):
-        return None
-    return sum(counts)
-
-
-def _decompressed(text: str) -> np.ndarray | None:
-    """The runs of COCO's compressed text, (runs,); None if it is none.
-
-    A character stands for six bits: five of a number, lowest first, and one for "goes on". The
-    highest bit of a number is its sign. From the fourth on, a number is the difference to the run
-    two before. Computed on whole arrays, as a data set may have a million masks.
-    """
-    if not text or not text.isascii():
-        return None
-    codes = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
-    if codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        return None
-    ends = np.flatnonzero(codes & 32 == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > _MOST_CHARACTERS:
-        return None
-    places = 5 * (np.arange(codes.size) - np.repeat(starts, lengths))
-    runs = np.add.reduceat((codes & 31) << places, starts)
-    runs -= (codes[ends] & 16 > 0).astype(np.int64) << (5 * lengths)
-    runs[1::2] = runs[1::2].cumsum()
-    runs[2::2] = runs[2::2].cumsum()
-    return runs
-
-
-def _all_finite(numbers: list) -> bool:
-    # On whole lists: COCO has forty million coordinates. True is no number here.
-    if not set(map(type, numbers)) <= {int, float}:
-        return False
-    try:
-        return math.isfinite(sum(numbers)) and math.isfinite(max(numbers) - min(numbers))
-    except OverflowError:  # an integer beyond all floats
-        return False
-
-
-def _is_far(coordinates: Sequence[float], size: tuple[int, int] | None) -> bool:
-    if size is None:
-        return False
-    beyond = _BEYOND * max(size)
-    return min(coordinates) < -beyond or max(coordinates) > max(size) + beyond

@@ -4,7 +4,8 @@ import logging
 import os
 import re
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.text import shown
@@ -26,7 +27,6 @@ __all__ = [
     "Inspection",
     "check_coco_json",
     "check_same_categories",
-    "inspect_coco_json",
 ]
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,14 @@ _NO_MASK = {
 _CROWD = {
     True: "evaluation counts what is found there neither for nor against",
     False: "training leaves them out",
+}
+
+# What an image needs, and what its values must be.
+_IMAGE_FIELDS = {
+    "id": lambda value: type(value) in (int, str),
+    "file_name": lambda value: isinstance(value, str),
+    "width": lambda value: type(value) is int and 0 < value <= _LONGEST_SIDE,
+    "height": lambda value: type(value) is int and 0 < value <= _LONGEST_SIDE,
 }
 
 # Kinds of file names that are not in the image folder.
@@ -105,28 +113,209 @@ class DatasetSummary:
         )
 
 
-@dataclass
 class Inspection:
-    """What an annotation file is found to be.
+    """Finds all kinds of faults of an annotation file, without opening an image.
 
     Attributes:
         faults: A sentence per kind of fault; earlier ones tend to cause later ones.
         warnings: A sentence per kind of what is odd and not refused.
         data: Content of the file; None if it cannot be read.
         missing: Names of the image files that are not there.
-        geometry: Kinds of :mod:`.geometry` that are among the faults.
+        geometry: Keys of :data:`.ODD_GEOMETRY` that are among the faults.
         objects: Annotations of objects, crowds aside, whose box and mask have no fault, and the
             width and height of their images.
         summary: What is in order; None if the file cannot be read.
     """
 
-    faults: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    data: dict | None = None
-    missing: set[str] = field(default_factory=set)
-    geometry: set[str] = field(default_factory=set)
-    objects: list[tuple[dict, tuple[int, int]]] = field(default_factory=list)
-    summary: DatasetSummary | None = None
+    def __init__(
+        self, json_file: str, image_root: str, *, for_evaluation: bool, masks: bool = True
+    ) -> None:
+        """Reads and checks the file, see :func:`check_coco_json` for the arguments."""
+        self.faults: list[str] = []
+        self.warnings: list[str] = []
+        self.data: dict | None = None
+        self.missing: set[str] = set()
+        self.geometry: set[str] = set()
+        self.objects: list[tuple[dict, tuple[int, int]]] = []
+        self.summary: DatasetSummary | None = None
+        self._json_file = json_file
+        self._for_evaluation = for_evaluation
+        try:
+            self.data = read_coco_json(json_file, masks)
+            categories = read_categories(json_file)
+        except InputError as error:
+            self.faults.append(str(error))
+            return
+        sizes, incomplete = self._check_images()
+        self._find_files(image_root)
+        self._warn_of_equal_names(categories)
+        checker = AnnotationChecker(sizes, incomplete, categories, for_evaluation)
+        self._tell_of_annotations(self._check_annotations(checker, categories, masks))
+        # If all objects have faults, those say more.
+        if self.summary.empty_images == self.summary.images and not self.faults:
+            crowds = self.summary.crowds
+            remedy = f" All its {crowds} annotations are crowds (iscrowd 1). {NO_CROWDS}."
+            self.faults.append(
+                f"{json_file} has no image with an annotated object that is not a crowd: "
+                f"{'evaluation' if for_evaluation else 'training'} needs at least one."
+                f"{remedy if crowds else ''}"
+            )
+
+    def _add(self, sentences: list[str], found: Sequence, *args: object, **kwargs: object) -> None:
+        """Adds a sentence about what is found, if anything; see :func:`.about`."""
+        if found:
+            sentences.append(about(found, *args, **kwargs))
+
+    def _check_images(self) -> tuple[dict[Id, tuple[int, int]], set[Id]]:
+        """Checks the entries of images.
+
+        Returns:
+            Width and height by id of the images in order, and the known ids of the others.
+        """
+        images = self.data["images"]
+        if not images:
+            text = "lists no images: use an annotation file that does"
+            self.faults.append(f"{self._json_file} {text}.")
+        wrong, duplicates = [], []
+        sizes: dict[Id, tuple[int, int]] = {}
+        incomplete, seen = set(), set()
+        for position, image in enumerate(images):
+            image_id = image.get("id")
+            keys = [key for key, is_right in _IMAGE_FIELDS.items() if not is_right(image.get(key))]
+            if keys:
+                has = (
+                    f"{key} {shown(image[key])}" if key in image else f"no {key}" for key in keys
+                )
+                wrong.append(f"entry {position}, id {shown(image_id)}, has {' and '.join(has)}")
+                if "id" not in keys:
+                    incomplete.add(image_id)
+            elif str(image_id) in seen:  # as texts: 1 and "1" are the same to many programs
+                duplicates.append(image_id)
+            else:
+                seen.add(str(image_id))
+                sizes[image_id] = (image["width"], image["height"])
+        total, things = len(images), f"images in {self._json_file}"
+        text = "have an incomplete or wrong entry"
+        remedy = (
+            "each needs an id, a file_name as text, and width and height in whole pixels from 1 to "
+            "a million"
+        )
+        self._add(self.faults, wrong, total, things, text, remedy, separator="; ")
+        text, remedy = "have an id that another one has", "give each image an id of its own"
+        self._add(self.faults, duplicates, total, things, text, remedy, describe=repr)
+        return sizes, incomplete
+
+    def _find_files(self, image_root: str) -> None:
+        # A name that is no text is a fault of its entry.
+        names = [i["file_name"] for i in self.data["images"] if isinstance(i.get("file_name"), str)]
+        self.missing = set(names)
+        try:
+            if not os.path.isdir(image_root):
+                raise InputError(
+                    f"The image folder {image_root} (for {self._json_file}) does not exist or is "
+                    "no folder: check the path."
+                )
+            folder = ImageFolder(image_root)
+            missing = [name for name in names if not folder.has(name)]
+        except InputError as error:
+            self.faults.append(str(error))
+            return
+        self.missing = set(missing)
+        by_kind: dict[str, list[str]] = defaultdict(list)
+        for name in missing:
+            is_address = re.match("[A-Za-z][A-Za-z0-9+.-]+://", name)
+            kind = "address" if is_address else "drive" if re.match("[A-Za-z]:", name) else "other"
+            by_kind[kind].append(name)
+        total, things = len(self.data["images"]), f"images that {self._json_file} names"
+        for kind, (text, remedy) in _MISSING.items():
+            text = text.format(root=image_root)
+            self._add(self.faults, by_kind[kind], total, things, text, remedy)
+
+    def _warn_of_equal_names(self, categories: dict[Id, str]) -> None:
+        ids_by_name: dict[str, list[Id]] = defaultdict(list)
+        for category_id, name in categories.items():
+            ids_by_name[name].append(category_id)
+        twice = [f"{name!r} of ids {ids}" for name, ids in ids_by_name.items() if len(ids) > 1]
+        if twice:
+            self.warnings.append(
+                f"{self._json_file} has categories of the same name ({some(twice)}): they are "
+                "trained and scored as different classes; give them different names, or all their "
+                "objects one id."
+            )
+
+    def _check_annotations(
+        self, checker: AnnotationChecker, categories: dict[Id, str], masks: bool
+    ) -> dict[str, list[tuple[dict, int]]]:
+        """Finds the objects, and counts for the summary.
+
+        Returns:
+            Annotations and their positions by kind of fault, and "crowd".
+        """
+        faulty: dict[str, list[tuple[dict, int]]] = defaultdict(list)
+        occupied: set[Id] = set()
+        instances = dict.fromkeys(categories, 0)
+        size_counts = {"small": 0, "medium": 0, "large": 0}
+        object_masks = rle_masks = 0
+        for position, annotation in enumerate(self.data["annotations"]):
+            faults = checker.faults(annotation)
+            crowd, mask = annotation.get("iscrowd"), annotation.get("segmentation")
+            no_mask = masks and not mask and (self._for_evaluation or not crowd)
+            for kind in (*faults, *["no mask"] * no_mask, *["crowd"] * bool(crowd)):
+                faulty[kind].append((annotation, position))
+            if crowd:
+                continue
+            object_masks += bool(mask)
+            size = None if "image" in faults else checker.sizes.get(annotation["image_id"])
+            if size is not None and SHAPE_FAULTS.isdisjoint(faults):
+                self.objects.append((annotation, size))
+            if not faults:
+                if size is not None:
+                    occupied.add(annotation["image_id"])
+                instances[annotation["category_id"]] += 1
+                rle_masks += isinstance(mask, dict)
+                area = annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
+                size_counts["small" if area < 32**2 else "medium" if area < 96**2 else "large"] += 1
+        self.summary = DatasetSummary(
+            json_file=self._json_file,
+            images=len(checker.sizes),
+            empty_images=len(checker.sizes) - len(occupied),
+            annotations=len(self.data["annotations"]),
+            crowds=len(faulty["crowd"]),
+            masks=object_masks,
+            rle_masks=rle_masks,
+            flat_boxes=len(faulty["flat"]),
+            categories=categories,
+            instances=instances,
+            sizes=size_counts,
+        )
+        return faulty
+
+    def _tell_of_annotations(self, faulty: dict[str, list[tuple[dict, int]]]) -> None:
+        about_all = (self.summary.annotations, f"annotations in {self._json_file}")
+        if len(faulty["flat"]) <= _TOLERATED_FLAT_BOXES * self.summary.annotations:
+            flat = [describe_annotation(*each, "flat") for each in faulty.pop("flat")]
+            text, consequence = "have a box without area", "training leaves them out"
+            self._add(self.warnings, flat, *about_all, text, consequence)
+        # Boxes are learnt and scored without masks, but training on masks needs at least one.
+        if self._for_evaluation or self.summary.masks:
+            without = faulty.pop("no mask", [])
+            consequence = _NO_MASK[self._for_evaluation, len(without) == self.summary.annotations]
+            text = "have no mask"
+            self._add(self.warnings, without, *about_all, text, consequence, describe=None)
+        text = "have iscrowd 1, as crowds have"
+        consequence = f"{_CROWD[self._for_evaluation]}. {NO_CROWDS}"
+        self._add(self.warnings, faulty["crowd"], *about_all, text, consequence, describe=None)
+        # What is wrong with most objects causes some of the other faults.
+        geometry = geometry_faults(self._json_file, self.objects)
+        self.geometry = set(geometry)
+        self.faults += geometry.values()
+        for kind, (text, remedy) in ANNOTATION_FAULTS.items():
+
+            def describe(item: tuple[dict, int], kind: str = kind) -> str:
+                return describe_annotation(*item, kind)
+
+            options = {"describe": describe, "separator": "; "}
+            self._add(self.faults, faulty[kind], *about_all, text, remedy, **options)
 
 
 def check_coco_json(
@@ -143,41 +332,12 @@ def check_coco_json(
     Raises:
         InputError: The first kind of fault found, how often it occurs, and where.
     """
-    found = inspect_coco_json(json_file, image_root, for_evaluation=for_evaluation, masks=masks)
+    found = Inspection(json_file, image_root, for_evaluation=for_evaluation, masks=masks)
     if found.faults:
         raise InputError(found.faults[0])
     for warning in found.warnings:
         logger.warning("%s", warning)
     return found.summary
-
-
-def inspect_coco_json(
-    json_file: str, image_root: str, *, for_evaluation: bool, masks: bool = True
-) -> Inspection:
-    """Looks for all kinds of faults, see :func:`check_coco_json`."""
-    found = Inspection()
-    try:
-        found.data = read_coco_json(json_file, masks)
-        categories = read_categories(json_file)
-    except InputError as error:
-        found.faults.append(str(error))
-        return found
-    sizes, incomplete = _check_entries(json_file, found)
-    _find_files(json_file, image_root, found)
-    checker = AnnotationChecker(sizes, incomplete, categories, for_evaluation)
-    faulty = _check_annotations(json_file, found, checker, categories, for_evaluation, masks)
-    _warn_of_equal_names(json_file, found, categories)
-    _tell_of_annotations(found, faulty, for_evaluation)
-    summary = found.summary
-    # If all objects have faults, those say more.
-    if summary.empty_images == summary.images and not found.faults:
-        purpose = "evaluation" if for_evaluation else "training"
-        crowds = f" All its {summary.crowds} annotations are crowds (iscrowd 1). {NO_CROWDS}."
-        found.faults.append(
-            f"{json_file} has no image with an annotated object that is not a crowd: {purpose} "
-            f"needs at least one.{crowds if summary.crowds else ''}"
-        )
-    return found
 
 
 def check_same_categories(train: DatasetSummary | str, test: DatasetSummary | str) -> None:
@@ -206,190 +366,4 @@ def check_same_categories(train: DatasetSummary | str, test: DatasetSummary | st
         raise InputError(
             f"The categories of {train_file} and {test_file} differ: {some(differences)}; give "
             "both files the same categories."
-        )
-
-
-def _is_side(value: object) -> bool:
-    return type(value) is int and 0 < value <= _LONGEST_SIDE
-
-
-# What an image needs, and what its values must be.
-_IMAGE_FIELDS = {
-    "id": lambda value: type(value) in (int, str),
-    "file_name": lambda value: isinstance(value, str),
-    "width": _is_side,
-    "height": _is_side,
-}
-
-
-def _check_entries(json_file: str, found: Inspection) -> tuple[dict[Id, tuple[int, int]], set[Id]]:
-    """Adds faults of the listed images.
-
-    Returns:
-        Width and height by id of the images in order, and ids of those that are not.
-    """
-    images = found.data["images"]
-    if not images:
-        found.faults.append(f"{json_file} lists no images: use an annotation file that does.")
-    wrong, duplicates = [], []
-    sizes: dict[Id, tuple[int, int]] = {}
-    incomplete, seen = set(), set()
-    for position, image in enumerate(images):
-        image_id = image.get("id")
-        fields = [key for key, is_right in _IMAGE_FIELDS.items() if not is_right(image.get(key))]
-        if fields:
-            has = (f"{key} {shown(image[key])}" if key in image else f"no {key}" for key in fields)
-            wrong.append(f"entry {position}, id {shown(image_id)}, has {' and '.join(has)}")
-            if "id" not in fields:
-                incomplete.add(image_id)
-        elif str(image_id) in seen:  # as texts: 1 and "1" are the same to many programs
-            duplicates.append(image_id)
-        else:
-            seen.add(str(image_id))
-            sizes[image_id] = (image["width"], image["height"])
-    things = f"images in {json_file}"
-    if wrong:
-        remedy = (
-            "each needs an id, a file_name as text, and width and height in whole pixels from 1 to "
-            "a million"
-        )
-        text = "have an incomplete or wrong entry"
-        found.faults.append(about(wrong, len(images), things, text, remedy, separator="; "))
-    if duplicates:
-        text, remedy = "have an id that another one has", "give each image an id of its own"
-        found.faults.append(about(duplicates, len(images), things, text, remedy, describe=repr))
-    return sizes, incomplete
-
-
-def _find_files(json_file: str, image_root: str, found: Inspection) -> None:
-    """Adds faults of image files that are not there."""
-    # A name that is no text is a fault of its entry.
-    names = [str(name) for i in found.data["images"] if isinstance(name := i.get("file_name"), str)]
-    try:
-        if not os.path.isdir(image_root):
-            raise InputError(
-                f"The image folder {image_root} (for {json_file}) does not exist or is no folder: "
-                "check the path."
-            )
-        folder = ImageFolder(image_root)
-        missing = [name for name in names if not folder.has(name)]
-    except InputError as error:
-        found.faults.append(str(error))
-        found.missing = set(names)
-        return
-    by_kind: dict[str, list[str]] = defaultdict(list)
-    for name in missing:
-        is_address = re.match("[A-Za-z][A-Za-z0-9+.-]+://", name)
-        kind = "address" if is_address else "drive" if re.match("[A-Za-z]:", name) else "other"
-        by_kind[kind].append(name)
-    things = f"images that {json_file} names"
-    for kind, (text, remedy) in _MISSING.items():
-        if by_kind[kind]:
-            text = text.format(root=image_root)
-            found.faults.append(
-                about(by_kind[kind], len(found.data["images"]), things, text, remedy)
-            )
-    found.missing = set(missing)
-
-
-def _check_annotations(
-    json_file: str,
-    found: Inspection,
-    checker: AnnotationChecker,
-    categories: dict[Id, str],
-    for_evaluation: bool,
-    masks: bool,
-) -> dict[str, list[tuple[dict, int]]]:
-    """Sorts the annotations, and sets the objects and the summary.
-
-    Returns:
-        Annotations and their positions by kind of fault, crowds among them.
-    """
-    faulty: dict[str, list[tuple[dict, int]]] = defaultdict(list)
-    occupied: set[Id] = set()
-    instances = dict.fromkeys(categories, 0)
-    size_counts = {"small": 0, "medium": 0, "large": 0}
-    object_masks = rle_masks = 0
-    for position, annotation in enumerate(found.data["annotations"]):
-        faults = checker.faults(annotation)
-        crowd, mask = annotation.get("iscrowd"), annotation.get("segmentation")
-        no_mask = masks and not mask and (for_evaluation or not crowd)
-        for kind in (*faults, *["no mask"] * no_mask, *["crowd"] * bool(crowd)):
-            faulty[kind].append((annotation, position))
-        if crowd:
-            continue
-        object_masks += bool(mask)
-        size = None if "image" in faults else checker.sizes.get(annotation["image_id"])
-        if size is not None and SHAPE_FAULTS.isdisjoint(faults):
-            found.objects.append((annotation, size))
-        if not faults:
-            if size is not None:
-                occupied.add(annotation["image_id"])
-            instances[annotation["category_id"]] += 1
-            rle_masks += isinstance(mask, dict)
-            area = annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
-            size_counts["small" if area < 32**2 else "medium" if area < 96**2 else "large"] += 1
-    found.summary = DatasetSummary(
-        json_file=json_file,
-        images=len(checker.sizes),
-        empty_images=len(checker.sizes) - len(occupied),
-        annotations=len(found.data["annotations"]),
-        crowds=len(faulty["crowd"]),
-        masks=object_masks,
-        rle_masks=rle_masks,
-        flat_boxes=len(faulty["flat"]),
-        categories=categories,
-        instances=instances,
-        sizes=size_counts,
-    )
-    return faulty
-
-
-def _tell_of_annotations(
-    found: Inspection, faulty: dict[str, list[tuple[dict, int]]], for_evaluation: bool
-) -> None:
-    """Adds the sentences about annotations."""
-    total, things = found.summary.annotations, f"annotations in {found.summary.json_file}"
-    if 0 < len(faulty["flat"]) <= _TOLERATED_FLAT_BOXES * total:
-        text, consequence = "have a box without area", "training leaves them out"
-        found.warnings.append(
-            about(
-                *(faulty.pop("flat"), total, things, text, consequence),
-                describe=lambda item: describe_annotation(*item, "flat"),
-            )
-        )
-    # Boxes are learnt and scored without masks, but training on masks needs at least one.
-    if (for_evaluation or found.summary.masks) and (without := faulty.pop("no mask", [])):
-        consequence = _NO_MASK[for_evaluation, len(without) == total]
-        found.warnings.append(
-            about(without, total, things, "have no mask", consequence, describe=None)
-        )
-    if crowds := faulty["crowd"]:
-        text, consequence = "have iscrowd 1, as crowds have", _CROWD[for_evaluation]
-        warning = about(crowds, total, things, text, consequence, describe=None)
-        found.warnings.append(f"{warning} {NO_CROWDS}.")
-    # First: what is wrong with most objects causes some of the other faults.
-    geometry = geometry_faults(found.summary.json_file, found.objects)
-    found.geometry = set(geometry)
-    found.faults += geometry.values()
-    for kind, (text, remedy) in ANNOTATION_FAULTS.items():
-        if each := faulty[kind]:
-            found.faults.append(
-                about(
-                    *(each, total, things, text, remedy),
-                    describe=lambda item, kind=kind: describe_annotation(*item, kind),
-                    separator="; ",
-                )
-            )
-
-
-def _warn_of_equal_names(json_file: str, found: Inspection, categories: dict[Id, str]) -> None:
-    ids_by_name: dict[str, list[Id]] = defaultdict(list)
-    for category_id, name in categories.items():
-        ids_by_name[name].append(category_id)
-    twice = [f"{name!r} of ids {ids}" for name, ids in ids_by_name.items() if len(ids) > 1]
-    if twice:
-        found.warnings.append(
-            f"{json_file} has categories of the same name ({some(twice)}): they are trained and "
-            "scored as different classes; give them different names, or all their objects one id."
         )

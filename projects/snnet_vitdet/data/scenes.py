@@ -7,7 +7,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image, ImageDraw, ImageFilter
 
-__all__ = ["CATEGORIES", "SIZE_BUCKETS", "SceneObject", "available_buckets", "draw_scene"]
+__all__ = ["CATEGORIES", "SIZE_BUCKETS", "available_buckets", "draw_scene"]
 
 CATEGORIES = ("circle", "triangle", "square", "star", "cross", "ring")
 
@@ -24,23 +24,6 @@ _MAX_TILT = 20.0  # degrees: things mostly stand upright, and a short training l
 _SUPERSAMPLING = 4
 
 
-@dataclass(frozen=True)
-class SceneObject:
-    """One annotated object.
-
-    Attributes:
-        category: index into ``CATEGORIES``.
-        segmentation: the visible part, as COCO polygons (one outline) or compressed RLE.
-        area: visible pixels, as pycocotools decodes ``segmentation``.
-        bbox: tight ``[x, y, width, height]`` around the visible pixels.
-    """
-
-    category: int
-    segmentation: list[list[float]] | dict
-    area: int
-    bbox: list[int]
-
-
 @dataclass
 class _Shape:
     """A shape placed in the image; ``visible`` shrinks when later shapes cover it."""
@@ -54,18 +37,20 @@ class _Shape:
 
 def draw_scene(
     rng: np.random.Generator, image_size: int, category: int, bucket: str, empty: bool = False
-) -> tuple[np.ndarray, list[SceneObject]]:
+) -> tuple[np.ndarray, list[dict]]:
     """Draws one scene.
 
     Args:
-        rng: the only source of randomness.
-        image_size: height and width in pixels.
-        category: category of the one object that is placed first, completely inside the image.
-        bucket: size range (key of ``SIZE_BUCKETS``) of that object.
-        empty: leave out all objects.
+        rng: The only source of randomness.
+        image_size: Height and width in pixels.
+        category: Index into ``CATEGORIES`` of the object that is placed first, completely inside
+            the image.
+        bucket: Size range (key of ``SIZE_BUCKETS``) of that object.
+        empty: Leave out all objects.
 
     Returns:
-        The image, ``(H, W, 3)`` uint8 RGB, and its objects.
+        The image, (H, W, 3) uint8 RGB, and its objects as in COCO's format, without ids; mask, area
+        and box are of the visible pixels.
     """
     canvas = _background(rng, image_size)
     shapes = [] if empty else _place_shapes(rng, image_size, category, bucket)
@@ -201,7 +186,7 @@ def _fits(shape: _Shape, shapes: list[_Shape]) -> bool:
     return True
 
 
-def _annotate(shape: _Shape) -> SceneObject:
+def _annotate(shape: _Shape) -> dict:
     rows, columns = (np.flatnonzero(shape.visible.any(axis=axis)) for axis in (1, 0))
     bbox = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
     outline = shape.outlines[0]
@@ -212,12 +197,13 @@ def _annotate(shape: _Shape) -> SceneObject:
     else:
         rle = mask_util.encode(np.asfortranarray(shape.visible, dtype=np.uint8))
         segmentation = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
-    return SceneObject(
-        category=shape.category,
-        segmentation=segmentation,
-        area=int(np.count_nonzero(shape.visible)),
-        bbox=[int(value) for value in bbox],
-    )
+    return {
+        "category_id": shape.category + 1,
+        "segmentation": segmentation,
+        "area": int(np.count_nonzero(shape.visible)),
+        "bbox": [int(value) for value in bbox],
+        "iscrowd": 0,
+    }
 
 
 # ---------------------------------------------------------------------------------------- painting

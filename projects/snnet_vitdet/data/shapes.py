@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import trange
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.files import read_json
@@ -32,7 +32,7 @@ GENERATOR_VERSION = 3
 _MARKER = "generated.json"
 _SPLITS = ("train", "test")
 _CONTENTS = {_MARKER, *_SPLITS, *(f"{split}.json" for split in _SPLITS)}
-_MIN_IMAGE_SIZE = 64
+_LOWEST = {"num_train": 1, "num_test": 1, "image_size": 64, "seed": 0}
 _EMPTY_EVERY = 50  # one image in so many has no object
 
 
@@ -51,20 +51,20 @@ def generate_shapes(
 ) -> ShapesPaths:
     """Makes sure that ``root`` holds the generated set with these parameters.
 
-    A set that is there, whole and of the same parameters is left alone; a damaged or different one
-    is made anew. It appears under its name in one step, when it is complete, so several programs
-    may ask for it at once.
+    A whole set of the same parameters is left alone; a damaged or different one is replaced. It
+    appears under its name in one step, when it is complete, so several programs may ask for it at
+    once.
 
     Args:
-        root: folder for ``train/``, ``test/``, ``train.json`` and ``test.json``.
-        num_train: number of training images, at least 1.
-        num_test: number of test images, at least 1.
-        image_size: height and width in pixels; from 216 on, objects of all of COCO's size ranges
-            are drawn, below that only those which fit.
-        seed: non-negative. Image i of a split depends on the seed, the split and i alone.
+        root: Folder for ``train/``, ``test/``, ``train.json`` and ``test.json``.
+        num_train: Number of training images, at least 1.
+        num_test: Number of test images, at least 1.
+        image_size: Height and width in pixels, at least 64. From 216 on, objects of all of COCO's
+            size ranges are drawn, below that only those which fit.
+        seed: Not negative. Image i of a split depends on the seed, the split and i alone.
 
     Raises:
-        InputError: a parameter is out of range, or ``root`` holds something else.
+        InputError: A parameter is out of range, or ``root`` holds something else.
     """
     parameters = {
         "version": GENERATOR_VERSION,
@@ -73,36 +73,41 @@ def generate_shapes(
         "image_size": image_size,
         "seed": seed,
     }
-    for name, lowest in (("num_train", 1), ("num_test", 1), ("image_size", _MIN_IMAGE_SIZE)):
+    for name, lowest in _LOWEST.items():
         if parameters[name] < lowest:
             raise InputError(
                 f"Generated scenes need {name} of at least {lowest}, not {parameters[name]}."
             )
-    if seed < 0:
-        raise InputError(f"The seed of the generated scenes must not be negative, but is {seed}.")
-
     target = Path(os.path.abspath(root))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone_in(target.parent) as alone:
-            if alone:
+        with _locked(target.parent) as locked:
+            if locked:
                 _remove_leftovers(target)
-            _ensure_set(target, parameters)
+            problem = _problem(target, parameters)
+            if problem is None:
+                logger.info("Reusing the generated scenes in %s.", target)
+            else:
+                logger.info(
+                    "Generating %d scenes in %s (%s).", num_train + num_test, target, problem
+                )
+                _replace_set(target, parameters)
     except OSError as error:
         raise InputError(
             f"Cannot create {target} for the generated scenes ({error.strerror}): choose a folder "
             "that can be written."
         ) from error
-    return _paths(target)
+    train, test = (str(target / split) for split in _SPLITS)
+    return ShapesPaths(f"{train}.json", train, f"{test}.json", test)
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[bool]:
-    """Lets other programs and threads that generate scenes below a folder wait, if it can."""
+def _locked(folder: Path) -> Iterator[bool]:
+    """Holds a lock that other programs and threads wait for; False where there are no locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        # Released with the descriptor, also when the program is killed; leaves no file behind. Not
-        # every network filesystem can lock.
+        # Leaves no file behind, and is released when the program is killed. Not every network file
+        # system can lock.
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError:
@@ -114,38 +119,10 @@ def _alone_in(folder: Path) -> Iterator[bool]:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Of programs that were killed while they made this set."""
+    """Removes what programs left that were killed while they made this set."""
     for what in ("partial", "outdated"):
         for path in target.parent.glob(f"{glob.escape(target.name)}.{what}-*"):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _ensure_set(target: Path, parameters: dict) -> None:
-    problem = _problem(target, parameters)
-    if problem is None:
-        logger.info("Reusing the generated scenes in %s.", target)
-        return
-    total = parameters["num_train"] + parameters["num_test"]
-    logger.info("Generating %d scenes in %s (%s).", total, target, problem)
-    partial, outdated = (
-        target.with_name(f"{target.name}.{what}-{uuid.uuid4().hex[:8]}")
-        for what in ("partial", "outdated")
-    )
-    try:
-        partial.mkdir()
-        _write_set(partial, parameters)
-        # A folder is replaced as a whole: nobody reads a mixture of two sets.
-        if target.exists():
-            target.rename(outdated)
-        partial.rename(target)
-    finally:
-        for folder in (partial, outdated):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _paths(root: Path) -> ShapesPaths:
-    train, test = (str(root / split) for split in _SPLITS)
-    return ShapesPaths(f"{train}.json", train, f"{test}.json", test)
 
 
 def _problem(root: Path, parameters: dict) -> str | None:
@@ -160,7 +137,7 @@ def _problem(root: Path, parameters: dict) -> str | None:
         ) from error
     if not names:
         return "empty folder"
-    # What we did not write must never be deleted to make room.
+    # Files of others must never be deleted to make room.
     if _MARKER not in names or names - _CONTENTS:
         foreign = sorted(names - _CONTENTS) or sorted(names)
         raise InputError(
@@ -170,14 +147,12 @@ def _problem(root: Path, parameters: dict) -> str | None:
     try:
         marker = read_json(root / _MARKER)
     except (OSError, ValueError):
-        return "damaged marker"
+        marker = None
     if not isinstance(marker, dict):
         return "damaged marker"
     if marker.get("parameters") != parameters:
         return "made with other parameters"
-    if marker.get("digests") != _digests(root):
-        return "files missing or damaged"
-    return None
+    return None if marker.get("digests") == _digests(root) else "files missing or damaged"
 
 
 def _digests(root: Path) -> dict[str, str]:
@@ -196,28 +171,30 @@ def _digests(root: Path) -> dict[str, str]:
     return digests
 
 
-def _write_set(root: Path, parameters: dict) -> None:
-    total = parameters["num_train"] + parameters["num_test"]
-    done, start = 0, time.monotonic()
-    last_report = start
-    for split in _SPLITS:
-        (root / split).mkdir()
-        coco = _empty_coco()
-        for index in range(parameters[f"num_{split}"]):
-            _add_image(coco, root / split, split, index, parameters)
-            done += 1
-            if time.monotonic() - last_report > 2:
-                last_report = time.monotonic()
-                seconds_left = (last_report - start) / done * (total - done)
-                logger.info("Generated %d of %d scenes, %.0f s left.", done, total, seconds_left)
-        (root / f"{split}.json").write_text(json.dumps(coco))
-    marker = {"parameters": parameters, "digests": _digests(root)}
-    (root / _MARKER).write_text(json.dumps(marker, indent=2))
-    logger.info("Generated %d scenes in %.1f s.", total, time.monotonic() - start)
+def _replace_set(target: Path, parameters: dict) -> None:
+    """Makes the set beside ``target``, then renames it: nobody reads a mixture of two sets."""
+    suffix = uuid.uuid4().hex[:8]
+    partial, outdated = (
+        target.with_name(f"{target.name}.{what}-{suffix}") for what in ("partial", "outdated")
+    )
+    try:
+        for split in _SPLITS:
+            (partial / split).mkdir(parents=True)
+            coco = _draw_split(partial / split, split, parameters)
+            (partial / f"{split}.json").write_text(json.dumps(coco))
+        marker = {"parameters": parameters, "digests": _digests(partial)}
+        (partial / _MARKER).write_text(json.dumps(marker, indent=2))
+        if target.exists():
+            target.rename(outdated)
+        partial.rename(target)
+    finally:
+        for folder in (partial, outdated):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _empty_coco() -> dict:
-    return {
+def _draw_split(folder: Path, split: str, parameters: dict) -> dict:
+    """Draws the images of a split, and returns their annotations."""
+    coco = {
         "info": {"description": "Generated scenes of shapes", "version": str(GENERATOR_VERSION)},
         "licenses": [],
         "images": [],
@@ -227,34 +204,22 @@ def _empty_coco() -> dict:
             for number, name in enumerate(CATEGORIES, start=1)
         ],
     }
-
-
-def _add_image(coco: dict, folder: Path, split: str, index: int, parameters: dict) -> None:
     size = parameters["image_size"]
-    rng = np.random.default_rng([parameters["seed"], _SPLITS.index(split), index])
     buckets = available_buckets(size)
-    # The first object walks through all categories and size ranges, so that even a short split has
-    # each of them.
-    image, objects = draw_scene(
-        rng,
-        size,
-        category=index % len(CATEGORIES),
-        bucket=buckets[(index + index // len(CATEGORIES)) % len(buckets)],
-        empty=index % _EMPTY_EVERY == _EMPTY_EVERY // 2,
-    )
-    image_id = index + 1
-    file_name = f"{image_id:06d}.jpg"
-    Image.fromarray(image).save(folder / file_name, quality=92)
-    coco["images"].append({"id": image_id, "file_name": file_name, "height": size, "width": size})
-    for item in objects:
-        coco["annotations"].append(
-            {
-                "id": len(coco["annotations"]) + 1,
-                "image_id": image_id,
-                "category_id": item.category + 1,
-                "segmentation": item.segmentation,
-                "area": item.area,
-                "bbox": item.bbox,
-                "iscrowd": 0,
-            }
+    for index in trange(parameters[f"num_{split}"], desc=f"{split} scenes", disable=None):
+        # The first object walks through all categories and size ranges, so that even a short split
+        # has each of them.
+        image, objects = draw_scene(
+            np.random.default_rng([parameters["seed"], _SPLITS.index(split), index]),
+            size,
+            category=index % len(CATEGORIES),
+            bucket=buckets[(index + index // len(CATEGORIES)) % len(buckets)],
+            empty=index % _EMPTY_EVERY == _EMPTY_EVERY // 2,
         )
+        entry = {"id": index + 1, "file_name": f"{index + 1:06d}.jpg"}
+        Image.fromarray(image).save(folder / entry["file_name"], quality=92)
+        coco["images"].append(entry | {"height": size, "width": size})
+        for each in objects:
+            number = len(coco["annotations"]) + 1
+            coco["annotations"].append({"id": number, "image_id": index + 1, **each})
+    return coco

@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from snnet_vitdet.errors import InputError
 
-from .checks import Inspection, inspect_coco_json
-from .geometry import GEOMETRY_NOTES, geometry_of
+from .checks import Inspection
+from .geometry import ODD_GEOMETRY, geometry_of
 from .images import REMEDIES, ImageFacts, ImageFault, ImageFolder, inspect_image
 from .sentences import about
 
-__all__ = ["DatasetSurvey", "ImageSurvey", "annotation_notes", "inspect_images", "shared_images"]
+__all__ = ["DatasetSurvey", "annotation_notes", "inspect_images", "shared_images"]
 
 _MAX_DETECTIONS = 100  # per image, in COCO's evaluation and in the detectors here
 _CHUNK = 16  # images that a process is handed at once
@@ -35,12 +35,13 @@ _IMAGE_FAULTS = {
     "turned": "are stored turned, and annotated as they are stored",
     "thin": "are so long and thin that no pixel is left once resized",
 }
+# By attributes of ImageFacts.
 _IMAGE_NOTES = {
     "turned": (
         "are stored turned or mirrored by the EXIF data",
         "the upright image is used, and its annotations have to be for that",
     ),
-    "alpha": (
+    "has_alpha": (
         "have transparency, which is left out",
         "what is transparent shows the colour below it",
     ),
@@ -49,6 +50,11 @@ _IMAGE_NOTES = {
         "each takes hundreds of MB while it is read, and long; smaller copies train the same",
     ),
     "frames": ("have several frames or pages, of which the first is used", ""),
+}
+_OBJECT_NOTES = {
+    "over": ("have a box that reaches over the border of the image", "it is clipped there"),
+    "tiny": ("are thinner than a pixel once the image is resized to {image_size} pixels", ""),
+    "twice": ("have the same box and category as another one of the image", ""),
 }
 
 
@@ -84,70 +90,6 @@ def _inspect(path: str, size: tuple[int, int] | None, decode: bool) -> ImageFact
     return inspect_image(path, size, decode=decode)
 
 
-class ImageSurvey:
-    """Counts what images are.
-
-    Attributes:
-        modes: Number of images by Pillow's mode.
-        sizes: Width and height in pixels of each image in order, upright.
-        digests: Path by digest of the content, of images that have been decoded.
-    """
-
-    def __init__(self, max_aspect: float = math.inf) -> None:
-        """
-        Args:
-            max_aspect: Ratio of the longer to the shorter side from which on an image is too thin.
-        """
-        self.modes: Counter[str] = Counter()
-        self.sizes: list[tuple[int, int]] = []
-        self.digests: dict[str, str] = {}
-        self._max_aspect = max_aspect
-        self._total = 0
-        self._faults: dict[str, list[str]] = defaultdict(list)
-        self._notes: dict[str, list[str]] = defaultdict(list)
-
-    def add(self, path: str, found: ImageFacts | ImageFault) -> None:
-        """Counts an image."""
-        self._total += 1
-        if isinstance(found, ImageFacts):
-            short, long = sorted((found.width, found.height))
-            if long >= self._max_aspect * short:
-                problem = f"it has {found.width} x {found.height} pixels"
-                found = ImageFault("thin", path, problem)
-        if isinstance(found, ImageFault):
-            self._faults[found.kind].append(f"{path}: {found.problem}")
-            return
-        self.modes[found.mode] += 1
-        self.sizes.append((found.width, found.height))
-        if found.digest:
-            self.digests.setdefault(found.digest, path)
-        notes = {
-            "turned": found.turned,
-            "alpha": found.has_alpha,
-            "large": found.large,
-            "frames": found.frames,
-        }
-        for kind in (kind for kind, holds in notes.items() if holds):
-            self._notes[kind].append(path)
-
-    def faults(self, source: str) -> Iterator[str]:
-        """A sentence per kind of fault.
-
-        Args:
-            source: The annotation file that names the images.
-        """
-        for kind, text in _IMAGE_FAULTS.items():
-            if found := self._faults[kind]:
-                things = f"images of {source}"
-                yield about(found, self._total, things, text, REMEDIES[kind], separator="; ")
-
-    def notes(self, source: str) -> Iterator[str]:
-        """A sentence per kind of what is handled and worth knowing."""
-        for kind, (text, consequence) in _IMAGE_NOTES.items():
-            if found := self._notes[kind]:
-                yield about(found, self._total, f"images of {source}", text, consequence)
-
-
 class DatasetSurvey:
     """The data of training or of test: the annotation file and its image files.
 
@@ -155,7 +97,9 @@ class DatasetSurvey:
         json_file: The annotation file.
         found: What the annotation file is.
         images: Path of every image that is there, and width and height where they are known.
-        files: What the image files are.
+        modes: Number of images in order by Pillow's mode.
+        sizes: Width and height in pixels of the images in order, upright.
+        digests: Path by digest of the content, of images that have been decoded.
     """
 
     def __init__(
@@ -164,30 +108,34 @@ class DatasetSurvey:
         image_root: str,
         *,
         for_evaluation: bool,
-        masks: bool,
+        masks: bool = True,
         max_aspect: float = math.inf,
     ) -> None:
-        """
+        """Reads the annotation file.
+
         Args:
             json_file: The annotation file.
             image_root: The folder of the images.
             for_evaluation: Whether they are test data.
             masks: Whether masks are learnt or scored.
-            max_aspect: See :class:`ImageSurvey`.
+            max_aspect: Ratio of the longer to the shorter side from which on an image is too thin.
         """
         self.json_file = json_file
-        self.found = inspect_coco_json(
-            json_file, image_root, for_evaluation=for_evaluation, masks=masks
-        )
+        self.found = Inspection(json_file, image_root, for_evaluation=for_evaluation, masks=masks)
         self.images: list[tuple[str, tuple[int, int] | None]] = []
-        self.files = ImageSurvey(max_aspect)
-        self._for_evaluation = for_evaluation
         folder = ImageFolder(image_root)
         for image in self.found.data["images"] if self.found.data else []:
             name, size = image.get("file_name"), (image.get("width"), image.get("height"))
             if isinstance(name, str) and name not in self.found.missing:
                 whole = all(type(side) is int and side > 0 for side in size)
                 self.images.append((folder.path(name), size if whole else None))
+        self.modes: Counter[str] = Counter()
+        self.sizes: list[tuple[int, int]] = []
+        self.digests: dict[str, str] = {}
+        self._for_evaluation = for_evaluation
+        self._max_aspect = max_aspect
+        self._image_faults: dict[str, list[str]] = defaultdict(list)
+        self._image_notes: dict[str, list[str]] = defaultdict(list)
 
     def read_images(self, *, decode: bool, workers: int) -> None:
         """Reads all image files, with a progress bar on a terminal; see :func:`inspect_images`."""
@@ -195,12 +143,34 @@ class DatasetSurvey:
         label = f"{'test' if self._for_evaluation else 'train'} images"
         bar = {"total": len(self.images), "unit": "image", "disable": None, "file": sys.stderr}
         for (path, _), result in zip(self.images, tqdm(results, label, **bar), strict=True):
-            self.files.add(path, result)
+            self._add_image(path, result)
+
+    def _add_image(self, path: str, found: ImageFacts | ImageFault) -> None:
+        if isinstance(found, ImageFacts):
+            short, long = sorted((found.width, found.height))
+            if long >= self._max_aspect * short:
+                problem = f"it has {found.width} x {found.height} pixels"
+                found = ImageFault("thin", path, problem)
+        if isinstance(found, ImageFault):
+            self._image_faults[found.kind].append(f"{path}: {found.problem}")
+            return
+        self.modes[found.mode] += 1
+        self.sizes.append((found.width, found.height))
+        if found.digest:
+            self.digests.setdefault(found.digest, path)
+        for kind in _IMAGE_NOTES:
+            if getattr(found, kind):
+                self._image_notes[kind].append(path)
 
     def faults(self) -> Iterator[str]:
         """A sentence per kind of fault."""
         yield from self.found.faults
-        yield from self.files.faults(self.json_file)
+        things = f"images of {self.json_file}"
+        for kind, text in _IMAGE_FAULTS.items():
+            if found := self._image_faults[kind]:
+                yield about(
+                    *(found, len(self.images), things, text, REMEDIES[kind]), separator="; "
+                )
 
     def notes(self, image_size: int) -> Iterator[str]:
         """A sentence per kind of what is handled and worth knowing.
@@ -210,29 +180,33 @@ class DatasetSurvey:
         """
         if self.found.summary is not None:
             yield from annotation_notes(self.found, image_size, for_evaluation=self._for_evaluation)
-        yield from self.files.notes(self.json_file)
+        things = f"images of {self.json_file}"
+        for kind, (text, consequence) in _IMAGE_NOTES.items():
+            if found := self._image_notes[kind]:
+                yield about(found, len(self.images), things, text, consequence)
 
-    def facts(self) -> Iterator[tuple[str, object]]:
-        """Names and values of what is counted, if the annotation file can be read."""
+    def facts(self) -> dict[str, object]:
+        """What is counted, by name; for an annotation file that can be read."""
         summary, (name, most) = self.found.summary, _most_objects(self.found.data)
-        yield "annotation file", self.json_file
-        yield "images", summary.images
-        yield "images without an object", summary.empty_images
-        yield "objects", sum(summary.instances.values())
-        yield from ((f"  {size} by COCO", count) for size, count in summary.sizes.items())
-        yield "most objects on an image", f"{most} ({name})" if most else 0
-        yield "crowds", summary.crowds
         need = " (need the mask format bitmask)" if summary.rle_masks else ""
-        yield "objects with a mask", summary.masks
-        yield "objects with RLE masks", f"{summary.rle_masks}{need}"
-        yield "boxes without area", summary.flat_boxes
-        by_area = sorted(self.files.sizes, key=math.prod)
-        if by_area:
-            middle = by_area[(len(by_area) - 1) // 2]
-            sizes = {"smallest": by_area[0], "median": middle, "largest": by_area[-1]}
-            yield from ((f"{label} image", f"{w} x {h}") for label, (w, h) in sizes.items())
-        modes = ", ".join(f"{count} {mode}" for mode, count in self.files.modes.most_common())
-        yield "modes of images", modes or "none read"
+        facts = {
+            "annotation file": self.json_file,
+            "images": summary.images,
+            "images without an object": summary.empty_images,
+            "objects": sum(summary.instances.values()),
+            **{f"  {size} by COCO": count for size, count in summary.sizes.items()},
+            "most objects on an image": f"{most} ({name})" if most else 0,
+            "crowds": summary.crowds,
+            "objects with a mask": summary.masks,
+            "objects with RLE masks": f"{summary.rle_masks}{need}",
+            "boxes without area": summary.flat_boxes,
+        }
+        if by_area := sorted(self.sizes, key=math.prod):
+            median = by_area[(len(by_area) - 1) // 2]
+            sizes = {"smallest": by_area[0], "median": median, "largest": by_area[-1]}
+            facts |= {f"{label} image": f"{w} x {h}" for label, (w, h) in sizes.items()}
+        modes = ", ".join(f"{count} {mode}" for mode, count in self.modes.most_common())
+        return facts | {"modes of images": modes or "none read"}
 
 
 def annotation_notes(found: Inspection, image_size: int, *, for_evaluation: bool) -> Iterator[str]:
@@ -254,17 +228,12 @@ def annotation_notes(found: Inspection, image_size: int, *, for_evaluation: bool
     if without:
         yield about(without, len(summary.categories), "categories", f"have no object in {source}")
     if not for_evaluation and summary.empty_images:
-        crowded, occupied = (
-            {
-                str(a.get("image_id"))
-                for a in found.data["annotations"]
-                if bool(a.get("iscrowd")) is c
-            }
-            for c in (True, False)
-        )
+        images: dict[bool, set[str]] = {True: set(), False: set()}
+        for annotation in found.data["annotations"]:
+            images[bool(annotation.get("iscrowd"))].add(str(annotation.get("image_id")))
         yield (
             f"Training leaves out {summary.empty_images} of {summary.images} images of {source}, "
-            f"which have no object ({len(crowded - occupied)} of them have crowds)."
+            f"which have no object ({len(images[True] - images[False])} of them have crowds)."
         )
     name, count = _most_objects(found.data)
     if for_evaluation and count > _MAX_DETECTIONS:
@@ -272,10 +241,11 @@ def annotation_notes(found: Inspection, image_size: int, *, for_evaluation: bool
             f"{name} of {source} has {count} objects: a detector gives at most {_MAX_DETECTIONS} "
             "an image, and COCO's evaluation counts no more, so that the others count as missed."
         )
-    things, total = f"annotations in {source}", len(found.data["annotations"])
-    for text, odd in _odd_objects(found, image_size).items():
-        if odd:
-            yield about(odd, total, things, text)
+    odd = _odd_objects(found, image_size)
+    for kind, (text, consequence) in (_OBJECT_NOTES | ODD_GEOMETRY).items():
+        if odd[kind] and kind not in found.geometry:
+            things, text = f"annotations in {source}", text.format(image_size=image_size)
+            yield about(odd[kind], summary.annotations, things, text, consequence)
 
 
 def shared_images(train: DatasetSurvey, test: DatasetSurvey) -> Iterator[str]:
@@ -286,7 +256,7 @@ def shared_images(train: DatasetSurvey, test: DatasetSurvey) -> Iterator[str]:
         text = "are in the training data as well"
         yield about(same, len(others), things, text, consequence)
         return
-    ours, theirs = train.files.digests, test.files.digests
+    ours, theirs = train.digests, test.digests
     copies = [
         f"{ours[digest]} and {theirs[digest]}"
         for digest in ours.keys() & theirs.keys()
@@ -312,26 +282,21 @@ def _most_objects(data: dict) -> tuple[str, int]:
 
 
 def _odd_objects(found: Inspection, image_size: int) -> dict[str, list[str]]:
-    """What is odd about sound objects, and the objects."""
-    over, tiny, twice, seen = [], [], [], set()
-    odd: dict[str, list[str]] = {kind: [] for kind in GEOMETRY_NOTES}
+    """Objects by keys of ``_OBJECT_NOTES`` and ``ODD_GEOMETRY``."""
+    odd: dict[str, list[str]] = defaultdict(list)
+    seen = set()
     for annotation, size in found.objects:
         image_id, (x, y, width, height) = annotation["image_id"], annotation["bbox"]
-        name = f"annotation {annotation.get('id')!r} of image {image_id!r}"
+        kinds = geometry_of(annotation, size)
         # A hundredth of a pixel is rounding.
         if min(x, y) < -0.01 or x + width > size[0] + 0.01 or y + height > size[1] + 0.01:
-            over.append(name)
+            kinds.append("over")
         if min(width, height) * image_size / max(size) < 1:
-            tiny.append(name)
-        for kind in geometry_of(annotation, size):
-            odd[kind].append(name)
+            kinds.append("tiny")
         key = image_id, str(annotation.get("category_id")), x, y, width, height
         if key in seen:
-            twice.append(name)
+            kinds.append("twice")
         seen.add(key)
-    return {
-        "have a box that reaches over the border of the image: it is clipped there": over,
-        **{text: odd[kind] for kind, text in GEOMETRY_NOTES.items() if kind not in found.geometry},
-        f"are thinner than a pixel once the image is resized to {image_size} pixels": tiny,
-        "have the same box and category as another one of the image": twice,
-    }
+        for kind in kinds:
+            odd[kind].append(f"annotation {annotation.get('id')!r} of image {image_id!r}")
+    return odd
