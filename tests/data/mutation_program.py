@@ -29,12 +29,11 @@ import torch  # isort: skip
 
 from snnet_vitdet.data import (
     CheckedMapper,
-    Inspection,
     check_coco_json,
     coco_dicts,
     dataset_name,
 )
-from snnet_vitdet.data.survey import annotation_notes
+from snnet_vitdet.data.survey import DatasetSurvey
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import CocoScorer, evaluators_of
 
@@ -115,16 +114,15 @@ def mutated(seed):
 
 def use(path, folder):
     """All that training and evaluation do with a file; how far it came."""
-    for_evaluation = Inspection(path, folder, for_evaluation=True)
-    if for_evaluation.summary is not None and for_evaluation.data is not None:
-        list(annotation_notes(for_evaluation, 64, for_evaluation=True))
+    survey = DatasetSurvey(path, folder, for_evaluation=True)
+    list(survey.notes(64))
     reached = "refused"
     with contextlib.suppress(InputError):
         check_coco_json(path, folder, for_evaluation=False)
         reached = "trained"
         train(path, folder)
-    if for_evaluation.faults:
-        for fault in for_evaluation.faults:
+    if survey.found.faults:
+        for fault in survey.found.faults:
             assert len(fault) < 3000 and "\n" not in fault, fault[:999]
         return reached
     score(path, folder)

@@ -3,6 +3,7 @@ import json
 import logging
 import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -402,3 +403,44 @@ def test_real_photographs_pass():
     summary = check_coco_json(json_file, os.path.join(root, "images"), for_evaluation=True)
     assert (summary.images, summary.annotations, summary.crowds) == (18, 165, 0)
     assert list(summary.categories.values()) == ["date", "fig", "hazelnut"]
+
+
+@pytest.fixture
+def mixed_file(tiny_scenes, tmp_path):
+    """An annotation file whose first two objects have a box alone."""
+    coco = json.loads(Path(tiny_scenes.train_json).read_text(encoding="utf-8"))
+    for annotation in coco["annotations"][:2]:
+        del annotation["segmentation"]
+    path = tmp_path / "mixed.json"
+    path.write_text(json.dumps(coco), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("for_evaluation", "consequence"),
+    [
+        (False, "training learns their boxes, and masks from the others"),
+        (True, "mask AP counts what is found in their boxes neither for nor against"),
+    ],
+)
+def test_boxes_alone_are_counted_in_a_sentence(
+    mixed_file, tiny_scenes, caplog, for_evaluation, consequence
+):
+    with caplog.at_level(logging.WARNING, "snnet_vitdet"):
+        summary = check_coco_json(
+            mixed_file, tiny_scenes.train_images, for_evaluation=for_evaluation
+        )
+    assert summary.masks == sum(summary.instances.values()) - 2
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("2 of ") and "have no mask" in line and consequence in line
+
+
+def test_normalised_boxes_are_refused_without_masks_too(tiny_scenes, tmp_path):
+    coco = json.loads(Path(tiny_scenes.train_json).read_text(encoding="utf-8"))
+    for annotation in coco["annotations"]:
+        del annotation["segmentation"]
+        annotation["bbox"] = [side / 64 for side in annotation["bbox"]]
+    path = tmp_path / "normalised.json"
+    path.write_text(json.dumps(coco), encoding="utf-8")
+    with pytest.raises(InputError, match="have a box of numbers from 0 to 1"):
+        check_coco_json(str(path), tiny_scenes.train_images, for_evaluation=False, masks=False)

@@ -7,12 +7,22 @@ import detectron2.data.transforms as T
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetMapper
+from bad_images import REFUSED
+from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.utils import comm
+from torch.utils.data import get_worker_info
 
-from snnet_vitdet.data import build_train_loader, coco_dicts, generate_shapes
+from snnet_vitdet.data import (
+    CheckedMapper,
+    EvaluationLoader,
+    build_evaluation_loader,
+    build_train_loader,
+    coco_dicts,
+    generate_shapes,
+)
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.evaluation.one_pass import batches_from
 
 
 @pytest.fixture(scope="module")
@@ -293,3 +303,47 @@ def test_held_out_samples_are_other_crops_where_all_images_are_fitted(dataset):
     by_name = dict(zip(names(fitted), fitted, strict=True))
     for name, sample in zip(names(held_out), held_out, strict=True):
         assert sample != by_name[name]
+
+
+@pytest.fixture
+def as_it_is():
+    """A mapper without augmentations."""
+    return CheckedMapper(is_train=False, augmentations=[], image_format="RGB")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_evaluation_are_those_of_detectron2s_loader(workers, as_it_is, dataset):
+    own = build_evaluation_loader(dataset, as_it_is, batch_size=3, num_workers=workers)
+    other = build_detection_test_loader(dataset, mapper=as_it_is, batch_size=3)
+    assert len(own) == len(other) == 3 and len(own.dataset) == len(dataset)
+    for first, second in zip(own, other, strict=True):
+        assert names(first) == names(second)
+        for a, b in zip(first, second, strict=True):
+            assert a.keys() == b.keys() and torch.equal(a["image"], b["image"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_part_of_a_loader_tells_of_bad_images_as_the_whole_does(
+    workers, as_it_is, dataset, tmp_path
+):
+    REFUSED["truncated PNG"].make(tmp_path / "cut.png")
+    dataset[5] = {"file_name": str(tmp_path / "cut.png"), "image_id": 6}
+    loader = build_evaluation_loader(dataset, as_it_is, num_workers=workers)
+    assert isinstance(loader, EvaluationLoader)
+    assert len(list(batches_from(loader, [0, 1]))) == 2
+    for each in (loader, batches_from(loader, [0, 5, 1])):
+        with pytest.raises(InputError) as error:
+            list(each)
+        assert str(error.value).startswith(str(tmp_path / "cut.png"))
+        assert "Traceback" not in str(error.value)
+        assert isinstance(error.value.__cause__, OSError)
+
+
+def raise_in_worker(record):
+    raise RuntimeError("a fault of the program" if get_worker_info() else "not in a worker")
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(dataset):
+    loader = build_evaluation_loader(dataset, raise_in_worker, num_workers=1)
+    with pytest.raises(RuntimeError, match="a fault of the program"):
+        list(loader)

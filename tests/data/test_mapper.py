@@ -1,19 +1,14 @@
+import copy
+
 import pytest
 import torch
-from bad_images import BASE, REFUSED, save
+from bad_images import BASE, save
 from detectron2.config import instantiate
-from detectron2.data import DatasetMapper, build_detection_test_loader
-from torch.utils.data import get_worker_info
+from detectron2.data import DatasetMapper
+from detectron2.structures import BitMasks, PolygonMasks
 
-from snnet_vitdet.data import (
-    CheckedMapper,
-    EvaluationLoader,
-    build_evaluation_loader,
-    build_train_loader,
-    coco_dicts,
-)
+from snnet_vitdet.data import CheckedMapper, build_train_loader, coco_dicts
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation.one_pass import batches_from
 
 
 @pytest.fixture
@@ -83,40 +78,67 @@ def test_a_size_that_no_annotation_gives_is_not_compared(nodes, tmp_path):
     assert (sample["height"], sample["width"]) == BASE.shape[:2]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_of_evaluation_are_those_of_detectron2s_loader(workers, nodes, records):
-    mapper = instantiate(nodes[1])
-    own = build_evaluation_loader(records, mapper, batch_size=3, num_workers=workers)
-    other = build_detection_test_loader(records, mapper=mapper, batch_size=3)
-    assert len(own) == len(other) == 3 and len(own.dataset) == len(records)
-    for first, second in zip(own, other, strict=True):
-        assert len(first) == len(second)
-        for a, b in zip(first, second, strict=True):
-            assert_same(a, b)
+@pytest.fixture
+def record(tiny_scenes):
+    """A dataset dict with more than two objects, the first of which have a box alone."""
+    records = coco_dicts(tiny_scenes.train_json, tiny_scenes.train_images, filter_empty=False)
+    (record, *_) = sorted(records, key=lambda record: -len(record["annotations"]))
+    assert len(record["annotations"]) > 2
+    return record
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_part_of_a_loader_tells_of_bad_images_as_the_whole_does(
-    workers, nodes, records, tmp_path
-):
-    REFUSED["truncated PNG"].make(tmp_path / "cut.png")
-    records[5] = {"file_name": str(tmp_path / "cut.png"), "image_id": 6}
-    loader = build_evaluation_loader(records, instantiate(nodes[1]), num_workers=workers)
-    assert isinstance(loader, EvaluationLoader)
-    assert len(list(batches_from(loader, [0, 1]))) == 2
-    for each in (loader, batches_from(loader, [0, 5, 1])):
-        with pytest.raises(InputError) as error:
-            list(each)
-        assert str(error.value).startswith(str(tmp_path / "cut.png"))
-        assert "Traceback" not in str(error.value)
-        assert isinstance(error.value.__cause__, OSError)
+def crop_of(record, node):
+    """What large-scale jitter makes of it, the same every time."""
+    return next(
+        iter(build_train_loader([record], instantiate(node), total_batch_size=1, num_workers=0))
+    )[0]["instances"]
 
 
-def raise_in_worker(record):
-    raise RuntimeError("a fault of the program" if get_worker_info() else "not in a worker")
+@pytest.mark.parametrize("mask_format", ["bitmask", "polygon"])
+def test_a_box_alone_is_cropped_as_a_box_and_the_others_as_before(tiny_config, record, mask_format):
+    node = tiny_config().dataloader.train.mapper
+    node.instance_mask_format = mask_format
+    for each in record["annotations"]:
+        x, y, w, h = each["bbox"]
+        each["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    mixed = copy.deepcopy(record)
+    for each in mixed["annotations"][:2]:
+        del each["segmentation"]
+    all_masks, found = crop_of(record, node), crop_of(mixed, node)
+    assert found.image_size == all_masks.image_size
+    # Of masks that fill their boxes, the boxes are the same but for the rounding of bitmasks.
+    assert len(found) == len(all_masks)
+    kept = all_masks.gt_boxes.tensor.sort(dim=0).values
+    assert torch.allclose(found.gt_boxes.tensor.sort(dim=0).values, kept, atol=1.0)
+    masks = {"bitmask": BitMasks, "polygon": PolygonMasks}[mask_format]
+    assert isinstance(found.gt_masks, masks)
+    assert found.gt_has_mask.tolist() == found.gt_masks.nonempty().tolist()
+    # What has a mask is to the bit what it is beside others that have one.
+    rest = copy.deepcopy(record)
+    del rest["annotations"][:2]
+    alone, given = crop_of(rest, node), found[found.gt_has_mask]
+    assert torch.equal(given.gt_boxes.tensor, alone.gt_boxes.tensor)
+    assert torch.equal(given.gt_classes, alone.gt_classes)
+    if mask_format == "bitmask":
+        assert torch.equal(given.gt_masks.tensor, alone.gt_masks.tensor)
 
 
-def test_a_fault_of_the_program_keeps_its_traceback(records):
-    loader = build_evaluation_loader(records, raise_in_worker, num_workers=1)
-    with pytest.raises(RuntimeError, match="a fault of the program"):
-        list(loader)
+def test_an_image_of_boxes_alone_has_empty_masks(tiny_config, record):
+    for each in record["annotations"]:
+        del each["segmentation"]
+    found = crop_of(record, tiny_config().dataloader.train.mapper)
+    assert len(found) > 0 and not found.gt_has_mask.any()
+    assert found.gt_masks.tensor.shape == (len(found), *found.image_size)
+
+
+def test_an_image_with_masks_of_all_has_no_further_field(tiny_config, record):
+    found = crop_of(record, tiny_config().dataloader.train.mapper)
+    assert set(found.get_fields()) == {"gt_boxes", "gt_classes", "gt_masks"}
+
+
+def test_a_box_that_the_crop_leaves_out_is_gone(tiny_config, record):
+    for each in record["annotations"]:
+        del each["segmentation"]
+    record["annotations"][0]["bbox"] = [1000.0, 1000.0, 5.0, 5.0]
+    found = crop_of(record, tiny_config().dataloader.train.mapper)
+    assert len(found) < len(record["annotations"])

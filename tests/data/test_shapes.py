@@ -222,7 +222,7 @@ def test_wrong_parameters_and_places_are_named(tmp_path, monkeypatch):
         generate_shapes(str(tmp_path / "a"), 1, 0)
     with pytest.raises(InputError, match="need image_size of at least 64, not 32"):
         generate_shapes(str(tmp_path / "a"), 1, 1, 32)
-    with pytest.raises(InputError, match="must not be negative, but is -1"):
+    with pytest.raises(InputError, match="need seed of at least 0, not -1"):
         generate_shapes(str(tmp_path / "a"), 1, 1, seed=-1)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file is a file or lies in one, .* choose another"):

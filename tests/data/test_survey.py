@@ -1,45 +1,69 @@
+import json
 import os
 
 import pytest
-from bad_images import HEIGHT, WIDTH, save
+from bad_images import save
+from PIL import Image
 
 from snnet_vitdet.data import survey as survey_module
-from snnet_vitdet.data.images import ImageFacts, ImageFault
-from snnet_vitdet.data.survey import ImageSurvey, inspect_images
+from snnet_vitdet.data.survey import DatasetSurvey
 from snnet_vitdet.errors import InputError
 
 
+@pytest.fixture
+def survey_of(tmp_path):
+    """Surveys images by name: a good one, an empty file, or one of a size."""
+
+    def survey_of(images, **options):
+        entries = []
+        for number, (name, kind) in enumerate(images.items()):
+            size = kind if isinstance(kind, tuple) else (64, 48)
+            if kind == "empty":
+                (tmp_path / name).touch()
+            elif kind == "good":
+                save()(tmp_path / name)
+            else:
+                Image.new("RGB", size).save(tmp_path / name)
+            entries.append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
+        coco = {"images": entries, "annotations": [], "categories": [{"id": 1, "name": "nut"}]}
+        path = tmp_path / "some.json"
+        path.write_text(json.dumps(coco))
+        return DatasetSurvey(str(path), str(tmp_path), for_evaluation=True, **options)
+
+    return survey_of
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_answers_come_in_the_order_of_the_images(workers, tmp_path):
-    names = [f"{number}.png" for number in range(40)]
-    for name in names[::2]:
-        save()(tmp_path / name)
-    images = [(str(tmp_path / name), (WIDTH, HEIGHT)) for name in names]
-    found = list(inspect_images(images, decode=True, workers=workers))
-    assert [type(each) for each in found] == [ImageFacts, ImageFault] * 20
-    assert [each.path for each in found[1::2]] == [path for path, _ in images[1::2]]
+def test_files_are_told_in_the_order_of_the_images(workers, survey_of):
+    images = {f"{n}.png": "empty" if n % 2 else (10 + n, 10) for n in range(40)}
+    survey = survey_of(images)
+    survey.read_images(decode=True, workers=workers)
+    assert survey.sizes == [(10 + n, 10) for n in range(0, 40, 2)]
+    assert [os.path.basename(path) for path, _ in survey.images] == list(images)
+    (fault,) = (fault for fault in survey.faults() if "are empty" in fault)
+    assert "20 of 40" in fault
+    positions = [fault.index(f"/{number}.png: the file is empty") for number in (1, 3, 5)]
+    assert positions == sorted(positions)
 
 
-def test_a_process_that_is_ended_from_outside_is_told_of(monkeypatch):
+def test_a_process_that_is_ended_from_outside_is_told_of(monkeypatch, survey_of):
     monkeypatch.setattr(survey_module, "inspect_image", lambda *_, **__: os._exit(1))
     with pytest.raises(InputError, match="out of memory: give fewer --workers"):
-        list(inspect_images([("some.jpg", None)], decode=True, workers=1))
+        survey_of({"some.png": "good"}).read_images(decode=True, workers=1)
 
 
-def test_many_faults_of_a_kind_are_counted_and_the_first_are_shown():
-    survey = ImageSurvey()
-    for number in range(5):
-        survey.add(f"{number}.jpg", ImageFault("empty", f"{number}.jpg", "the file is empty"))
-    survey.add("5.jpg", ImageFacts(4, 3, "RGB", turned=False, large=False))
-    (fault,) = survey.faults("some.json")
-    assert fault.startswith("5 of 6 images of some.json are empty (0.jpg: the file is empty;")
-    assert "2.jpg" in fault and "3.jpg" not in fault and "and 2 more): copy it again" in fault
-    assert survey.sizes == [(4, 3)] and dict(survey.modes) == {"RGB": 1}
+def test_many_faults_of_a_kind_are_counted_and_the_first_are_shown(survey_of):
+    survey = survey_of({f"{number}.png": "empty" for number in range(5)} | {"5.png": "good"})
+    survey.read_images(decode=False, workers=0)
+    _, fault = survey.faults()
+    assert fault.startswith("5 of 6 images of ") and "some.json are empty (" in fault
+    assert "2.png" in fault and "3.png" not in fault and "and 2 more): copy it again" in fault
+    assert survey.sizes == [(64, 48)] and dict(survey.modes) == {"RGB": 1}
+    assert survey.digests == {}
 
 
-def test_an_image_is_too_thin_from_the_given_aspect_on():
-    survey = ImageSurvey(max_aspect=128)
-    for width in (127, 128):
-        survey.add(f"{width}.png", ImageFacts(width, 1, "RGB", turned=False, large=False))
-    (fault,) = survey.faults("some.json")
+def test_an_image_is_too_thin_from_the_given_aspect_on(survey_of):
+    survey = survey_of({"127.png": (127, 1), "128.png": (128, 1)}, max_aspect=128)
+    survey.read_images(decode=False, workers=0)
+    _, fault = survey.faults()
     assert "1 of 2 images" in fault and "128.png: it has 128 x 1 pixels" in fault

@@ -62,50 +62,44 @@ def numbered(json_file: str, data: Mapping[str, Sequence[dict]]) -> Numbered:
             "ignore".
     """
     try:
-        return _numbered(json_file, data)
-    except InputError:
-        raise
+        categories = sorted(data["categories"], key=lambda category: id_order(category["id"]))
+        category_numbers = {category["id"]: n for n, category in enumerate(categories, start=1)}
+        image_ids = sorted((image["id"] for image in data["images"]), key=id_order)
+        image_numbers = {image_id: number for number, image_id in enumerate(image_ids, start=1)}
+        content = {
+            "images": [
+                {"id": image_numbers[image["id"]]}
+                | {key: image[key] for key in ("file_name", "width", "height")}
+                for image in data["images"]
+            ],
+            "annotations": [
+                {
+                    "id": number,
+                    "image_id": image_numbers[annotation["image_id"]],
+                    "category_id": category_numbers[annotation["category_id"]],
+                    **_object(annotation),
+                }
+                for number, annotation in enumerate(data["annotations"], start=1)
+                # The checks refuse annotations of an image that is not listed.
+                if annotation["image_id"] in image_numbers
+            ],
+            "categories": [
+                {"id": category_numbers[category["id"]], "name": category["name"]}
+                for category in categories
+            ],
+        }
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{json_file} has an incomplete or wrong entry ({type(error).__name__}: {error}): "
             "tools/check_dataset.py says which."
         ) from error
-
-
-def _numbered(json_file: str, data: Mapping[str, Sequence[dict]]) -> Numbered:
-    categories = sorted(data["categories"], key=lambda category: id_order(category["id"]))
-    category_numbers = {category["id"]: n for n, category in enumerate(categories, start=1)}
-    image_ids = sorted((image["id"] for image in data["images"]), key=id_order)
-    image_numbers = {image_id: number for number, image_id in enumerate(image_ids, start=1)}
-    if len(image_numbers) < len(data["images"]):
+    if len(image_numbers) < len(image_ids):
         raise InputError(f"Images in {json_file} share an id: give each image an id of its own.")
     if any(annotation.get("ignore") for annotation in data["annotations"]):
         raise InputError(
             f'{json_file} has annotations that are marked "ignore", which COCO does not have: '
             "remove them or the mark."
         )
-    content = {
-        "images": [
-            {"id": image_numbers[image["id"]]}
-            | {key: image[key] for key in ("file_name", "width", "height")}
-            for image in data["images"]
-        ],
-        "annotations": [
-            {
-                "id": number,
-                "image_id": image_numbers[annotation["image_id"]],
-                "category_id": category_numbers[annotation["category_id"]],
-                **_object(annotation),
-            }
-            for number, annotation in enumerate(data["annotations"], start=1)
-            # The checks refuse annotations of an image that is not listed.
-            if annotation["image_id"] in image_numbers
-        ],
-        "categories": [
-            {"id": number, "name": category["name"]}
-            for number, category in enumerate(categories, start=1)
-        ],
-    }
     return Numbered(content, image_ids, list(category_numbers))
 
 

@@ -1,10 +1,12 @@
 """All that can be said of a data set before a training, with every image file read."""
 
+import contextlib
+import functools
 import math
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -17,7 +19,7 @@ from .geometry import ODD_GEOMETRY, geometry_of
 from .images import REMEDIES, ImageFacts, ImageFault, ImageFolder, inspect_image
 from .sentences import about
 
-__all__ = ["DatasetSurvey", "annotation_notes", "inspect_images", "shared_images"]
+__all__ = ["DatasetSurvey", "shared_images"]
 
 _MAX_DETECTIONS = 100  # per image, in COCO's evaluation and in the detectors here
 _CHUNK = 16  # images that a process is handed at once
@@ -56,38 +58,6 @@ _OBJECT_NOTES = {
     "tiny": ("are thinner than a pixel once the image is resized to {image_size} pixels", ""),
     "twice": ("have the same box and category as another one of the image", ""),
 }
-
-
-def inspect_images(
-    images: Sequence[tuple[str, tuple[int, int] | None]], *, decode: bool, workers: int
-) -> Iterator[ImageFacts | ImageFault]:
-    """What each of many image files is, in their order.
-
-    Args:
-        images: Paths, and width and height of the upright image where they are known.
-        decode: Whether to decode the whole files.
-        workers: Number of processes; 0 for this one alone.
-
-    Raises:
-        InputError: A process ended without an answer.
-    """
-    paths, sizes = [path for path, _ in images], [size for _, size in images]
-    decodes = [decode] * len(images)
-    if workers < 1:
-        yield from map(_inspect, paths, sizes, decodes)
-        return
-    try:
-        with ProcessPoolExecutor(workers) as pool:
-            yield from pool.map(_inspect, paths, sizes, decodes, chunksize=_CHUNK)
-    except BrokenProcessPool as error:
-        raise InputError(
-            f"one of {workers} processes that read images was ended from outside, as systems do "
-            "that are out of memory: give fewer --workers"
-        ) from error
-
-
-def _inspect(path: str, size: tuple[int, int] | None, decode: bool) -> ImageFacts | ImageFault:
-    return inspect_image(path, size, decode=decode)
 
 
 class DatasetSurvey:
@@ -138,12 +108,31 @@ class DatasetSurvey:
         self._image_notes: dict[str, list[str]] = defaultdict(list)
 
     def read_images(self, *, decode: bool, workers: int) -> None:
-        """Reads all image files, with a progress bar on a terminal; see :func:`inspect_images`."""
-        results = inspect_images(self.images, decode=decode, workers=workers)
+        """Reads all image files, with a progress bar on a terminal.
+
+        Args:
+            decode: Whether to decode the whole files.
+            workers: Number of processes; 0 for this one alone.
+
+        Raises:
+            InputError: A process ended without an answer.
+        """
+        look = functools.partial(_look, decode=decode)
         label = f"{'test' if self._for_evaluation else 'train'} images"
         bar = {"total": len(self.images), "unit": "image", "disable": None, "file": sys.stderr}
-        for (path, _), result in zip(self.images, tqdm(results, label, **bar), strict=True):
-            self._add_image(path, result)
+        try:
+            with contextlib.ExitStack() as stack:
+                results = map(look, self.images)
+                if workers:
+                    pool = stack.enter_context(ProcessPoolExecutor(workers))
+                    results = pool.map(look, self.images, chunksize=_CHUNK)
+                for (path, _), found in zip(self.images, tqdm(results, label, **bar), strict=True):
+                    self._add_image(path, found)
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"one of {workers} processes that read images was ended from outside, as systems "
+                "do that are out of memory: give fewer --workers"
+            ) from error
 
     def _add_image(self, path: str, found: ImageFacts | ImageFault) -> None:
         if isinstance(found, ImageFacts):
@@ -173,21 +162,92 @@ class DatasetSurvey:
                 )
 
     def notes(self, image_size: int) -> Iterator[str]:
-        """A sentence per kind of what is handled and worth knowing.
+        """A sentence per kind of what is odd or handled, and worth knowing.
 
         Args:
             image_size: Side in pixels that the images are resized to.
         """
         if self.found.summary is not None:
-            yield from annotation_notes(self.found, image_size, for_evaluation=self._for_evaluation)
-        things = f"images of {self.json_file}"
+            yield from self.found.warnings
+            yield from self._notes_of_images()
+            odd = self._odd_objects(image_size)
+            for kind, (text, consequence) in (_OBJECT_NOTES | ODD_GEOMETRY).items():
+                if odd[kind] and kind not in self.found.geometry:
+                    things = f"annotations in {self.json_file}"
+                    text = text.format(image_size=image_size)
+                    yield about(
+                        odd[kind], self.found.summary.annotations, things, text, consequence
+                    )
         for kind, (text, consequence) in _IMAGE_NOTES.items():
             if found := self._image_notes[kind]:
+                things = f"images of {self.json_file}"
                 yield about(found, len(self.images), things, text, consequence)
+
+    def _notes_of_images(self) -> Iterator[str]:
+        summary, source = self.found.summary, self.json_file
+        names = Counter(str(image.get("file_name")) for image in self.found.data["images"])
+        if twice := [name for name, count in names.items() if count > 1]:
+            things, text = f"file names in {source}", "are listed more than once"
+            yield about(twice, len(names), things, text, "these images count as often")
+        if without := [
+            summary.categories[k] for k, count in summary.instances.items() if not count
+        ]:
+            text = f"have no object in {source}"
+            yield about(without, len(summary.categories), "categories", text)
+        if not self._for_evaluation and summary.empty_images:
+            images: dict[bool, set[str]] = {True: set(), False: set()}
+            for annotation in self.found.data["annotations"]:
+                images[bool(annotation.get("iscrowd"))].add(str(annotation.get("image_id")))
+            yield (
+                f"Training leaves out {summary.empty_images} of {summary.images} images of "
+                f"{source}, which have no object ({len(images[True] - images[False])} of them have "
+                "crowds)."
+            )
+        name, count = self._most_objects()
+        if self._for_evaluation and count > _MAX_DETECTIONS:
+            yield (
+                f"{name} of {source} has {count} objects: a detector gives at most "
+                f"{_MAX_DETECTIONS} an image, and COCO's evaluation counts no more, so that the "
+                "others count as missed."
+            )
+
+    def _most_objects(self) -> tuple[str, int]:
+        """Name of the image with the largest number of objects, crowds aside, and that number."""
+        counts = Counter(
+            annotation.get("image_id")
+            for annotation in self.found.data["annotations"]
+            if type(annotation.get("image_id")) in (int, str) and not annotation.get("iscrowd")
+        )
+        if not counts:
+            return "", 0
+        image_id, count = counts.most_common(1)[0]
+        images = self.found.data["images"]
+        names = (image.get("file_name") for image in images if image.get("id") == image_id)
+        return str(next(names, image_id)), count
+
+    def _odd_objects(self, image_size: int) -> dict[str, list[str]]:
+        """Objects by keys of ``_OBJECT_NOTES`` and ``ODD_GEOMETRY``."""
+        odd: dict[str, list[str]] = defaultdict(list)
+        seen = set()
+        for annotation, size in self.found.objects:
+            image_id, (x, y, width, height) = annotation["image_id"], annotation["bbox"]
+            kinds = geometry_of(annotation, size)
+            # A hundredth of a pixel is rounding.
+            if min(x, y) < -0.01 or x + width > size[0] + 0.01 or y + height > size[1] + 0.01:
+                kinds.append("over")
+            if min(width, height) * image_size / max(size) < 1:
+                kinds.append("tiny")
+            key = image_id, str(annotation.get("category_id")), x, y, width, height
+            if key in seen:
+                kinds.append("twice")
+            seen.add(key)
+            for kind in kinds:
+                odd[kind].append(f"annotation {annotation.get('id')!r} of image {image_id!r}")
+        return odd
 
     def facts(self) -> dict[str, object]:
         """What is counted, by name; for an annotation file that can be read."""
-        summary, (name, most) = self.found.summary, _most_objects(self.found.data)
+        summary, (name, most) = self.found.summary, self._most_objects()
         need = " (need the mask format bitmask)" if summary.rle_masks else ""
         facts = {
             "annotation file": self.json_file,
@@ -209,45 +269,6 @@ class DatasetSurvey:
         return facts | {"modes of images": modes or "none read"}
 
 
-def annotation_notes(found: Inspection, image_size: int, *, for_evaluation: bool) -> Iterator[str]:
-    """A sentence per kind of what is odd about images and objects of an annotation file.
-
-    Args:
-        found: The file, which could be read.
-        image_size: Side in pixels that the images are resized to.
-        for_evaluation: Whether it is for evaluation.
-    """
-    summary, source = found.summary, found.summary.json_file
-    yield from found.warnings
-    names = Counter(str(image.get("file_name")) for image in found.data["images"])
-    twice = [name for name, count in names.items() if count > 1]
-    if twice:
-        things, text = f"file names in {source}", "are listed more than once"
-        yield about(twice, len(names), things, text, "these images count as often")
-    without = [summary.categories[key] for key, count in summary.instances.items() if not count]
-    if without:
-        yield about(without, len(summary.categories), "categories", f"have no object in {source}")
-    if not for_evaluation and summary.empty_images:
-        images: dict[bool, set[str]] = {True: set(), False: set()}
-        for annotation in found.data["annotations"]:
-            images[bool(annotation.get("iscrowd"))].add(str(annotation.get("image_id")))
-        yield (
-            f"Training leaves out {summary.empty_images} of {summary.images} images of {source}, "
-            f"which have no object ({len(images[True] - images[False])} of them have crowds)."
-        )
-    name, count = _most_objects(found.data)
-    if for_evaluation and count > _MAX_DETECTIONS:
-        yield (
-            f"{name} of {source} has {count} objects: a detector gives at most {_MAX_DETECTIONS} "
-            "an image, and COCO's evaluation counts no more, so that the others count as missed."
-        )
-    odd = _odd_objects(found, image_size)
-    for kind, (text, consequence) in (_OBJECT_NOTES | ODD_GEOMETRY).items():
-        if odd[kind] and kind not in found.geometry:
-            things, text = f"annotations in {source}", text.format(image_size=image_size)
-            yield about(odd[kind], summary.annotations, things, text, consequence)
-
-
 def shared_images(train: DatasetSurvey, test: DatasetSurvey) -> Iterator[str]:
     """Says which images are in both training and test, by their files or by their content."""
     things, consequence = "test images", "scores on them are not those on new images"
@@ -267,36 +288,5 @@ def shared_images(train: DatasetSurvey, test: DatasetSurvey) -> Iterator[str]:
         yield about(sorted(copies), len(others), things, text, consequence)
 
 
-def _most_objects(data: dict) -> tuple[str, int]:
-    """Name of the image with the largest number of objects, crowds aside, and that number."""
-    counts = Counter(
-        annotation.get("image_id")
-        for annotation in data["annotations"]
-        if type(annotation.get("image_id")) in (int, str) and not annotation.get("iscrowd")
-    )
-    if not counts:
-        return "", 0
-    image_id, count = counts.most_common(1)[0]
-    names = (i.get("file_name") for i in data["images"] if i.get("id") == image_id)
-    return str(next(names, image_id)), count
-
-
-def _odd_objects(found: Inspection, image_size: int) -> dict[str, list[str]]:
-    """Objects by keys of ``_OBJECT_NOTES`` and ``ODD_GEOMETRY``."""
-    odd: dict[str, list[str]] = defaultdict(list)
-    seen = set()
-    for annotation, size in found.objects:
-        image_id, (x, y, width, height) = annotation["image_id"], annotation["bbox"]
-        kinds = geometry_of(annotation, size)
-        # A hundredth of a pixel is rounding.
-        if min(x, y) < -0.01 or x + width > size[0] + 0.01 or y + height > size[1] + 0.01:
-            kinds.append("over")
-        if min(width, height) * image_size / max(size) < 1:
-            kinds.append("tiny")
-        key = image_id, str(annotation.get("category_id")), x, y, width, height
-        if key in seen:
-            kinds.append("twice")
-        seen.add(key)
-        for kind in kinds:
-            odd[kind].append(f"annotation {annotation.get('id')!r} of image {image_id!r}")
-    return odd
+def _look(image: tuple[str, tuple[int, int] | None], decode: bool) -> ImageFacts | ImageFault:
+    return inspect_image(*image, decode=decode)
