@@ -142,7 +142,7 @@ REFUSED = {
     "missing": Case("missing.jpg", lambda path: None, "there is no such file"),
     "a folder": Case("folder.jpg", lambda path: path.mkdir(), "no regular file"),
     "zero bytes": Case("zero.jpg", write_bytes(b""), "the file is empty"),
-    "no image": Case("text.jpg", write_bytes(b"<html>404</html>"), "it is none that is known"),
+    "no image": Case("text.jpg", write_bytes(b"<html>404</html>"), "its format is not known"),
     "truncated JPEG": Case("cut.jpg", truncated(0.9), "image file is truncated"),
     "truncated PNG": Case("cut.png", truncated(0.6), "image file is truncated"),
     "truncated WebP": Case("cut.webp", truncated(0.6), "could not create decoder object"),

@@ -261,12 +261,12 @@ def test_truncated_test_image_ends_a_sweep_with_a_sentence(
 # ------------------------------------------------------------------------------------- annotations
 
 FAULTY_ANNOTATIONS = {
-    "no id": ({"id": None}, "no whole number as id"),
-    "duplicate annotation id": ({"id": 1}, "an id that another one has"),
+    "no id": ({"id": None}, "no id that is a whole number"),
+    "duplicate annotation id": ({"id": 1}, "the same id as another one"),
     "unknown image id": ({"image_id": 77}, "an image that is not listed"),
     "unknown category id": ({"category_id": 2}, "a category that is not listed"),
-    "category id as a text": ({"category_id": "7"}, "a category_id that is no whole number"),
-    "category id as a decimal": ({"category_id": 7.0}, "a category_id that is no whole number"),
+    "category id as a text": ({"category_id": "7"}, "a category_id that is not a whole number"),
+    "category id as a decimal": ({"category_id": 7.0}, "a category_id that is not a whole number"),
     "marked ignore": ({"ignore": 1}, 'marked "ignore", which detectron2 cannot load'),
     "box with NaN": ({"bbox": [1, 1, math.nan, 4]}, "no bbox of four finite numbers"),
     "box with infinity": ({"bbox": [1, 1, math.inf, 4]}, "no bbox of four finite numbers"),
@@ -278,11 +278,11 @@ FAULTY_ANNOTATIONS = {
     "area of 1e300": ({"area": 1e300}, 'an "area" far larger than their image'),
     "polygon of two points": (
         {"segmentation": [[1, 1, 9, 9]]},
-        "a polygon that is no list of at least 3 points",
+        "a polygon that is not a list of at least 3 points",
     ),
     "polygon with NaN": (
         {"segmentation": [[1, 1, 9, 9, 1, math.nan]]},
-        "a polygon that is no list of at least 3 points",
+        "a polygon that is not a list of at least 3 points",
     ),
     "polygon of 1e300": (
         {"segmentation": [[1, 1, 9, 9, 1, 1e300]]},
@@ -290,7 +290,7 @@ FAULTY_ANNOTATIONS = {
     ),
     "RLE that is none": (
         {"segmentation": {"size": [HEIGHT, WIDTH], "counts": "x"}},
-        "an RLE mask whose counts are no runs",
+        "an RLE mask whose counts are not run lengths",
     ),
     "RLE of the wrong size": (
         {"segmentation": {"size": [HEIGHT, WIDTH + 1], "counts": [HEIGHT * (WIDTH + 1)]}},
@@ -298,7 +298,7 @@ FAULTY_ANNOTATIONS = {
     ),
     "RLE that ends early": (
         {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [7, 9]}},
-        "an RLE mask whose runs do not end with the image",
+        "an RLE mask whose runs do not cover the image exactly",
     ),
 }
 FAULTY_TEST_ANNOTATIONS = {
@@ -456,7 +456,7 @@ FAULTY_FILES = {
     "no images": (whole(images=[], annotations=[]), "lists no images"),
     "duplicate image id": (
         whole(images=[entry(1, "1.png"), entry(1, "2.png")]),
-        "an id that another one has",
+        "the same id as another one",
     ),
     "image without width": (
         whole(images=[{"id": 1, "file_name": "1.png", "height": HEIGHT}]),
@@ -476,7 +476,7 @@ FAULTY_FILES = {
     ),
     "image ids that differ by quotes": (
         whole(images=[entry(1, "1.png"), entry("1", "2.png")]),
-        "an id that another one has",
+        "the same id as another one",
     ),
     "no object": (whole(annotations=[]), "has no image with an annotated object"),
     "crowds alone": (
@@ -498,11 +498,11 @@ def test_annotation_file_is_refused(kind, write, folder, check_dataset):
 
 def test_image_folder_that_is_not_there_is_refused(write, folder, tiny_overrides):
     path, gone = write(whole()), folder / "gone"
-    with pytest.raises(InputError, match="does not exist or is no folder: check the path"):
+    with pytest.raises(InputError, match="does not exist or is not a folder: check the path"):
         check_coco_json(path, str(gone), for_evaluation=False)
     finished = dataset_checker(tiny_overrides, folder / "output")(path, path, gone)
     assert finished.code == 2
-    assert finished.printed.count("does not exist or is no folder: check the path") == 1
+    assert finished.printed.count("does not exist or is not a folder: check the path") == 1
 
 
 def test_categories_that_differ_are_refused(write, check_dataset):
@@ -582,7 +582,7 @@ def test_empty_and_crowd_only_images_are_left_out_of_training(dicts, check_datas
     assert finished.code == 0
     assert "leaves out 2 of 3 images" in finished.printed
     assert "(1 of them have crowds)" in finished.printed
-    assert "has iscrowd 1, as crowds have: training leaves them out" in finished.printed
+    assert "has iscrowd 1: training leaves crowds out" in finished.printed
 
 
 @pytest.mark.parametrize("mask_format", ["bitmask", "polygon"])

@@ -74,13 +74,13 @@ def test_summary_counts_what_is_there(check, coco):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"id": None}, r"has no whole number as id \(annotation None of image 1"),
-        ({"id": 1}, r"1 of 5 annotations in .*some\.json has an id that another one has"),
+        ({"id": None}, r"has no id that is a whole number \(annotation None of image 1"),
+        ({"id": 1}, r"1 of 5 annotations in .*some\.json has the same id as another one"),
         ({"image_id": 77}, "names an image that is not listed .*annotation 9 of image 77"),
         ({"category_id": 8}, "names a category that is not listed .*has category 8"),
         ({"image_id": "1"}, "names an image that is not listed .*annotation 9 of image '1'"),
-        ({"category_id": "5"}, "has a category_id that is no whole number .*has category '5'"),
-        ({"category_id": 5.0}, r"has a category_id that is no whole number .*has category 5\.0"),
+        ({"category_id": "5"}, "has a category_id that is not a whole number .*has category '5'"),
+        ({"category_id": 5.0}, r"has a category_id that is not a whole number .*has category 5\.0"),
         ({"ignore": 1}, 'is marked "ignore", which detectron2 cannot load'),
         ({"bbox": None}, "has no bbox of four finite numbers .*has None"),
         ({"bbox": [1, 2, 3]}, r"has no bbox of four finite numbers .*has \[1, 2, 3\]"),
@@ -91,26 +91,35 @@ def test_summary_counts_what_is_there(check, coco):
         ({"bbox": [1, 2, 3, -4]}, "has a box without area"),
         ({"bbox": [WIDTH, 2, 3, 4]}, r"has a box outside the image .*\[200, 2, 3, 4\]"),
         ({"bbox": [-5, 2, 5, 4]}, "has a box outside the image"),
-        ({"segmentation": "1 2 3"}, "has a polygon that is no list of at least 3 points"),
-        ({"segmentation": [[1, 2, 3, 4]]}, "has a polygon that is no list of at least 3 points"),
-        ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "has a polygon that is no list"),
-        ({"segmentation": [1, 2, 3, 4, 5, 6]}, "has a polygon that is no list"),
-        ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "has a polygon that is no list"),
+        ({"segmentation": "1 2 3"}, "has a polygon that is not a list of at least 3 points"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "has a polygon that is not a list of at least 3 points"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "has a polygon that is not a list"),
+        ({"segmentation": [1, 2, 3, 4, 5, 6]}, "has a polygon that is not a list"),
+        ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "has a polygon that is not a list"),
         ({"segmentation": {"size": [WIDTH, HEIGHT], "counts": "a"}}, "is not of the image's size"),
         ({"segmentation": {"size": 5, "counts": "a"}}, "is not of the image's size"),
-        ({"segmentation": {"size": [HEIGHT, WIDTH]}}, "has an RLE mask whose counts are no runs"),
-        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "abc"}}, "counts are no runs"),
-        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [-1, 9]}}, "counts are no runs"),
-        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [7, 9]}}, "do not end with the ima"),
-        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [10**30]}}, "do not end with the im"),
+        (
+            {"segmentation": {"size": [HEIGHT, WIDTH]}},
+            "has an RLE mask whose counts are not run lengths",
+        ),
+        (
+            {"segmentation": {"size": [HEIGHT, WIDTH], "counts": "abc"}},
+            "counts are not run lengths",
+        ),
+        (
+            {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [-1, 9]}},
+            "counts are not run lengths",
+        ),
+        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [7, 9]}}, "do not cover the ima"),
+        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [10**30]}}, "do not cover the im"),
         ({"segmentation": [[1, 2, 3, 4, 5, 1e300]]}, "has a polygon that goes far beyond the imag"),
         ({"segmentation": [[1, 2, 3, 4, 5, -1e308]]}, "has a polygon that goes far beyond the im"),
         ({"segmentation": [[1, 2, 3, 4, 5, 1e10]]}, "has a polygon that goes far beyond the image"),
-        ({"segmentation": [[1, 2, 3, 4, 5, 10**400]]}, "has a polygon that is no list"),
-        ({"segmentation": [[10**400, -(10**400), 3, 4, 5, 6]]}, "has a polygon that is no list"),
-        ({"segmentation": [[1, 2, 3, 4, 5, None]]}, "has a polygon that is no list"),
-        ({"segmentation": [[1, 2, 3, 4, 5, True]]}, "has a polygon that is no list"),
-        ({"segmentation": [[1, 2, 3, 4, 5, "6"]]}, "has a polygon that is no list"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 10**400]]}, "has a polygon that is not a list"),
+        ({"segmentation": [[10**400, -(10**400), 3, 4, 5, 6]]}, "has a polygon that is not a list"),
+        ({"segmentation": [[1, 2, 3, 4, 5, None]]}, "has a polygon that is not a list"),
+        ({"segmentation": [[1, 2, 3, 4, 5, True]]}, "has a polygon that is not a list"),
+        ({"segmentation": [[1, 2, 3, 4, 5, "6"]]}, "has a polygon that is not a list"),
         ({"segmentation": [[[1, 2], [3, 4], [5, 6], [7, 8], [9, 9], [1, 1]]]}, "has a polygon th"),
         ({"bbox": [0, 0, 10**30, 10**30]}, r"goes far beyond .*\[0, 0, \d+, \d+\]\): correct"),
         ({"bbox": [-1e300, 0, 2e300, 5]}, "has a box that goes far beyond the image"),
@@ -252,19 +261,19 @@ def test_ids_of_text_are_as_good_as_numbers(check, coco, caplog, for_evaluation)
 def test_a_number_is_no_category_of_a_text(check, coco):
     for category in coco["categories"]:
         category["id"] = str(category["id"])
-    with pytest.raises(InputError, match="have a category_id that is no text .* category 5"):
+    with pytest.raises(InputError, match="have a category_id that is not a text .* category 5"):
         check(coco)
 
 
 def test_ids_that_differ_by_quotes_alone_are_one(check, coco):
     coco["images"][1]["id"] = str(coco["images"][0]["id"])
-    with pytest.raises(InputError, match="has an id that another one has \\('"):
+    with pytest.raises(InputError, match="has the same id as another one \\('"):
         check(coco)
 
 
 def test_the_same_id_with_and_without_quotes_is_one_of_annotations(check, coco):
     coco["annotations"][1]["id"] = str(coco["annotations"][0]["id"])
-    with pytest.raises(InputError, match="has an id that another one has \\(annotation '"):
+    with pytest.raises(InputError, match="has the same id as another one \\(annotation '"):
         check(coco)
 
 
@@ -277,7 +286,7 @@ def test_categories_given_twice_are_a_warning(check, coco, caplog):
 
 @pytest.mark.parametrize(
     ("for_evaluation", "says"),
-    [(False, "training leaves them out"), (True, "counts what is found there neither for nor")],
+    [(False, "training leaves crowds out"), (True, "evaluation ignores what is found in crowds")],
 )
 def test_crowds_are_a_warning_with_their_number_and_the_remedy(
     check, coco, caplog, for_evaluation, says
@@ -290,7 +299,7 @@ def test_crowds_are_a_warning_with_their_number_and_the_remedy(
 
 def test_images_with_the_same_id_are_named(check, coco):
     coco["images"][1]["id"] = 1
-    with pytest.raises(InputError, match=r"1 of 3 images .*an id that another one has \(1\)"):
+    with pytest.raises(InputError, match=r"1 of 3 images .*the same id as another one \(1\)"):
         check(coco)
 
 
@@ -366,12 +375,12 @@ def test_all_kinds_of_faults_are_collected_and_the_first_is_raised(check, coco, 
     assert found.faults[0] == str(error.value)
     expected = [
         "1 of 5 images in .* has an incomplete",
-        "1 of 5 images in .* an id that another one has",
+        "1 of 5 images in .* the same id as another one",
         r"1 of 5 images that .*\(gone\.jpg\)",
-        "1 of 7 annotations in .* an id that another one has",
+        "1 of 7 annotations in .* the same id as another one",
         r"1 of 7 annotations in .* names an image that is not listed \(annotation 11 of image 10\)",
         "1 of 7 annotations in .* without area",
-        "1 of 7 annotations in .* a polygon that is no list",
+        "1 of 7 annotations in .* a polygon that is not a list",
     ]
     assert len(found.faults) == len(expected)
     for pattern, fault in zip(expected, found.faults, strict=True):
@@ -420,7 +429,7 @@ def mixed_file(tiny_scenes, tmp_path):
     ("for_evaluation", "consequence"),
     [
         (False, "training learns their boxes, and masks from the others"),
-        (True, "mask AP counts what is found in their boxes neither for nor against"),
+        (True, "mask AP ignores what is found in their boxes"),
     ],
 )
 def test_boxes_alone_are_counted_in_a_sentence(

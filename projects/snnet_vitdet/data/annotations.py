@@ -16,23 +16,26 @@ __all__ = [
 ]
 
 NO_CROWDS = (
-    "Some annotation tools mark every mask of their brush so: if they are single objects, set "
-    "iscrowd to 0"
+    "Some annotation tools mark all masks of their brush as crowds: if these are single objects, "
+    "set iscrowd to 0"
 )
 """What to do about single objects that are marked as crowds."""
 
 ANNOTATION_FAULTS = {
-    "id": ("have no whole number as id", "give each annotation one, or a text"),
-    "duplicate": ("have an id that another one has", "give each annotation an id of its own"),
+    "id": ("have no id that is a whole number", "give each annotation one, or a text"),
+    "duplicate": ("have the same id as another one", "give each annotation an id of its own"),
     "image": (
         "name an image that is not listed",
-        "remove them or add the images; an id in quotes is another one than without",
+        "remove them or add the images; an id in quotes is not the same as one without",
     ),
     "category id": (
-        "have a category_id that is no whole number",
-        "write it as one, without quotes or decimals, as the ids of the categories are",
+        "have a category_id that is not a whole number",
+        "write it without quotes or decimals, as in the list of categories",
     ),
-    "category text": ("have a category_id that is no text", "write it as the categories' ids are"),
+    "category text": (
+        "have a category_id that is not a text",
+        "write it as in the list of categories",
+    ),
     "category": ("name a category that is not listed", "remove them or add the categories"),
     "ignore": ('are marked "ignore", which detectron2 cannot load', "remove them or the mark"),
     "iscrowd": ('have no "iscrowd" of 0 or 1, which the evaluation needs', "set it, usually to 0"),
@@ -57,7 +60,7 @@ ANNOTATION_FAULTS = {
         "data.masks=false",
     ),
     "polygon": (
-        "have a polygon that is no list of at least 3 points",
+        "have a polygon that is not a list of at least 3 points",
         "write it as [x1, y1, x2, y2, x3, y3, …] in finite numbers, or remove it",
     ),
     "far polygon": (
@@ -69,11 +72,11 @@ ANNOTATION_FAULTS = {
         'write "size" as [height, width] of the image, and its runs for that',
     ),
     "rle counts": (
-        "have an RLE mask whose counts are no runs",
+        "have an RLE mask whose counts are not run lengths",
         "write them as a list of whole numbers, or as the text that pycocotools makes of it",
     ),
     "rle pixels": (
-        "have an RLE mask whose runs do not end with the image",
+        "have an RLE mask whose runs do not cover the image exactly",
         "make them add up to height times width, or export them again",
     ),
 }

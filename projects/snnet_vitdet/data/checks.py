@@ -40,14 +40,12 @@ _LONGEST_SIDE = 1_000_000  # no format has more, and pycocotools counts pixels i
 _NO_MASK = {
     (True, True): "boxes alone are scored",
     (False, True): "boxes alone are learnt",
-    (True, False): (
-        "box AP counts them, mask AP counts what is found in their boxes neither for nor against"
-    ),
+    (True, False): "box AP counts them, mask AP ignores what is found in their boxes",
     (False, False): "training learns their boxes, and masks from the others",
 }
 _CROWD = {
-    True: "evaluation counts what is found there neither for nor against",
-    False: "training leaves them out",
+    True: "evaluation ignores what is found in crowds",
+    False: "training leaves crowds out",
 }
 
 # What an image needs, and what its values must be.
@@ -201,7 +199,7 @@ class Inspection:
             "a million"
         )
         self._add(self.faults, wrong, total, things, text, remedy, separator="; ")
-        text, remedy = "have an id that another one has", "give each image an id of its own"
+        text, remedy = "have the same id as another one", "give each image an id of its own"
         self._add(self.faults, duplicates, total, things, text, remedy, describe=repr)
         return sizes, incomplete
 
@@ -302,7 +300,7 @@ class Inspection:
             consequence = _NO_MASK[self._for_evaluation, len(without) == self.summary.annotations]
             text = "have no mask"
             self._add(self.warnings, without, *about_all, text, consequence, describe=None)
-        text = "have iscrowd 1, as crowds have"
+        text = "have iscrowd 1"
         consequence = f"{_CROWD[self._for_evaluation]}. {NO_CROWDS}"
         self._add(self.warnings, faulty["crowd"], *about_all, text, consequence, describe=None)
         # What is wrong with most objects causes some of the other faults.

@@ -1,4 +1,4 @@
-"""What a data set is, in plain values that tell whether it has changed."""
+"""Plain values that tell whether a data set has changed."""
 
 import hashlib
 import os
@@ -17,13 +17,13 @@ _BLOCK = 1 << 20
 
 
 def sha256_of(path: str) -> str:
-    """The digest of a file's content.
+    """The sha256 of a file's content, in hexadecimal.
 
     Raises:
-        InputError: If it cannot be read.
+        InputError: It cannot be read.
     """
+    digest = hashlib.sha256()
     try:
-        digest = hashlib.sha256()
         with open(path, "rb") as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
@@ -33,15 +33,15 @@ def sha256_of(path: str) -> str:
 
 
 def image_facts(json_file: str, image_root: str, most: int | None = None) -> dict[str, str]:
-    """Sizes and times of image files by their names; reading them all would take long.
+    """Sizes and times of image files by name, as reading all files takes long.
 
     Args:
         json_file: The annotation file that names them.
         image_root: The folder of the images.
-        most: How many files to look at, evenly spread over all; None for all of them.
+        most: Number of files to look at, evenly spread over all; None for all of them.
 
     Raises:
-        InputError: If the annotation file cannot be read.
+        InputError: The annotation file cannot be read.
     """
     folder, facts = ImageFolder(image_root), {}
     names = [image["file_name"] for image in read_coco_json(json_file)["images"]]
@@ -49,16 +49,16 @@ def image_facts(json_file: str, image_root: str, most: int | None = None) -> dic
         try:
             stat = os.stat(folder.path(name))
         except (OSError, ValueError):
-            continue  # which the loader will name
+            continue  # the loader will name it
         written = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(stat.st_mtime))
         facts[name] = f"{stat.st_size} bytes of {written}"
     return facts
 
 
 def difference(before: Mapping[str, object], now: Mapping[str, object]) -> str:
-    """The first of what differs between two descriptions, in words; nothing if they are the same.
+    """The first differences between two descriptions, in words; empty if there are none.
 
-    A file with a digest beside it, ``…_sha256``, is the same wherever it lies.
+    The path of a file is ignored where both have its digest, ``…_sha256``.
     """
     before, now = dict(leaves("", before)), dict(leaves("", now))
     keys = [
@@ -72,7 +72,7 @@ def difference(before: Mapping[str, object], now: Mapping[str, object]) -> str:
 
 
 def leaves(path: str, node: object) -> Iterator[tuple[str, object]]:
-    """Dotted names, below a path, and values of a tree of mappings."""
+    """Dotted names and values of the leaves of nested mappings, below a path."""
     if not isinstance(node, Mapping):
         yield path, node
         return

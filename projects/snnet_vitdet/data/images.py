@@ -223,7 +223,7 @@ def _inspect(
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(file)
     except UnidentifiedImageError:
-        return ImageFault("no image", path, "it is none that is known")
+        return ImageFault("no image", path, "its format is not known")
     except Image.DecompressionBombError as error:
         return ImageFault("too large", path, first_line(error).rstrip("."))
     except Exception as error:  # Pillow raises many types for damaged files

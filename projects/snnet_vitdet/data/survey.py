@@ -44,12 +44,12 @@ _IMAGE_NOTES = {
         "the upright image is used, and its annotations have to be for that",
     ),
     "has_alpha": (
-        "have transparency, which is left out",
-        "what is transparent shows the colour below it",
+        "have transparency, which is ignored",
+        "transparent pixels show their stored colour",
     ),
     "large": (
         "have so many pixels that Pillow warns of them",
-        "each takes hundreds of MB while it is read, and long; smaller copies train the same",
+        "reading each takes long and hundreds of MB; smaller copies train the same",
     ),
     "frames": ("have several frames or pages, of which the first is used", ""),
 }
@@ -271,7 +271,7 @@ class DatasetSurvey:
 
 def shared_images(train: DatasetSurvey, test: DatasetSurvey) -> Iterator[str]:
     """Says which images are in both training and test, by their files or by their content."""
-    things, consequence = "test images", "scores on them are not those on new images"
+    things, consequence = "test images", "scores on them say little about new images"
     paths, others = ({os.path.realpath(path) for path, _ in each.images} for each in (train, test))
     if same := sorted(paths & others):
         text = "are in the training data as well"
