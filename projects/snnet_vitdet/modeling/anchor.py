@@ -356,31 +356,29 @@ class AnchorViT(Backbone):
         Returns:
             The output of the last block by the name of the output, (B, C, H / patch, W / patch).
         """
-        x = self.run_blocks(self.embed(images), 0, self.depth)
+        x = self.embed(images)
+        for index in range(self.depth):
+            x = self.run_block(index, x)
         return {self._out_features[0]: x.permute(0, 3, 1, 2)}
 
-    def run_blocks(
-        self, x: torch.Tensor, start: int, stop: int, updated: bool | None = None
-    ) -> torch.Tensor:
-        """Blocks ``start`` … ``stop - 1``.
+    def run_block(self, index: int, x: torch.Tensor, updated: bool | None = None) -> torch.Tensor:
+        """Runs one block, with activation checkpointing if it is on.
 
         Args:
+            index: Index of the block.
             x: Tokens, (B, h, w, C).
-            start: First block.
-            stop: Block after the last.
-            updated: Whether the blocks' low-rank updates take part, None to leave them as they are.
+            updated: Whether the block's low-rank updates are used; None leaves them as they are.
 
         Returns:
             Tokens, (B, h, w, C).
         """
-        recompute = self.activation_checkpointing and torch.is_grad_enabled()
-        for index in range(start, stop):
-            block = self.blocks[index]
-            if updated is not None:
-                # A function of its own, which checkpointing runs again as it was.
-                block = partial(_run_updated, block, updated)
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
-        return x
+        block = self.blocks[index]
+        if updated is not None:
+            # Checkpointing runs this again in the backward pass, whatever is set by then.
+            block = partial(_run_updated, block, updated)
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
 
 
 def _run_updated(block: nn.Module, updated: bool, x: torch.Tensor) -> torch.Tensor:

@@ -1,17 +1,31 @@
 """The stitching space: every walk through two ViTs that changes anchor at most ``max_cuts`` times.
 
-Two-way stitching (paper, section 4.1). Pure Python: everything else in the project takes its stitch
-ids, block ranges and stitching-layer keys from here.
+Two-way stitching (paper, section 4.1). Pure Python. Everything else in the project takes stitch
+ids, block ranges and the steps of a walk from here.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple, overload
 
-__all__ = ["LARGE", "SMALL", "Segment", "Stitch", "StitchSpace", "Transition"]
+__all__ = [
+    "ANCHOR_NAMES",
+    "LARGE",
+    "SMALL",
+    "BlockStep",
+    "EmbeddingStep",
+    "Segment",
+    "Step",
+    "Stitch",
+    "StitchSpace",
+    "Transition",
+    "walk",
+]
 
 SMALL, LARGE = 0, 1
+ANCHOR_NAMES = ("small", "large")
+"""Name of each anchor, by its index: in configs, and of all that belongs to one anchor."""
 
 
 class Segment(NamedTuple):
@@ -28,6 +42,45 @@ class Transition(NamedTuple):
     cut: int
     source: int
     target: int
+
+
+# Not NamedTuples: as plain tuples, a block and a transition could be equal.
+@dataclass(frozen=True)
+class EmbeddingStep:
+    """The first step of a walk: the patch embedding of an anchor, with positions."""
+
+    anchor: int
+
+
+@dataclass(frozen=True)
+class BlockStep:
+    """One block of an anchor.
+
+    ``after_cut`` says whether the walk has changed anchor before it: the low-rank updates of a
+    joined detector's ViTs take part only then.
+    """
+
+    anchor: int
+    index: int
+    after_cut: bool = False
+
+
+Step = EmbeddingStep | BlockStep | Transition
+
+
+def walk(segments: Iterable[Segment], transitions: Iterable[Transition]) -> Iterator[Step]:
+    """The steps of a walk in the order they run.
+
+    Args:
+        segments: Runs of blocks.
+        transitions: One between two segments each, then the exit projection if there is one.
+    """
+    transitions = iter(transitions)
+    for number, (anchor, start, stop) in enumerate(segments):
+        yield next(transitions) if number else EmbeddingStep(anchor)
+        for index in range(start, stop):
+            yield BlockStep(anchor, index, after_cut=number > 0)
+    yield from transitions
 
 
 @dataclass(frozen=True)
@@ -64,6 +117,14 @@ class Stitch:
     def exit(self) -> int:
         """The anchor it ends in."""
         return self.segments[-1].anchor
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Everything the walk runs, in order.
+
+        Forward passes, costs and exports all go through these steps.
+        """
+        return tuple(walk(self.segments, self.transitions))
 
 
 class StitchSpace(Sequence[Stitch]):
