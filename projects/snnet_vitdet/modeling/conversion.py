@@ -66,7 +66,7 @@ def convert_timm_state_dict(
     if problems := differences(converted, target, optional=OURS):
         raise InputError(
             f"{source}: these are not the weights of the anchor (width {anchor.embed_dim}, depth "
-            f"{anchor.depth}, patch {anchor.pretraining['pretrain_patch_size']}): "
+            f"{anchor.depth}, patch {anchor.pretraining.pretrain_patch_size}): "
             + "; ".join(problems)
         )
     return converted
@@ -88,7 +88,7 @@ def _convert_embedding(
     if patches is not None and patches.ndim == 4:
         # The resampled patch gives a stretched image what the old one gave the image itself
         # (FlexiViT, https://arxiv.org/abs/2212.08013, section 3.4).
-        size = anchor.pretraining["pretrain_patch_size"]
+        size = anchor.pretraining.pretrain_patch_size
         if tuple(patches.shape[2:]) == (size, size) != (anchor.patch_size, anchor.patch_size):
             patches = resample_patch_embed(patches, [anchor.patch_size] * 2)
             converted["patch_embed.proj.weight"] = patches
@@ -156,8 +156,8 @@ def _renormalise(
         for values in (
             pixel_mean,
             pixel_std,
-            anchor.pretraining["pretrain_pixel_mean"],
-            anchor.pretraining["pretrain_pixel_std"],
+            anchor.pretraining.pretrain_pixel_mean,
+            anchor.pretraining.pretrain_pixel_std,
         )
     )
     # A detector keeps its normalisation in single precision.

@@ -156,7 +156,7 @@ def _params(module: nn.Module) -> int:
     return sum(
         parameter.numel()
         for name, parameter in module.named_parameters()
-        if not name.endswith((".lora_a", ".lora_b"))
+        if not name.endswith(("lora_a", "lora_b"))
     )
 
 
@@ -182,8 +182,8 @@ def _blocks(anchor: AnchorViT, grid: int) -> Sequence[Cost]:
 
 
 def _stitching_layer(layer: StitchingLayer, grid: int) -> Cost:
-    linear = layer.to_linear()
-    return Cost(_count(linear, _tokens(grid, layer.in_features)), _params(linear))
+    with merged(layer):
+        return Cost(_count(layer, _tokens(grid, layer.in_features)), _params(layer))
 
 
 def _exit(model: nn.Module, grid: int, anchor: int, num_detections: int) -> dict[str, Cost]:

@@ -4,7 +4,6 @@ A model is built on the meta device (no download, no memory) and looked at. What
 is refused with the reason: the weights would load into a network that computes something else.
 """
 
-import math
 from typing import Any
 
 import timm
@@ -36,8 +35,6 @@ _ATTENTIONS = (
     eva.EvaAttention,
 )
 _ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
-# Whether there is LayerScale and absolute positions counts, not how they start or are laid out.
-_PRESENCE = ("layer_scale_init", "abs_pos")
 
 
 def plain_vit_names() -> list[str]:
@@ -108,30 +105,11 @@ def check_pretraining(anchor: AnchorViT, name: str) -> None:
         InputError: If the model cannot be an anchor, or the anchor has other arguments than it
             asks for; names them.
     """
-    wanted = anchor_arguments(name)
-    differing = [
-        f"{key}={_written(value)} instead of {_written(anchor.pretraining[key])}"
-        for key, value in wanted.items()
-        if key in anchor.pretraining and not _agree(key, value, anchor.pretraining[key])
-    ]
-    if differing:
+    if differing := anchor.pretraining.differences(anchor_arguments(name)):
         raise InputError(
             f"{name} needs an anchor with {', '.join(differing)}; tools/list_anchors.py {name} "
             "prints all its arguments"
         )
-
-
-def _agree(key: str, wanted: object, given: object) -> bool:
-    if key in _PRESENCE:
-        return (wanted is None) == (given is None)
-    if isinstance(wanted, tuple):
-        return all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(wanted, given, strict=True))
-    return math.isclose(wanted, given) if isinstance(wanted, float) else wanted == given
-
-
-def _written(value: object) -> str:
-    """As an override writes it."""
-    return "null" if value is None else str(list(value) if isinstance(value, tuple) else value)
 
 
 def _reason_against(model: nn.Module) -> str | None:

@@ -111,22 +111,6 @@ class TokenMoments:
         weight = inverse_scale[:, None] * weight
         return AffineMap(weight, mean_y - mean_x @ weight)
 
-    def residual(self, source: int, fit: AffineMap) -> float:
-        """Share of the target's variance, summed over channels, that a map does not explain.
-
-        Args:
-            source: 0 if the map starts from the small anchor's tokens, 1 for the large one's.
-            fit: Result of :meth:`solve` for ``source``, on these or on other tokens.
-        """
-        x, y = self._slices(source)
-        explained = (
-            fit.weight * (2 * self._covariance(x, y) - self._covariance(x, x) @ fit.weight)
-        ).sum()
-        # Zero for a map that was solved on these same tokens.
-        offset = self._mean(x) @ fit.weight + fit.bias - self._mean(y)
-        total = self._standard_deviation(y).square().sum()
-        return float(1 - (explained - offset.square().sum()) / total) if total > 0 else 0.0
-
     def _slices(self, source: int) -> tuple[slice, slice]:
         """Where the source's and the target's channels lie in ``gram``."""
         d1, d2 = self.widths

@@ -78,16 +78,6 @@ class LowRankLinear(nn.Module):
             return self.weight
         return self.weight + self.scale * (self.lora_a @ self.lora_b)
 
-    def to_linear(self) -> nn.Linear:
-        """An ``nn.Linear`` with the update merged, equal to this layer up to rounding."""
-        linear = nn.Linear(
-            self.in_features, self.out_features, device=self.weight.device, dtype=self.weight.dtype
-        )
-        with torch.no_grad():
-            linear.weight.copy_(self.merged_weight())
-            linear.bias.copy_(self.bias)
-        return linear
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """
         Args:
