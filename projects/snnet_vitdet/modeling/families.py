@@ -1,7 +1,8 @@
 """Which of timm's plain ViTs can be an anchor, and with which arguments.
 
-A model is built on the meta device (no download, no memory) and looked at. What an anchor cannot do
-is refused with the reason: the weights would load into a network that computes something else.
+A model is built on the meta device (no download, no memory) and inspected. A model with parts that
+an anchor does not have is refused with the reason: its weights would load into a network that
+computes something else.
 """
 
 from typing import Any
@@ -38,22 +39,23 @@ _ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gel
 
 
 def plain_vit_names() -> list[str]:
-    """Names of all of timm's models whose blocks are those of a plain ViT or a relative of it."""
+    """Names of all timm models with blocks of a plain ViT or a variant of it."""
     return [name for module in _MODULES for name in timm.list_models(module=module)]
 
 
 def anchor_arguments(name: str) -> dict[str, Any]:
-    """The arguments of :class:`AnchorViT` that a timm model's weights ask for.
+    """The arguments of :class:`AnchorViT` that the weights of a timm model need.
 
     Args:
         name: A timm name, with or without its tag, e.g. ``vit_base_patch14_dinov2.lvd142m``.
 
     Returns:
-        Every argument that has to agree with the weights; for SAM, whose weights hold the relative
-        positions of its windows, also the windows.
+        All arguments that have to agree with the weights; for SAM also the windows, as its weights
+        contain their relative positions.
 
     Raises:
-        InputError: If timm does not know the name, or the model cannot be an anchor; says why.
+        InputError: If timm does not know the name, or the model cannot be an anchor, with the
+            reason.
     """
     try:
         with torch.device("meta"):
@@ -95,15 +97,14 @@ def anchor_arguments(name: str) -> dict[str, Any]:
 
 
 def check_pretraining(anchor: AnchorViT, name: str) -> None:
-    """Checks that an anchor computes what the weights of a timm model were trained for.
+    """Checks that an anchor fits the weights of a timm model.
 
     Args:
         anchor: The anchor, which may be on the meta device.
         name: A timm name.
 
     Raises:
-        InputError: If the model cannot be an anchor, or the anchor has other arguments than it
-            asks for; names them.
+        InputError: If the model cannot be an anchor, or needs other arguments, which are listed.
     """
     if differing := anchor.pretraining.differences(anchor_arguments(name)):
         raise InputError(

@@ -89,12 +89,12 @@ class Stitch:
 
     Attributes:
         id: Position in its space, contiguous from 0.
-        kind: ``S`` and ``L`` for the anchors alone; else one letter a segment, ``F`` for the small
-            (fast) anchor and ``S`` for the large (slow) one, as in the paper.
+        kind: ``S`` and ``L`` for the anchors alone; else one letter per segment, ``F`` for the
+            small (fast) and ``S`` for the large (slow) anchor, as in the paper.
         cuts: Stage boundaries at which the walk changes anchor, ascending.
-        segments: Half-open block ranges in the order they run.
+        segments: Half-open block ranges, in the order they run.
         transitions: The stitching layers between the segments, then the exit projection if the walk
-            ends in the small anchor and its space has one.
+            ends in the small anchor and the space has one.
     """
 
     id: int
@@ -157,11 +157,11 @@ class StitchSpace(Sequence[Stitch]):
             depths: Number of blocks of the small and of the large anchor, small <= large.
             max_cuts: Largest number of changes of anchor in a walk; 2 is SN-Netv2.
             kinds: The kinds to keep, e.g. ``("S", "L", "FS")`` for SN-Netv1's space; all if None.
-            exit_projection: Whether walks that end in the small anchor are brought to the large
-                one's width.
+            exit_projection: Whether walks that end in the small anchor are projected to the large
+                anchor's width.
 
         Raises:
-            ValueError: For depths, cuts or kinds that give no space.
+            ValueError: If depths, cuts or kinds are not possible.
         """
         if len(depths) != 2 or any(not isinstance(d, int) or d < 1 for d in depths):
             raise ValueError(f"depths must be two positive integers (small, large), got {depths!r}")
@@ -187,7 +187,7 @@ class StitchSpace(Sequence[Stitch]):
         self._by_name = {stitch.name: stitch for stitch in self._stitches}
 
     def _select_kinds(self, kinds: Iterable[str] | None) -> tuple[str, ...]:
-        # A walk with n cuts needs n interior boundaries.
+        # A walk with n cuts needs n interior stage boundaries.
         most = min(self.max_cuts, self.num_stages - 1)
         possible = ["S", "L"]
         for num_cuts in range(1, most + 1):
@@ -230,12 +230,12 @@ class StitchSpace(Sequence[Stitch]):
 
     @property
     def transitions(self) -> tuple[Transition, ...]:
-        """Every stitching layer that some stitch of this space crosses, in a fixed order."""
+        """All stitching layers that some stitch of this space crosses, in a fixed order."""
         return tuple(sorted({t for stitch in self for t in stitch.transitions}))
 
     @property
     def anchors(self) -> tuple[Stitch, ...]:
-        """The stitches that are an anchor alone."""
+        """The stitches that are one anchor alone."""
         return tuple(stitch for stitch in self if stitch.is_anchor)
 
     def __len__(self) -> int:
