@@ -19,7 +19,7 @@ from snnet_vitdet.engine import load_config
 from snnet_vitdet.engine.initialise import anchors_of
 from snnet_vitdet.modeling import StitchedViT, baseline_cost, find_stitched_vit, stitch_costs
 from snnet_vitdet.modeling.cost import build_on_meta
-from snnet_vitdet.modeling.timm_weights import check_weights
+from snnet_vitdet.modeling.weights import check_weights
 from snnet_vitdet.stitching import ResourceConstrainedSampler
 
 ROOT = Path(__file__).parent.parent

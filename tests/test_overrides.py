@@ -289,10 +289,7 @@ def test_the_sweep_at_initialisation_runs_every_stitch_of_what_a_training_starts
 
 SMALL_END = (
     f"{NET}.exit_projection=False",
-    f"{NET}.exit_norm=kind",
     "model.backbone._target_=snnet_vitdet.modeling.PyramidPerExit",
-    "model._target_=snnet_vitdet.modeling.ExitAwareRCNN",
-    "model.roi_heads.box_head._target_=snnet_vitdet.modeling.ExitAdapterBoxHead",
     "train.accumulation.steps=2",
     "train.ends.period=4",
     "train.distillation.weight=1",
@@ -318,8 +315,7 @@ def test_all_that_is_for_the_small_end_is_trained_resumed_and_swept_together(
     ends = [torch.load(folder / "model_final.pth") for folder in (whole, resumed)]
     assert_same_tensors(ends[0]["model"], ends[1]["model"])
     assert_same_tensors(ends[0]["ema"]["weights"], ends[1]["ema"]["weights"])
-    for part in ("backbone.small_exit.simfp_", "backbone.net.exit_norms.", "box_head.adapters."):
-        assert any(part in name for name in ends[0]["model"]), part
+    assert any(name.startswith("backbone.small_exit.simfp_") for name in ends[0]["model"])
     lines = map(json.loads, (whole / "metrics.json").read_text().splitlines())
     losses = [line for line in lines if "total_loss" in line]
     assert losses

@@ -27,7 +27,7 @@ from snnet_vitdet.engine.checkpoint import last_checkpoint
 from snnet_vitdet.engine.masks import BOXES_ALONE
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.modeling.cost import build_on_meta
-from snnet_vitdet.modeling.timm_weights import names_file
+from snnet_vitdet.modeling.weights import names_file
 from snnet_vitdet.text import neutral
 
 PATHS = ("train_json", "train_images", "test_json", "test_images")

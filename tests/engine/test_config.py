@@ -206,6 +206,33 @@ def test_saved_config_of_an_earlier_version_gets_the_keys_it_lacks(tiny_config, 
     assert (changed.sweep.subset, changed.sweep.mode) == (500, "one_pass")
 
 
+def test_saved_config_with_removed_features_that_were_off_loads(tiny_config, tmp_path):
+    config = tiny_config()
+    plain = OmegaConf.to_container(config.model.backbone.net)
+    config.model.backbone.net.update(exit_rank=None, exit_norm=None)
+    LazyConfig.save(config, str(tmp_path / "config.yaml"))
+    loaded = load_config(str(tmp_path / "config.yaml"))
+    assert loaded.model.backbone.net.keys() == plain.keys()
+    build_on_meta(loaded.model)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.backbone.net.exit_norm", "kind"),
+        ("model.backbone.net.exit_rank", 0),
+        ("model._target_", "snnet_vitdet.modeling.ExitAwareRCNN"),
+        ("model.roi_heads.box_head._target_", "snnet_vitdet.modeling.ExitAdapterBoxHead"),
+    ],
+)
+def test_saved_config_with_a_removed_feature_is_refused(key, value, tiny_config, tmp_path):
+    config = tiny_config()
+    OmegaConf.update(config, key, value, force_add=True)
+    LazyConfig.save(config, str(tmp_path / "config.yaml"))
+    with pytest.raises(InputError, match=f"{key}={value} cannot be used: this feature was removed"):
+        load_config(str(tmp_path / "config.yaml"))
+
+
 def test_a_trainings_own_config_means_what_it_has_trained_not_what_it_started_from(
     tiny_config, tmp_path
 ):

@@ -424,12 +424,6 @@ def test_one_pass_takes_the_evaluator_by_name_and_defaults_that_are_written_out(
     check(override, evaluation=True)
 
 
-def test_what_one_pass_runs_is_what_a_sweep_in_one_pass_starts_with(check):
-    package = "snnet_vitdet.modeling"
-    heads = f"model.roi_heads.box_head._target_={package}.ExitAdapterBoxHead"
-    check(f"model._target_={package}.ExitAwareRCNN", heads, evaluation=True)
-
-
 def test_two_stages_need_one_pass_over_several_stitches(check, tiny_config, tmp_path):
     check("sweep.subset=1", evaluation=True)
     message = "sweep.subset=1 is for a stitched detector and sweep.mode=one_pass: leave it out"

@@ -134,7 +134,8 @@ def test_lora_updates_are_merged_while_stitches_are_scored(run, model):
     for outputs in during:
         for layer, x, output in zip(layers, tokens, outputs, strict=True):
             # Bitwise one product with the merged matrix, which differs from two by rounding.
-            assert torch.equal(output, layer.to_linear()(x))
+            expected = nn.functional.linear(x, layer.merged_weight(), layer.bias)
+            assert torch.equal(output, expected)
     assert any(
         not torch.equal(layer(x), output)
         for layer, x, output in zip(layers, tokens, during[0], strict=True)

@@ -299,7 +299,10 @@ def test_relative_positions_can_be_left_to_global_blocks():
             dict(pretrain_pixel_std=[0.5] * 3),
             "three numbers, red, green and blue, of pixels",
         ),
-        (dict(rel_pos_table=True, use_rel_pos=False), "is nothing without use_rel_pos=True"),
+        (
+            dict(rel_pos_table=True, use_rel_pos=False),
+            "rel_pos_table=True of an anchor needs use_rel_pos=True",
+        ),
     ],
 )
 def test_arguments_that_cannot_be_meant_are_errors(changes, message):

@@ -1,7 +1,10 @@
 """A stitch as a chain of its own gives what the supernet gives."""
 
+from itertools import pairwise
+
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 from torch import nn
 from vits import images, large_anchor, randomise, small_anchor, stitched_vit
 
@@ -16,7 +19,8 @@ ROUNDING = dict(rtol=1e-9, atol=1e-9)
 
 def extracted(net: StitchedViT, stitch, **changes) -> ExtractedViT:
     """The chain of a stitch with the weights of its supernet."""
-    projects_to = net.large.embed_dim if stitch.segments[-1].anchor == SMALL else None
+    projects = stitch.exit == SMALL and net.space.exit_projection
+    projects_to = net.large.embed_dim if projects else None
     anchors = [small_anchor(**changes), large_anchor(**changes)]
     chain = ExtractedViT(anchors, stitch.segments, projects_to).double()
     # Nothing may be right by chance.
@@ -30,27 +34,34 @@ def pixels(*size: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{}, dict(abs_pos="win", rel_pos_table=True), dict(pre_norm=True, abs_pos=None)],
-    ids=["deit3", "tables", "clip"],
+    ("changes", "exit_projection"),
+    [
+        ({}, True),
+        ({}, False),
+        (dict(abs_pos="win", rel_pos_table=True), True),
+        (dict(pre_norm=True, abs_pos=None), True),
+    ],
+    ids=["deit3", "no exit projection", "tables", "clip"],
 )
 @torch.no_grad()
-def test_every_stitch_extracted_gives_the_features_of_the_supernet(changes):
-    net = StitchedViT(small_anchor(**changes), large_anchor(**changes), lora_rank=3)
+def test_every_stitch_extracted_gives_the_features_of_the_supernet(changes, exit_projection):
+    anchors = small_anchor(**changes), large_anchor(**changes)
+    net = StitchedViT(*anchors, lora_rank=3, exit_projection=exit_projection)
     randomise(net.stitching_layers, seed=3)
     net.double().eval()
     outputs = []
     for stitch in net.space:
         chain = extracted(net, stitch, **changes)
-        assert chain.output_shape() == net.output_shape()
+        width = net.exit_widths[stitch.exit]
+        assert chain.output_shape() == {"last_feat": ShapeSpec(channels=width, stride=16)}
         for size in ((64, 64), (96, 48)):
             net.set_stitch(stitch.id)
             expected = net(pixels(*size))["last_feat"]
             torch.testing.assert_close(chain(pixels(*size))["last_feat"], expected, **ROUNDING)
         outputs.append(expected)
     # Not one network fourteen times.
-    assert all(
-        not torch.allclose(a, b, **ROUNDING) for a, b in zip(outputs, outputs[1:], strict=False)
+    assert not any(
+        a.shape == b.shape and torch.allclose(a, b, **ROUNDING) for a, b in pairwise(outputs)
     )
 
 

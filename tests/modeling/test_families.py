@@ -1,6 +1,7 @@
 """Every plain ViT that timm knows: refused with a reason, or equal to timm's own blocks."""
 
 from collections import Counter
+from dataclasses import asdict
 from functools import cache
 
 import pytest
@@ -103,7 +104,7 @@ def test_a_model_is_refused_or_equals_timm_after_every_block(name):
         return
     model, anchor = small_pair(name)
     anchor.load_state_dict(convert_timm_state_dict(model.state_dict(), anchor))
-    size = anchor.pretraining["pretrain_img_size"]
+    size = anchor.pretraining.pretrain_img_size
     x = images(size, size)
     ours = anchor.embed(x)
     for index, theirs in enumerate(timm_tokens(model, x)):
@@ -160,7 +161,7 @@ def test_pixels_normalised_as_the_detector_does_give_what_timm_gives_for_its_own
 @torch.no_grad()
 def test_patches_of_14_pixels_see_in_16_what_they_saw_before_the_image_was_stretched():
     model, narrow = small_pair(FAMILIES["DINOv2"])
-    wide = AnchorViT(**{**narrow.pretraining, "window_size": 0, "patch_size": 16}).eval()
+    wide = AnchorViT(**{**asdict(narrow.pretraining), "window_size": 0, "patch_size": 16}).eval()
     wide.load_state_dict(convert_timm_state_dict(model.state_dict(), wide), strict=False)
     narrow.load_state_dict(convert_timm_state_dict(model.state_dict(), narrow))
     x = images(56, 56)
@@ -173,9 +174,8 @@ def test_patches_of_14_pixels_see_in_16_what_they_saw_before_the_image_was_stret
 
 def test_tables_of_beit_are_stretched_to_global_blocks_and_kept_in_windows():
     model, anchor = small_pair("beitv2_base_patch16_224")
-    large = AnchorViT(
-        **{**anchor.pretraining, "img_size": 160, "window_size": 4, "global_block_indexes": (1,)}
-    )
+    changes = {"img_size": 160, "window_size": 4, "global_block_indexes": (1,)}
+    large = AnchorViT(**asdict(anchor.pretraining) | changes)
     state = convert_timm_state_dict(model.state_dict(), large)
     table = model.blocks[0].attn.relative_position_bias_table[:-3].T.reshape(2, 7, 7)
     assert torch.equal(state["blocks.0.attn.rel_pos_table"], table)

@@ -6,12 +6,10 @@ from collections import Counter
 
 import pytest
 import torch
-from torch import nn
 from vits import images, large_anchor, small_anchor, stitched_vit
 
 from snnet_vitdet.modeling import StitchedViT
 from snnet_vitdet.stitching import BlockStep, EmbeddingStep, PrefixTree
-from snnet_vitdet.stitching.prefix_tree import steps_of
 
 SPACES = {
     "two cuts": {},
@@ -96,12 +94,13 @@ def test_every_module_runs_once_for_each_beginning_of_walks_that_ends_with_it(ch
     net = stitched_vit(**changes)
     beginnings = set()
     for stitch in net.space:
-        steps = tuple(steps_of(stitch))
+        steps = stitch.steps
         beginnings |= {steps[: i + 1] for i in range(len(steps))}
     expected = Counter(id(module_of(net, beginning[-1])) for beginning in beginnings)
     runs = Counter()
-    for step in {beginning[-1] for beginning in beginnings}:
-        module_of(net, step).register_forward_hook(lambda module, *_: runs.update([id(module)]))
+    # A block is one module, before and after a cut.
+    for module in {module_of(net, beginning[-1]) for beginning in beginnings}:
+        module.register_forward_hook(lambda module, *_: runs.update([id(module)]))
     for _ in net.forward_tree(images(), PrefixTree(net.space)):
         pass
     assert runs == expected
@@ -123,9 +122,9 @@ def test_at_most_two_more_sets_of_tokens_than_cuts_are_alive(max_cuts, monkeypat
     for anchor in net.anchors:
         embed = anchor.embed
         monkeypatch.setattr(anchor, "embed", lambda x, embed=embed: count(embed(x)))
-    for step in {step for stitch in net.space for step in steps_of(stitch)}:
-        if not isinstance(step, EmbeddingStep):
-            module_of(net, step).register_forward_hook(lambda *args: count(args[2]))
+    steps = [step for stitch in net.space for step in stitch.steps]
+    for module in {module_of(net, s) for s in steps if not isinstance(s, EmbeddingStep)}:
+        module.register_forward_hook(lambda *args: count(args[2]))
     gc.disable()  # what only the collector would free counts
     try:
         for item in net.forward_tree(images(), PrefixTree(net.space)):
@@ -134,16 +133,3 @@ def test_at_most_two_more_sets_of_tokens_than_cuts_are_alive(max_cuts, monkeypat
         gc.enable()
     assert len(counts) == len(PrefixTree(net.space))
     assert max(counts) == max_cuts + 2
-
-
-def test_given_features_come_out_for_a_while():
-    net, x = stitched_vit(), images()
-    own = net(x)["last_feat"]
-    given = {"last_feat": torch.zeros(2, 40, 4, 4)}
-    with net.giving(given):
-        assert net(x) is given
-        assert nn.Sequential(net)(None) is given
-    assert torch.equal(net(x)["last_feat"], own)
-    with pytest.raises(RuntimeError, match="stop"), net.giving(given):
-        raise RuntimeError("stop")
-    assert torch.equal(net(x)["last_feat"], own)

@@ -141,10 +141,13 @@ def test_updates_take_part_after_the_first_cut_and_nowhere_else():
         stitch = net.set_stitch(name)
         with torch.no_grad():
             (anchor, start, stop), *rest = stitch.segments
-            x = plain.anchors[anchor].run_blocks(plain.anchors[anchor].embed(images), start, stop)
+            x = plain.anchors[anchor].embed(images)
+            for block in plain.anchors[anchor].blocks[start:stop]:
+                x = block(x)
             for transition, (anchor, start, stop) in zip(stitch.transitions, rest, strict=True):
                 x = changed.stitching_layers[transition](x)
-                x = changed.anchors[anchor].run_blocks(x, start, stop)
+                for block in changed.anchors[anchor].blocks[start:stop]:
+                    x = block(x)
             found = net(images)["last_feat"]
         torch.testing.assert_close(found, x.permute(0, 3, 1, 2), rtol=1e-4, atol=1e-5)
         without = plain.anchors[stitch.exit](images)["last_feat"]

@@ -129,15 +129,6 @@ def test_a_fit_of_another_shape_is_an_error_and_changes_nothing():
     assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())
 
 
-@pytest.mark.parametrize("rank", [0, 4])
-def test_to_linear_equals_the_layer(rank):
-    layer, x = trained_layer(rank, alpha=7.0), tokens()
-    linear = layer.to_linear()
-    assert type(linear) is torch.nn.Linear
-    torch.testing.assert_close(linear(x), layer(x), **ROUNDING)
-    assert linear.weight.data_ptr() != layer.weight.data_ptr()
-
-
 def test_merged_layers_give_the_same_output_in_one_product():
     layers = trained_layers(alpha=6.0)
     for transition, layer in layers.items():

@@ -19,7 +19,6 @@ from snnet_vitdet.stitching import (
     Transition,
     prefix_tree,
 )
-from snnet_vitdet.stitching.prefix_tree import steps_of
 
 SL = Path(__file__).parents[2] / "configs/COCO/mask_rcnn_snnet_deit3_s_l_100ep.py"
 SPACES = {
@@ -47,7 +46,7 @@ def nodes_of(tree):
 
 def prefixes(space):
     """All beginnings of all walks, as tuples of steps; a walk itself is one of its own."""
-    walks = [tuple(steps_of(stitch)) for stitch in space]
+    walks = [stitch.steps for stitch in space]
     return {walk[: length + 1] for walk in walks for length in range(len(walk))}
 
 
@@ -62,12 +61,12 @@ def distinct_parts(space):
     )
 
 
-def of_small(*indexes):
-    return [BlockStep(SMALL, i) for i in indexes]
+def of_small(*indexes, after_cut=False):
+    return [BlockStep(SMALL, i, after_cut) for i in indexes]
 
 
-def of_large(*indexes):
-    return [BlockStep(LARGE, i) for i in indexes]
+def of_large(*indexes, after_cut=False):
+    return [BlockStep(LARGE, i, after_cut) for i in indexes]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +81,7 @@ def of_large(*indexes):
                 EmbeddingStep(SMALL),
                 *of_small(0),
                 Transition(1, SMALL, LARGE),
-                *of_large(2, 3, 4, 5),
+                *of_large(2, 3, 4, 5, after_cut=True),
             ],
         ),
         (
@@ -91,7 +90,7 @@ def of_large(*indexes):
                 EmbeddingStep(LARGE),
                 *of_large(0, 1, 2, 3),
                 Transition(3, LARGE, SMALL),
-                *of_small(3),
+                *of_small(3, after_cut=True),
                 Transition(4, SMALL, LARGE),
             ],
         ),
@@ -101,9 +100,9 @@ def of_large(*indexes):
                 EmbeddingStep(LARGE),
                 *of_large(0, 1),
                 Transition(1, LARGE, SMALL),
-                *of_small(1),
+                *of_small(1, after_cut=True),
                 Transition(2, SMALL, LARGE),
-                *of_large(3, 4, 5),
+                *of_large(3, 4, 5, after_cut=True),
             ],
         ),
         (
@@ -112,16 +111,16 @@ def of_large(*indexes):
                 EmbeddingStep(SMALL),
                 *of_small(0, 1),
                 Transition(2, SMALL, LARGE),
-                *of_large(3),
+                *of_large(3, after_cut=True),
                 Transition(3, LARGE, SMALL),
-                *of_small(3),
+                *of_small(3, after_cut=True),
                 Transition(4, SMALL, LARGE),
             ],
         ),
     ],
 )
 def test_steps_of_each_kind_in_order(name, steps):
-    assert list(steps_of(SPACES["4, 6"][name])) == steps
+    assert list(SPACES["4, 6"][name].steps) == steps
 
 
 @in_every_space
@@ -131,7 +130,7 @@ def test_every_stitch_ends_once_after_its_own_steps(space):
         for stitch in node.ends:
             assert stitch.id not in ends
             ends[stitch.id] = path
-    assert ends == {stitch.id: tuple(steps_of(stitch)) for stitch in space}
+    assert ends == {stitch.id: stitch.steps for stitch in space}
 
 
 @in_every_space
@@ -147,7 +146,8 @@ def test_cost_is_that_of_every_beginning_once_and_of_the_heads_for_each_stitch(s
     parts = distinct_parts(space)
     steps = {EmbeddingStep(anchor): cost for anchor, cost in enumerate(parts.embeddings)}
     for anchor, blocks in enumerate(parts.blocks):
-        steps |= {BlockStep(anchor, i): cost for i, cost in enumerate(blocks)}
+        for after_cut in (False, True):
+            steps |= {BlockStep(anchor, i, after_cut): cost for i, cost in enumerate(blocks)}
     steps |= parts.stitching_layers
     expected = sum(steps[prefix[-1]].flops for prefix in prefixes(space))
     expected += sum(cost.flops for stitch in space for cost in parts.after(stitch))
@@ -167,7 +167,7 @@ def test_a_tree_of_some_stitches_is_made_of_their_walks_alone():
     tree = PrefixTree(iter(chosen))
     assert {path for path, _ in nodes_of(tree)} == prefixes(chosen)
     # The embedding and the first block are shared.
-    assert len(tree) == sum(len(list(steps_of(stitch))) for stitch in chosen) - 2
+    assert len(tree) == sum(len(stitch.steps) for stitch in chosen) - 2
     assert len(PrefixTree([])) == 0
 
 

@@ -75,13 +75,13 @@ def test_a_stitch_costs_the_sum_of_what_it_runs(parts, name):
     cost = CostTable(SPACE, parts)[SPACE[name].id]
     assert cost.flops == sum(part.flops for part in expected)
     assert cost.params == sum(part.params for part in expected)
-    assert parts.cost_of(SPACE[name]) == cost
+    assert parts.of_stitch(SPACE[name]) == cost
 
 
 def test_the_table_has_one_cost_a_stitch_in_the_order_of_the_ids(parts):
     table = CostTable(SPACE, parts)
     assert len(table) == 14
-    assert list(table) == [parts.cost_of(stitch) for stitch in SPACE]
+    assert list(table) == [parts.of_stitch(stitch) for stitch in SPACE]
     assert table.gflops == tuple(cost.flops / 1e9 for cost in table)
     assert len(set(table.gflops)) == 14
 

@@ -15,7 +15,7 @@ SCORES = {
     "small_alone": {0: (30.0,), 1: (32.0,)},
     "large_alone": {0: (40.0,), 1: (41.0,)},
     "paper": {0: (25.0, 38.0), 1: (28.0, 39.0)},
-    "exit_norm": {0: (27.0, 38.0), 1: (31.0, 40.0)},
+    "own_pyramids": {0: (27.0, 38.0), 1: (31.0, 40.0)},
 }
 
 
@@ -75,18 +75,18 @@ def cells_of(printed):
 
 
 def test_differences_are_taken_seed_by_seed(study):
-    table = cells_of(study("--seeds", "0", "1", "--variants", "paper", "exit_norm"))
+    table = cells_of(study("--seeds", "0", "1", "--variants", "paper", "own_pyramids"))
     # Means 25, 28 and 27, 31; gaps -5, -4 and -3, -1; gains of 2 and 3.
     assert table["paper"][:3] == ["2", "26.50 ± 1.50", "-4.50 ± 0.50"]
-    assert table["exit_norm"][1] == "29.00 ± 2.00 (+2.50 ± 0.50)"
-    assert table["exit_norm"][2] == "-2.00 ± 1.00"
-    assert table["exit_norm"][4] == "-1.50 ± 0.50"
+    assert table["own_pyramids"][1] == "29.00 ± 2.00 (+2.50 ± 0.50)"
+    assert table["own_pyramids"][2] == "-2.00 ± 1.00"
+    assert table["own_pyramids"][4] == "-1.50 ± 0.50"
     assert table["small_alone"][1] == "31.00 ± 1.00 (+4.50 ± 0.50)"
     assert table["paper"][-1].endswith("(1.00×)")
 
 
 def test_rows_and_picture_are_left_in_the_folder(study, tmp_path):
-    study("--seeds", "0", "1", "--variants", "paper", "exit_norm")
+    study("--seeds", "0", "1", "--variants", "paper", "own_pyramids")
     with open(tmp_path / "study/study.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["seed"], row["run"]) for row in rows] == [
@@ -97,7 +97,7 @@ def test_rows_and_picture_are_left_in_the_folder(study, tmp_path):
 
 
 def test_seeds_of_several_machines_are_put_together(study, tmp_path):
-    variants = ["--variants", "paper", "exit_norm"]
+    variants = ["--variants", "paper", "own_pyramids"]
     expected = summary_of(study("--seeds", "0", "1", *variants))
     both = (tmp_path / "study/study.csv").read_text()
     study("--seeds", "1", *variants)
@@ -131,14 +131,14 @@ def test_neither_seeds_nor_rows_is_refused(study, capsys):
 
 
 def test_the_cost_is_that_of_a_whole_training(study, monkeypatch):
-    monkeypatch.setitem(SCORES, "twice_as_long", SCORES["exit_norm"])
+    monkeypatch.setitem(SCORES, "twice_as_long", SCORES["own_pyramids"])
     variants = ["--variants", "paper", "twice_as_long"]
     cells = cells_of(study("--seeds", "0", *variants))
     assert cells["twice_as_long"][-1].endswith("(2.00×)")
 
 
 def test_the_cost_over_the_papers_is_told_without_it(study, drawn, tmp_path, monkeypatch):
-    monkeypatch.setitem(SCORES, "twice_as_long", SCORES["exit_norm"])
+    monkeypatch.setitem(SCORES, "twice_as_long", SCORES["own_pyramids"])
     study("--seeds", "0", "--variants", "twice_as_long")
     assert drawn == {"twice_as_long": pytest.approx(2.0)}
     drawn.clear()

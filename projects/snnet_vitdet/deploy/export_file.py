@@ -27,7 +27,7 @@ from snnet_vitdet.modeling import (
     stitch_costs,
 )
 from snnet_vitdet.modeling.extracted import merged_state
-from snnet_vitdet.modeling.pyramid_per_exit import SMALL_EXIT
+from snnet_vitdet.modeling.pyramid import SMALL_EXIT
 from snnet_vitdet.stitching import SMALL, Stitch
 from snnet_vitdet.text import listed
 

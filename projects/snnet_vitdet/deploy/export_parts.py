@@ -177,7 +177,6 @@ _LISTED = (
         anchors=several(_part("AnchorViT"), 1, 2),
         segments=_segments,
         projects_to=optional(_WIDTH),
-        normalises=truth,
         out_feature=text(),
     ),
     _listed(

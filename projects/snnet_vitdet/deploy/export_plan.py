@@ -21,8 +21,7 @@ from snnet_vitdet.modeling import (
     StitchedViT,
     is_joined,
 )
-from snnet_vitdet.modeling.exit_norms import EXITS
-from snnet_vitdet.stitching import SMALL, Stitch
+from snnet_vitdet.stitching import ANCHOR_NAMES, SMALL, Stitch
 
 from .export_parts import PART, PARTS
 
@@ -72,14 +71,12 @@ def plan_of_stitch(model_config: DictConfig, stitch: Stitch | None) -> dict:
         anchors, walk["segments"] = [net["small"], net["large"]], [list(s) for s in stitch.segments]
         if stitch.exit == SMALL and net.get("exit_projection", True):
             walk["projects_to"] = net["large"]["embed_dim"]
-        if net.get("exit_norm"):
-            walk["normalises"] = True
         # Of the pyramids, that of its exit, which is like any other.
         plan["backbone"][PART] = SimpleFeaturePyramid.__name__
         if is_joined(model_config):
             plan[PART] = GeneralizedRCNN.__name__
             for name in ("proposal_generator", "roi_heads"):
-                plan[name] = plan[name][EXITS[stitch.exit]]
+                plan[name] = plan[name][ANCHOR_NAMES[stitch.exit]]
     # Low-rank updates are merged, so there are none.
     walk["anchors"] = [{k: v for k, v in a.items() if k not in _LORA} for a in anchors]
     plan["backbone"]["net"] = walk

@@ -54,6 +54,13 @@ LATER_KEYS = {
 }
 """Keys that a config.yaml saved by an earlier version has not, with the values of
 configs/common/train.py; what it trained had masks."""
+REMOVED_KEYS = ("model.backbone.net.exit_rank", "model.backbone.net.exit_norm")
+"""Keys of earlier versions whose feature was removed; it was off at null."""
+REMOVED_PARTS = {
+    "model._target_": "snnet_vitdet.modeling.ExitAwareRCNN",
+    "model.roi_heads.box_head._target_": "snnet_vitdet.modeling.ExitAdapterBoxHead",
+}
+"""Parts of earlier versions that were removed."""
 EARLIER_GROUPING = "round"
 """How an earlier version grouped the stitches it drew, without a key (``sampler.grouping``)."""
 
@@ -83,6 +90,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     for key, value in LATER_KEYS.items():
         if key.partition(".")[0] in config and OmegaConf.select(config, key) is None:
             OmegaConf.update(config, key, value, force_add=True)
+    _drop_removed(config)
     _name_grouping(config, config_file)
     _follow_folder(config, config_file)
     keys = [_checked_key(config, override) for override in overrides]
@@ -162,6 +170,27 @@ def _loaded(config_file: str) -> DictConfig:
             "config that a run has saved; give the .py file that the training began with"
         ) from error
     return config
+
+
+def _drop_removed(config: DictConfig) -> None:
+    """Drops keys of removed features, where the features are off.
+
+    Raises:
+        InputError: If one of the features is on.
+    """
+    on = [key for key in REMOVED_KEYS if OmegaConf.select(config, key) is not None]
+    on += [key for key, part in REMOVED_PARTS.items() if OmegaConf.select(config, key) == part]
+    if on:
+        raise InputError(
+            f"{on[0]}={OmegaConf.select(config, on[0])} cannot be used: this feature was removed, "
+            "as it gained no accuracy; a detector that was trained with it needs the version of "
+            "this project that trained it"
+        )
+    for key in REMOVED_KEYS:
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(config, parent)
+        if node is not None:
+            node.pop(name, None)
 
 
 def _name_grouping(config: DictConfig, config_file: str) -> None:

@@ -15,8 +15,7 @@ from snnet_vitdet.data import category_names
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import JoinedRCNN, is_joined
 from snnet_vitdet.modeling.cost import build_on_meta
-from snnet_vitdet.modeling.exit_norms import EXITS
-from snnet_vitdet.stitching import LARGE, SMALL
+from snnet_vitdet.stitching import ANCHOR_NAMES, LARGE, SMALL
 from snnet_vitdet.values import written
 
 from .checkpoint import ClassNames, StrictCheckpointer
@@ -94,14 +93,14 @@ def _load(
     model: JoinedRCNN, sources: Mapping[str, str | None], class_names: Sequence[str] | None
 ) -> dict[str, dict]:
     """What each source says of the images that its detector was trained on, too."""
-    for name in EXITS:
+    for name in ANCHOR_NAMES:
         if not sources.get(name):
             raise InputError(
                 f"init.detectors.{name} is not set: give the checkpoint of a detector on the "
                 f"{name} ViT alone"
             )
     said = {}
-    for exit_anchor, name in enumerate(EXITS):
+    for exit_anchor, name in enumerate(ANCHOR_NAMES):
         source = sources[name]
         try:
             said[name] = _load_one(model.detector(exit_anchor), source, class_names)

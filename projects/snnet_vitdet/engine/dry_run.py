@@ -27,7 +27,7 @@ from snnet_vitdet.building import build, check_call, located, told_as
 from snnet_vitdet.data import CheckedMapper, dataset_name
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.files import temporary_folder
-from snnet_vitdet.modeling import ExitAdapterBoxHead, ExitAwareRCNN, PerExit, find_stitched_vit
+from snnet_vitdet.modeling import PerExit
 
 from .rehearsal import synthetic_batch
 
@@ -101,10 +101,6 @@ def try_heads(config: DictConfig, model: nn.Module, training: bool) -> None:
     if weights > _MOST_WEIGHTS:
         return
     rpn, heads = (build(key, OmegaConf.select(config, key)) for key in parts)
-    if isinstance(model, ExitAwareRCNN):
-        for module in heads.modules():
-            if isinstance(module, ExitAdapterBoxHead):
-                module.follow(find_stitched_vit(model))
     shapes = model.backbone.output_shape()
     # Of the coarsest level, a pixel or more.
     side = max(64, *(shape.stride for shape in shapes.values()))

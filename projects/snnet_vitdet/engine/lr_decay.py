@@ -58,7 +58,7 @@ class LayerwiseDecay:
         if not name.startswith(self.prefix):
             return 1.0  # pyramid and heads
         inside = name.removeprefix(self.prefix)
-        if inside.startswith(("stitching_layers.", "exit_norms.")):
+        if inside.startswith("stitching_layers."):
             return 1.0  # new, as pyramid and heads are
         for anchor, depth in self.depths.items():
             own = "" if anchor == "net" else f"{anchor}."

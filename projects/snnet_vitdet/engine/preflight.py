@@ -25,7 +25,7 @@ from snnet_vitdet.evaluation.one_pass import supports_one_pass
 from snnet_vitdet.files import read_json
 from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, is_joined, stitch_costs
 from snnet_vitdet.modeling.cost import build_on_meta
-from snnet_vitdet.modeling.timm_weights import check_weights
+from snnet_vitdet.modeling.weights import check_weights
 from snnet_vitdet.stitching import select_stitches
 from snnet_vitdet.values import check, whole, written
 
@@ -263,7 +263,7 @@ def _check_sweep(config: DictConfig, model: nn.Module) -> None:
     target = located(evaluator._target_)
     if not supports_one_pass(model) or target is not COCOEvaluator or own:
         raise InputError(
-            "sweep.mode=one_pass runs a GeneralizedRCNN or an ExitAwareRCNN and scores as "
+            "sweep.mode=one_pass runs a GeneralizedRCNN and scores as "
             "detectron2's COCOEvaluator does by default, but the model is a "
             f"{type(model).__name__}, and dataloader.evaluator a {target.__name__} with {own}: "
             "set sweep.mode=separate"

@@ -20,7 +20,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.modeling import ExitAwareRCNN, JoinedRCNN, StitchedViT, find_stitched_vit
+from snnet_vitdet.modeling import (
+    JoinedRCNN,
+    StitchedViT,
+    find_stitched_vit,
+    pyramid_from_features,
+    pyramid_of_exit,
+)
 from snnet_vitdet.stitching import PrefixTree, Stitch
 
 from .detections import DetectionStore
@@ -150,7 +156,7 @@ def _detect_all(
 
 def supports_one_pass(model: nn.Module) -> bool:
     """Whether a model is one whose inference is known: a GeneralizedRCNN on stitched anchors."""
-    known = type(model) in (GeneralizedRCNN, ExitAwareRCNN, JoinedRCNN)
+    known = type(model) in (GeneralizedRCNN, JoinedRCNN)
     return known and isinstance(find_stitched_vit(model), StitchedViT)
 
 
@@ -179,8 +185,9 @@ def detect(
     pyramid, backbone = model.backbone, model.backbone.net
     images = model.preprocess_image(batch)
     for stitch, features in backbone.forward_tree(images.tensor, tree):
-        with backbone.using_stitch(stitch.id), backbone.giving(features):
-            levels = pyramid(images.tensor)
+        own = pyramid_of_exit(pyramid, stitch.exit)
+        levels = pyramid_from_features(own, features[pyramid.in_feature])
+        with backbone.using_stitch(stitch.id):  # by which a joined detector chooses its heads
             proposals, _ = model.proposal_generator(images, levels, None)
             results, _ = model.roi_heads(images, levels, proposals, None)
         outputs = GeneralizedRCNN._postprocess(results, batch, images.image_sizes)

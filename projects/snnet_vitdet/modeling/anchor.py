@@ -1,10 +1,10 @@
-"""An anchor: a pretrained plain ViT adapted to detection as ViTDet does.
+"""An anchor: a pretrained plain ViT, adapted to detection as in ViTDet.
 
-The blocks are those of timm's plain ViTs (DeiT3, MAE, AugReg, DINOv2, CLIP, BEiT, SAM, …), their
-parameters named as timm names them, without class token and final norm. From ViTDet
-(https://arxiv.org/abs/2203.16527, section 3) come window attention in most blocks, interpolated
-absolute positions and decomposed relative positions. detectron2's own ``ViT`` has no LayerScale and
-drops a class slot that DeiT3's positions do not have.
+The blocks are those of timm's plain ViTs (DeiT3, MAE, AugReg, DINOv2, CLIP, BEiT, SAM, …), with
+timm's parameter names, without class token and final norm. Window attention in most blocks,
+interpolated absolute positions and decomposed relative positions are ViTDet's
+(https://arxiv.org/abs/2203.16527, section 3). detectron2's own ``ViT`` has no LayerScale and drops
+a class slot that DeiT3's positions do not have.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,31 +24,19 @@ from torch.utils.checkpoint import checkpoint
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.stitching import LowRankLinear, updating
-from snnet_vitdet.values import FLAG, TEXT, number, numbers, or_null, whole, written
+from snnet_vitdet.values import FLAG, TEXT, number, whole, written
 
 from .attention import Attention
+from .pretraining import Pretraining
 
 __all__ = ["AnchorViT", "Block", "last_of_each_quarter"]
 
-_ABS_POS = ("interpolated", "win", None)
-_USE_REL_POS = (True, False, "global")
-_ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
-# Of the other arguments.
+# The arguments that pretrained weights do not determine.
 _KINDS = {
     "img_size": whole(1),
     "patch_size": whole(1),
-    "embed_dim": whole(1, 2**16),
-    "depth": whole(1, 1000),
-    "num_heads": whole(1),
-    "mlp_ratio": number(above=0),
     "drop_path_rate": number(0, below=1),
-    "layer_scale_init": or_null(number()),
-    "norm_eps": number(above=0),
-    "pre_norm": FLAG,
     "window_size": whole(0),
-    "rel_pos_table": FLAG,
-    "pretrain_img_size": whole(1),
-    "pretrain_patch_size": or_null(whole(1)),
     "activation_checkpointing": FLAG,
     "lora_rank": whole(0),
     "out_feature": TEXT,
@@ -56,7 +44,7 @@ _KINDS = {
 
 
 def last_of_each_quarter(depth: int) -> tuple[int, ...]:
-    """Indexes of the blocks that attend globally in ViTDet: 2, 5, 8, 11 of 12 blocks."""
+    """Indexes of ViTDet's blocks with global attention, e.g. 2, 5, 8, 11 of 12 blocks."""
     return tuple(sorted({max(round(depth * quarter / 4), 1) - 1 for quarter in (1, 2, 3, 4)}))
 
 
@@ -86,12 +74,12 @@ class Block(nn.Module):
             drop_path: Probability of dropping each of the two branches, per image, in training.
             layer_scale_init: Start value of LayerScale, None for no LayerScale.
             window_size: Side of the attention windows in tokens, 0 for global attention.
-            rel_pos_size: Grid the relative positions are stored for, None for none.
-            rel_pos_table: Whether they are a table of biases instead of decomposed.
-            norm_eps: Of both layer norms.
+            rel_pos_size: Grid that relative positions are stored for, None for no positions.
+            rel_pos_table: Whether relative positions are a table of biases, not decomposed.
+            norm_eps: Epsilon of both layer norms.
             act_layer: timm's name of the MLP's activation.
             attention: ``fused`` or ``reference``.
-            linear: Makes the linear layers of attention and MLP from their input and output widths.
+            linear: Builds the linear layers of attention and MLP from input and output width.
         """
         super().__init__()
         norm = partial(nn.LayerNorm, eps=norm_eps)
@@ -164,82 +152,70 @@ class AnchorViT(Backbone):
     ) -> None:
         """
         Args:
-            img_size: Side in pixels of the square images it is trained on; sets the size of the
-                relative positions of global blocks.
+            img_size: Side in pixels of the square training images; sets the size of the relative
+                positions of global blocks.
             patch_size: Side of a patch in pixels.
             embed_dim: Token width.
             depth: Number of blocks.
             num_heads: Number of attention heads.
             mlp_ratio: Hidden width of the MLPs over ``embed_dim``, rounded to a whole number.
-            drop_path_rate: Stochastic depth of the last block; rises linearly from 0.
+            drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
             layer_scale_init: Start value of LayerScale, None for no LayerScale.
-            norm_eps: Of all layer norms.
-            act_layer: Activation of the MLPs by timm's name: ``gelu``, ``gelu_tanh``,
-                ``quick_gelu``.
+            norm_eps: Epsilon of all layer norms.
+            act_layer: timm's name of the MLPs' activation: ``gelu``, ``gelu_tanh``, ``quick_gelu``.
             pre_norm: Whether a layer norm comes before the first block (CLIP).
-            window_size: Side in tokens of the windows of the blocks that do not attend globally; 0
-                lets all blocks attend globally.
-            global_block_indexes: Blocks that attend globally; None takes the last of each quarter.
-            abs_pos: Absolute positions: ``interpolated``, the grid of the pretraining stretched to
-                the grid at hand, as in ViTDet; ``win``, that grid repeated in every window plus a
-                stretched one that starts at zero (absolute-win, https://arxiv.org/abs/2311.05613);
-                None for none (BEiT).
-            use_rel_pos: Whether attention has relative positions; ``global`` for those blocks only
-                that attend globally.
-            rel_pos_table: Whether relative positions are a table of one bias for each offset and
-                head (BEiT) instead of decomposed ones (ViTDet). A global block then materialises
-                its bias: heads x tokens x tokens numbers.
-            pretrain_img_size: Side in pixels of the images of the pretraining; with the patches'
-                it sets the stored grid of absolute positions.
+            window_size: Side in tokens of the attention windows; 0 for global attention in all
+                blocks.
+            global_block_indexes: Blocks with global attention; None for the last of each quarter.
+            abs_pos: Absolute positions. ``interpolated``: the pretraining's grid, interpolated to
+                the current grid, as in ViTDet. ``win``: the pretraining's grid repeated in every
+                window, plus an interpolated grid that starts at zero (absolute-win,
+                https://arxiv.org/abs/2311.05613). None: no absolute positions (BEiT).
+            use_rel_pos: Whether attention has relative positions; ``global`` for only the blocks
+                with global attention.
+            rel_pos_table: Whether relative positions are a table with a bias for each offset and
+                head (BEiT) instead of decomposed (ViTDet). A global block then materialises its
+                bias: heads x tokens x tokens numbers.
+            pretrain_img_size: Side in pixels of the pretraining's images; with the patch size it
+                sets the stored grid of absolute positions.
             pretrain_patch_size: Side of a patch in the pretraining, None for ``patch_size``.
                 Weights of other patches are resampled when they are loaded.
             pretrain_pixel_mean: Mean of the pretraining's normalisation, RGB, 0 to 255. Weights are
-                brought to the detector's own normalisation when they are loaded.
-            pretrain_pixel_std: Its standard deviation.
+                converted to the detector's normalisation when they are loaded.
+            pretrain_pixel_std: Standard deviation of the pretraining's normalisation.
             attention: ``fused`` or ``reference``.
-            activation_checkpointing: Whether training keeps only what goes into each block, and
-                computes the rest again in the backward pass: less memory, a forward pass more.
-            lora_rank: Above 0, the anchor is frozen but for a LoRA update of this rank of every
+            activation_checkpointing: Whether training keeps only the input of each block and
+                recomputes the rest in the backward pass.
+            lora_rank: Above 0, the anchor is frozen except for a LoRA update of this rank in every
                 linear layer of attention and MLP (parameter-efficient tuning; paper, Figure 12a).
             lora_alpha: Scale of that update times its rank, None for the rank.
             out_feature: Name of the output.
 
         Raises:
-            InputError: For an argument that is none of its kind, a block index outside the anchor,
-                or a pretraining size that is smaller than a patch.
+            InputError: If an argument is not allowed, or a block index is outside the anchor.
         """
         given = locals()
         super().__init__()
         for key, kind in _KINDS.items():
             if must_be := kind(given[key]):
                 raise InputError(f"{key}={written(given[key])} of an anchor must be {must_be}")
-        pretrain_patch_size = pretrain_patch_size or patch_size
-        pretrain_grid = pretrain_img_size // pretrain_patch_size
-        if not pretrain_grid:
-            raise InputError(
-                f"pretrain_img_size={pretrain_img_size} is smaller than a patch of the "
-                f"pretraining ({pretrain_patch_size})"
-            )
-        for key, value, allowed in (
-            ("abs_pos", abs_pos, _ABS_POS),
-            ("use_rel_pos", use_rel_pos, _USE_REL_POS),
-            ("act_layer", act_layer, _ACTIVATIONS),
-        ):
-            if value not in allowed:
-                known = ", ".join(map(written, allowed))
-                raise InputError(f"{key}={value} of an anchor must be one of {known}")
-        for key, values, lowest in (
-            ("pretrain_pixel_mean", pretrain_pixel_mean, 0.0),
-            ("pretrain_pixel_std", pretrain_pixel_std, 2.0),
-        ):
-            # A standard deviation below 2 is one of pixels from 0 to 1.
-            if numbers(3, number(lowest, 255))(values):
-                raise InputError(
-                    f"{key}={list(values)} of an anchor must be three numbers, red, green and "
-                    "blue, of pixels from 0 to 255 (timm's own are of 0 to 1)"
-                )
-        if rel_pos_table and not use_rel_pos:
-            raise InputError("rel_pos_table=True of an anchor is nothing without use_rel_pos=True")
+        self.pretraining = Pretraining(
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            layer_scale_init=layer_scale_init,
+            norm_eps=norm_eps,
+            act_layer=act_layer,
+            pre_norm=pre_norm,
+            abs_pos=abs_pos,
+            use_rel_pos=use_rel_pos,
+            rel_pos_table=rel_pos_table,
+            pretrain_img_size=pretrain_img_size,
+            pretrain_patch_size=patch_size if pretrain_patch_size is None else pretrain_patch_size,
+            pretrain_pixel_mean=pretrain_pixel_mean,
+            pretrain_pixel_std=pretrain_pixel_std,
+        )
         if abs_pos == "win" and not window_size:
             raise InputError("abs_pos='win' repeats positions in every window: set a window_size")
         if global_block_indexes is None:
@@ -256,34 +232,17 @@ class AnchorViT(Backbone):
         self.window_size = window_size
         self.abs_pos = abs_pos
         self.activation_checkpointing = activation_checkpointing
-        # What weights have to agree with; ``families.anchor_arguments`` says it of timm's models.
-        self.pretraining = dict(
-            embed_dim=embed_dim,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            layer_scale_init=layer_scale_init,
-            norm_eps=norm_eps,
-            act_layer=act_layer,
-            pre_norm=pre_norm,
-            abs_pos=abs_pos,
-            use_rel_pos=use_rel_pos,
-            rel_pos_table=rel_pos_table,
-            pretrain_img_size=pretrain_img_size,
-            pretrain_patch_size=pretrain_patch_size,
-            pretrain_pixel_mean=tuple(pretrain_pixel_mean),
-            pretrain_pixel_std=tuple(pretrain_pixel_std),
-        )
         self.patch_embed = PatchEmbed(
             kernel_size=(patch_size, patch_size),
             stride=(patch_size, patch_size),
             embed_dim=embed_dim,
         )
         self.pos_embed = self.pos_embed_global = None
+        num_positions = self.pretraining.grid**2
         if abs_pos:
-            self.pos_embed = nn.Parameter(torch.zeros(1, pretrain_grid**2, embed_dim))
+            self.pos_embed = nn.Parameter(torch.zeros(1, num_positions, embed_dim))
         if abs_pos == "win":
-            self.pos_embed_global = nn.Parameter(torch.zeros(1, pretrain_grid**2, embed_dim))
+            self.pos_embed_global = nn.Parameter(torch.zeros(1, num_positions, embed_dim))
         self.norm_pre = nn.LayerNorm(embed_dim, eps=norm_eps) if pre_norm else nn.Identity()
 
         linear: Callable[[int, int], nn.Module] = nn.Linear
@@ -356,31 +315,29 @@ class AnchorViT(Backbone):
         Returns:
             The output of the last block by the name of the output, (B, C, H / patch, W / patch).
         """
-        x = self.run_blocks(self.embed(images), 0, self.depth)
+        x = self.embed(images)
+        for index in range(self.depth):
+            x = self.run_block(index, x)
         return {self._out_features[0]: x.permute(0, 3, 1, 2)}
 
-    def run_blocks(
-        self, x: torch.Tensor, start: int, stop: int, updated: bool | None = None
-    ) -> torch.Tensor:
-        """Blocks ``start`` … ``stop - 1``.
+    def run_block(self, index: int, x: torch.Tensor, updated: bool | None = None) -> torch.Tensor:
+        """Runs one block, with activation checkpointing if it is on.
 
         Args:
+            index: Index of the block.
             x: Tokens, (B, h, w, C).
-            start: First block.
-            stop: Block after the last.
-            updated: Whether the blocks' low-rank updates take part, None to leave them as they are.
+            updated: Whether the block's low-rank updates are used; None leaves them as they are.
 
         Returns:
             Tokens, (B, h, w, C).
         """
-        recompute = self.activation_checkpointing and torch.is_grad_enabled()
-        for index in range(start, stop):
-            block = self.blocks[index]
-            if updated is not None:
-                # A function of its own, which checkpointing runs again as it was.
-                block = partial(_run_updated, block, updated)
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
-        return x
+        block = self.blocks[index]
+        if updated is not None:
+            # Checkpointing runs this again in the backward pass, whatever is set by then.
+            block = partial(_run_updated, block, updated)
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
 
 
 def _run_updated(block: nn.Module, updated: bool, x: torch.Tensor) -> torch.Tensor:

@@ -1,12 +1,12 @@
-"""Multi-head self-attention over a grid of tokens, with relative positions of two kinds.
+"""Multi-head self-attention over a grid of tokens, with two kinds of relative positions.
 
-Decomposed ones, an inner product of the query with a vector for the row and one for the column
-offset (MViTv2, https://arxiv.org/abs/2112.01526; ViTDet and SAM), or a table, one number for each
-offset and head (BEiT, https://arxiv.org/abs/2106.08254).
+Decomposed: inner products of the query with a vector for the row offset and one for the column
+offset (MViTv2, https://arxiv.org/abs/2112.01526; ViTDet and SAM). Table: one number for each offset
+and head (BEiT, https://arxiv.org/abs/2106.08254).
 
-Two implementations of the same mathematics. ``reference`` writes out q·kᵀ, softmax and ·v: it is
-what a cost is counted on (fvcore has no handler for fused attention and drops it). ``fused`` runs
-torch's scaled_dot_product_attention and is the default.
+There are two implementations of the same mathematics. ``fused``, the default, runs torch's
+scaled_dot_product_attention. ``reference`` writes out q·kᵀ, softmax and ·v; costs are counted on it
+(fvcore has no handler for fused attention and drops it).
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ __all__ = [
 
 ATTENTION_IMPLEMENTATIONS = ("fused", "reference")
 
-# torch's kernels of fused attention: of these alone the output is kept for the backward pass.
+# torch's kernels of fused attention. Only their outputs are kept for the backward pass.
 _KERNELS = [
     getattr(torch.ops.aten, name).default
     for name in (
@@ -39,16 +39,16 @@ _KERNELS = [
     )
     if hasattr(torch.ops.aten, name)
 ]
-# Up to so many tokens (windows have 196) computing attention again is next to nothing: 2 % of the
-# time of a window block of L, where a global block's takes 20 %.
+# Up to this number of tokens (a window has 196), recomputing attention is cheap: 2 % of the time of
+# a window block of L, against 20 % of a global block.
 _FEW_TOKENS = 512
 
 
 class Attention(nn.Module):
     """Self-attention in which every token sees every other token of its grid.
 
-    Names and layouts of the parameters are timm's, plus ``rel_pos_h`` and ``rel_pos_w`` as
-    detectron2 has them, or ``rel_pos_table``, (heads, 2 height - 1, 2 width - 1).
+    Names and layouts of the parameters are timm's, plus detectron2's ``rel_pos_h`` and
+    ``rel_pos_w``, or ``rel_pos_table``, (heads, 2 height - 1, 2 width - 1).
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class Attention(nn.Module):
         Args:
             dim: Token width; a multiple of ``num_heads``.
             num_heads: Number of heads.
-            rel_pos_size: Grid (height, width) the relative positions are stored for, None for no
-                relative positions. Other grids take interpolated ones.
+            rel_pos_size: Grid (height, width) that relative positions are stored for, None for no
+                relative positions. They are interpolated to other grids.
             rel_pos_table: Whether the relative positions are a table instead of decomposed. Its
                 bias of heads x tokens x tokens is materialised, so no flash kernel runs.
             implementation: ``fused`` or ``reference``.
-            linear: Makes the two projections from their input and output widths.
+            linear: Builds the two projections from input and output width.
 
         Raises:
-            ValueError: For a width that the heads do not divide, or an unknown implementation.
+            ValueError: If the heads do not divide the width, or the implementation is unknown.
         """
         super().__init__()
         if dim % num_heads:
@@ -138,8 +138,8 @@ class Attention(nn.Module):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         attend = self._decomposed
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # What attention runs on is wider than q, k and v, and cheap to make of them again in
-            # the backward pass: keeping it would take more memory than attention itself saves.
+            # The inputs of the kernel are wider than q, k and v, and cheap to recompute from them
+            # in the backward pass. Keeping them would take more memory than attention itself saves.
             keep = {}
             if q.shape[2] > _FEW_TOKENS:
                 keep["context_fn"] = partial(create_selective_checkpoint_contexts, _KERNELS)
@@ -187,14 +187,14 @@ def _vectors(rel_pos: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def resize_rel_pos(rel_pos: torch.Tensor, length: int) -> torch.Tensor:
-    """Decomposed relative positions of another grid, as detectron2's ``get_rel_pos`` makes them.
+    """Interpolates decomposed relative positions, as detectron2's ``get_rel_pos`` does.
 
     Args:
         rel_pos: A vector for each offset, (offsets, C).
-        length: Number of offsets wanted.
+        length: Number of offsets of the result.
 
     Returns:
-        (length, C); what was given if it has that length already.
+        (length, C); ``rel_pos`` itself if it has that length.
     """
     if len(rel_pos) == length:
         return rel_pos
@@ -202,13 +202,13 @@ def resize_rel_pos(rel_pos: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def _kept(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Keeps what a function of grid, type and device has made: some MB for each."""
-    # A later training could not use tensors of the inference mode.
+    """Caches the tensors that a function of grid, type and device returns, some MB each."""
+    # Training cannot use tensors that were made in inference mode.
     cached = lru_cache(maxsize=32)(torch.inference_mode(False)(make))
 
     @wraps(make)
     def kept(*key: object) -> torch.Tensor:
-        # A compiler traces with tensors that have no values, which must not be kept.
+        # A compiler traces with tensors without values, which must not be cached.
         return make(*key) if torch.compiler.is_compiling() else cached(*key)
 
     return kept
@@ -233,7 +233,7 @@ def _key_codes(
 
 @contextmanager
 def attention_implementation(module: nn.Module, implementation: str) -> Iterator[None]:
-    """Runs every attention inside ``module`` with the named implementation for a while."""
+    """Runs every attention inside ``module`` with an implementation inside the context."""
     _check(implementation)
     layers = [m for m in module.modules() if isinstance(m, Attention)]
     before = [layer.implementation for layer in layers]

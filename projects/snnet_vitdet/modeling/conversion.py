@@ -1,12 +1,12 @@
-"""timm's state dict of a plain ViT, turned into the state dict of one anchor.
+"""Converts timm's state dict of a plain ViT into the state dict of one anchor.
 
-Everything that detection does not have is dropped, everything that timm keeps in another form
-(BEiT's biases, SAM's positions, patches of another size, pixels normalised otherwise) is brought to
-the anchor's. What then does not match the anchor exactly is an error.
+Weights that detection does not use are dropped. Weights that timm keeps in another form (BEiT's
+biases, SAM's positions, patches of another size, pixels normalised otherwise) are converted. If the
+result does not match the anchor exactly, it is an error.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from timm.layers import resample_patch_embed, resize_rel_pos_bias_table
@@ -17,9 +17,9 @@ from snnet_vitdet.text import listed
 from .anchor import AnchorViT
 from .attention import resize_rel_pos
 
-__all__ = ["OURS", "convert_timm_state_dict"]
+__all__ = ["OURS", "convert_timm_state_dict", "differences"]
 
-# Without effect at the start of a detection training, and in no pretrained plain ViT but SAM.
+# Zero at the start of a detection training, and in no pretrained plain ViT but SAM.
 OURS = re.compile(r"^(pos_embed_global$|blocks\.\d+\.(attn\.rel_pos_[hw]$|.*\.lora_[ab]$))")
 # ViTDet has no token but the patches', no final norm (its pyramid norms; fc_norm where timm
 # averages tokens), no pooling, neck or classifier.
@@ -42,13 +42,13 @@ def convert_timm_state_dict(
     Args:
         state: As timm or the authors of DeiT3 publish it (``gamma_1`` for ``ls1.gamma``).
         anchor: The anchor it is for.
-        source: What to call the weights in an error.
+        source: Name of the weights in an error.
         pixel_mean: Mean of the detector's normalisation, RGB, 0 to 255; None if it is that of the
-            weights' pretraining.
-        pixel_std: Its standard deviation.
+            pretraining.
+        pixel_std: Standard deviation of the detector's normalisation.
 
     Returns:
-        The anchor's state dict without what no pretrained ViT has.
+        The anchor's state dict, without keys that match ``OURS``.
 
     Raises:
         InputError: If a key is missing, unexpected or has another shape; lists them.
@@ -63,7 +63,12 @@ def convert_timm_state_dict(
     _convert_attention(converted, target)
     if pixel_mean is not None and "patch_embed.proj.weight" in converted:
         _renormalise(converted, anchor, pixel_mean, pixel_std)
-    _check(converted, target, anchor, source)
+    if problems := differences(converted, target, optional=OURS):
+        raise InputError(
+            f"{source}: these are not the weights of the anchor (width {anchor.embed_dim}, depth "
+            f"{anchor.depth}, patch {anchor.pretraining.pretrain_patch_size}): "
+            + "; ".join(problems)
+        )
     return converted
 
 
@@ -83,7 +88,7 @@ def _convert_embedding(
     if patches is not None and patches.ndim == 4:
         # The resampled patch gives a stretched image what the old one gave the image itself
         # (FlexiViT, https://arxiv.org/abs/2212.08013, section 3.4).
-        size = anchor.pretraining["pretrain_patch_size"]
+        size = anchor.pretraining.pretrain_patch_size
         if tuple(patches.shape[2:]) == (size, size) != (anchor.patch_size, anchor.patch_size):
             patches = resample_patch_embed(patches, [anchor.patch_size] * 2)
             converted["patch_embed.proj.weight"] = patches
@@ -151,8 +156,8 @@ def _renormalise(
         for values in (
             pixel_mean,
             pixel_std,
-            anchor.pretraining["pretrain_pixel_mean"],
-            anchor.pretraining["pretrain_pixel_std"],
+            anchor.pretraining.pretrain_pixel_mean,
+            anchor.pretraining.pretrain_pixel_std,
         )
     )
     # A detector keeps its normalisation in single precision.
@@ -164,41 +169,32 @@ def _renormalise(
     converted["patch_embed.proj.weight"] = (exact * (std / own_std)[:, None, None]).to(weight.dtype)
 
 
-def _check(
-    converted: Mapping[str, torch.Tensor],
+def differences(
+    state: Mapping[str, torch.Tensor],
     target: Mapping[str, torch.Tensor],
-    anchor: AnchorViT,
-    source: str,
-) -> None:
-    expected = {key for key in target if not OURS.match(key)}
-    problems = _describe("missing", expected - converted.keys())
-    problems += _describe("unexpected", converted.keys() - target.keys())
-    problems += _describe(
-        "misshapen",
-        (
-            f"{key} {tuple(converted[key].shape)} instead of {tuple(target[key].shape)}"
-            for key in target.keys() & converted.keys()
-            if converted[key].shape != target[key].shape
-        ),
-    )
-    problems += _describe(
-        "of another type",
-        (
-            f"{key} {converted[key].dtype} instead of {target[key].dtype}"
-            for key in target.keys() & converted.keys()
-            if converted[key].is_floating_point() != target[key].is_floating_point()
-        ),
-    )
-    if problems:
-        raise InputError(
-            f"{source}: these are not the weights of the anchor (width {anchor.embed_dim}, depth "
-            f"{anchor.depth}, patch {anchor.pretraining['pretrain_patch_size']}): "
-            + "; ".join(problems)
-        )
+    optional: re.Pattern | None = None,
+) -> list[str]:
+    """How a state dict differs from the one of a model; empty if it can be loaded strictly.
 
-
-def _describe(what: str, keys: Iterable[str]) -> list[str]:
-    keys = sorted(keys)
-    if not keys:
-        return []
-    return [f"{len(keys)} {what} ({listed(keys, 8)})"]
+    Args:
+        state: The state dict.
+        target: That of the model.
+        optional: Keys that may be missing.
+    """
+    both = sorted(state.keys() & target.keys())
+    required = {key for key in target if not (optional and optional.match(key))}
+    found = {
+        "missing": sorted(required - state.keys()),
+        "unexpected": sorted(state.keys() - target.keys()),
+        "misshapen": [
+            f"{key} {tuple(state[key].shape)} instead of {tuple(target[key].shape)}"
+            for key in both
+            if state[key].shape != target[key].shape
+        ],
+        "of another type": [
+            f"{key} {state[key].dtype} instead of {target[key].dtype}"
+            for key in both
+            if state[key].is_floating_point() != target[key].is_floating_point()
+        ],
+    }
+    return [f"{len(keys)} {what} ({listed(keys, 8)})" for what, keys in found.items() if keys]

@@ -1,11 +1,10 @@
 """Costs of a detector's parts, counted on the meta device: no weights, no arithmetic, no memory.
 
-Counted is the mathematics of the reference attention, at one square image. The numbers are those
-of ``detectron2.utils.analysis.FlopCountAnalysis`` (a test compares them); fvcore's tracer itself
-cannot run convolutions on the meta device. Parts whose work depends on what is in the image are
-counted at their nominal size: the box head at the RPN's ``post_nms_topk`` proposals. The mask head
-runs once per detection; it is counted for ``num_detections``, by default none, which is what a
-random image gives in an untrained detector of 80 classes.
+The count is that of the reference attention on one square image. The numbers are those of
+``detectron2.utils.analysis.FlopCountAnalysis`` (a test compares them); fvcore's tracer cannot run
+convolutions on the meta device. The box head is counted at the RPN's ``post_nms_topk`` proposals.
+The mask head runs once per detection; it is counted for ``num_detections``, by default none, which
+is what an untrained detector of 80 classes finds in a random image.
 """
 
 import copy
@@ -34,20 +33,19 @@ from snnet_vitdet.stitching import (
 from .anchor import AnchorViT
 from .attention import attention_implementation
 from .joined import is_joined
-from .pyramid_per_exit import SMALL_EXIT, GivenFeatures, pyramid_of_exit
+from .pyramid import pyramid_from_features, pyramid_of_exit
 from .stitched_vit import StitchedViT
 
 __all__ = ["anchor_alone", "baseline_cost", "build_on_meta", "image_size_of", "stitch_costs"]
 
 
 def _layer_norm_flops(input_shape: Sequence[int], *args: object, **kwargs: object) -> int:
-    # fvcore's count of an affine normalisation, doubled because torch counts a multiply and an add
-    # as two.
+    # fvcore's count of an affine normalisation; doubled, as torch counts a multiply-add as two.
     return 2 * 5 * math.prod(input_shape)
 
 
 def build_on_meta(model_config: DictConfig) -> nn.Module:
-    """Builds a model from its config without memory for its weights, in evaluation mode.
+    """Builds a model from its config on the meta device, in evaluation mode.
 
     Raises:
         InputError: If it cannot be built.
@@ -57,10 +55,10 @@ def build_on_meta(model_config: DictConfig) -> nn.Module:
 
 
 def image_size_of(model_config: DictConfig) -> int:
-    """Side in pixels of the square a model pads its images to: where its cost is counted.
+    """Side in pixels of the square that a model pads its images to; costs are counted there.
 
     Raises:
-        InputError: If the config pads to no square, so that a size has to be given.
+        InputError: If the config does not pad to a square, so that a size has to be given.
     """
     side = model_config.backbone.get("square_pad", 0)
     if not side:
@@ -80,10 +78,10 @@ def stitch_costs(
     Args:
         model_config: A detectron2 R-CNN on a SimpleFeaturePyramid on a StitchedViT.
         image_size: Side of the square image in pixels; the config's own if None.
-        num_detections: Detections the mask head is counted for.
+        num_detections: Number of detections the mask head is counted for.
 
     Returns:
-        The table over the model's stitching space; its stitching layers are merged ones.
+        The cost of every stitch of the model's space, with merged stitching layers.
 
     Raises:
         InputError: If the model has no stitched backbone.
@@ -107,25 +105,25 @@ def stitch_costs(
 def baseline_cost(
     model_config: DictConfig, image_size: int | None = None, num_detections: int = 0
 ) -> Cost:
-    """Cost of a detector on a single anchor; arguments as for :func:`stitch_costs`.
+    """Cost of a detector on one anchor; arguments as for :func:`stitch_costs`.
 
     Raises:
-        InputError: If the model's backbone is no single anchor.
+        InputError: If the model's backbone is not a single anchor.
     """
     model, image_size = build_on_meta(model_config), image_size or image_size_of(model_config)
     anchor = model.backbone.net
     if not isinstance(anchor, AnchorViT):
         raise InputError("model.backbone.net is no AnchorViT, so the model is no baseline")
     grid = image_size // anchor.patch_size
-    parts = [_embedding(anchor, image_size), *_blocks(anchor, grid)]
-    parts += [_pyramid(model.backbone, grid), *_heads(model, grid, num_detections).values()]
+    after = _after_vit(model, model.backbone, anchor.embed_dim, grid, num_detections)
+    parts = [_embedding(anchor, image_size), *_blocks(anchor, grid), *after.values()]
     return sum(parts, Cost())
 
 
 def anchor_alone(model_config: DictConfig, anchor: str) -> DictConfig:
     """The config of the baseline detector on one anchor of a stitched detector.
 
-    Of a joined detector, it is that of one of the two that it is made of.
+    For a joined detector, this is one of the two detectors it is made of.
 
     Args:
         model_config: Config of a detector on a StitchedViT; not changed.
@@ -139,14 +137,13 @@ def anchor_alone(model_config: DictConfig, anchor: str) -> DictConfig:
         config.roi_heads = config.roi_heads[anchor]
         config.roi_heads.num_classes = num_classes
     config.backbone.net = model_config.backbone.net[anchor]
-    # Of one anchor, one pyramid.
     config.backbone._target_ = SimpleFeaturePyramid
-    # The pyramid finds its input by the name that its backbone's config gives.
+    # The pyramid looks its input up by this name.
     config.backbone.net.out_feature = model_config.backbone.net.out_feature
     return config
 
 
-def _count(function: Callable[..., object], *inputs: torch.Tensor | list[torch.Tensor]) -> float:
+def _count(function: Callable[..., object], *inputs: object) -> float:
     """Multiply-accumulates of one call on meta tensors."""
     norm = {torch.ops.aten.native_layer_norm: _layer_norm_flops}
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=norm) as counter:
@@ -154,12 +151,12 @@ def _count(function: Callable[..., object], *inputs: torch.Tensor | list[torch.T
     return counter.get_total_flops() / 2
 
 
-def _params(module: nn.Module, without: tuple[str, ...] = ()) -> int:
-    """Parameters of a module whose low-rank updates are merged, without parts by their prefixes."""
+def _params(module: nn.Module) -> int:
+    """Number of parameters of a module whose low-rank updates are merged."""
     return sum(
         parameter.numel()
         for name, parameter in module.named_parameters()
-        if not name.endswith((".lora_a", ".lora_b")) and not name.startswith(without)
+        if not name.endswith(("lora_a", "lora_b"))
     )
 
 
@@ -174,7 +171,7 @@ def _embedding(anchor: AnchorViT, image_size: int) -> Cost:
 
 
 def _blocks(anchor: AnchorViT, grid: int) -> Sequence[Cost]:
-    # Blocks of one anchor differ by their window alone.
+    # Blocks of one anchor differ in their window alone.
     counted: dict[int, Cost] = {}
     with attention_implementation(anchor, "reference"), merged(anchor):
         for block in anchor.blocks:
@@ -185,59 +182,36 @@ def _blocks(anchor: AnchorViT, grid: int) -> Sequence[Cost]:
 
 
 def _stitching_layer(layer: StitchingLayer, grid: int) -> Cost:
-    linear = layer.to_linear()
-    return Cost(_count(linear, _tokens(grid, layer.in_features)), _params(linear))
+    with merged(layer):
+        return Cost(_count(layer, _tokens(grid, layer.in_features)), _params(layer))
 
 
 def _exit(model: nn.Module, grid: int, anchor: int, num_detections: int) -> dict[str, Cost]:
-    """Norm and pyramid, RPN and heads of the stitches that end in an anchor."""
-    pyramid, net = model.backbone, model.backbone.net
-    own = pyramid_of_exit(pyramid, anchor)
-    if own is pyramid and net.exit_widths[anchor] != net.exit_widths[LARGE]:
+    """Pyramid, RPN and RoI heads of the stitches that end in an anchor."""
+    net, width = model.backbone.net, model.backbone.net.exit_widths[anchor]
+    pyramid = pyramid_of_exit(model.backbone, anchor)
+    if pyramid is model.backbone and width != net.exit_widths[LARGE]:
         raise InputError(
             "model.backbone.net.exit_projection=False leaves the small anchor's width to the "
             "pyramid, so it takes one of each exit: add "
             "model.backbone._target_=snnet_vitdet.modeling.PyramidPerExit"
         )
-    cost = _pyramid(own, grid)
-    stitches = [stitch for stitch in net.space if stitch.exit == anchor]
-    if net.exit_norms is not None and stitches:
-        norm = net.exit_norms[stitches[0]]
-        cost += Cost(_count(norm, _tokens(grid, net.exit_widths[anchor])), _params(norm))
-    with net.using_stitch(stitches[0].id) if stitches else nullcontext():
-        return {"pyramid": cost, **_heads(model, grid, num_detections)}
+    stitches = [stitch.id for stitch in net.space if stitch.exit == anchor]
+    with net.using_stitch(stitches[0]) if stitches else nullcontext():
+        return _after_vit(model, pyramid, width, grid, num_detections)
 
 
-def _pyramid(pyramid: nn.Module, grid: int) -> Cost:
-    """The levels of a SimpleFeaturePyramid, without what it is built on."""
+def _after_vit(
+    model: nn.Module, pyramid: nn.Module, width: int, grid: int, num_detections: int
+) -> dict[str, Cost]:
+    """Pyramid, RPN and RoI heads of a GeneralizedRCNN, on features of a width."""
     if not isinstance(pyramid, SimpleFeaturePyramid):
         raise InputError(f"costs are counted for a SimpleFeaturePyramid, not {type(pyramid)}")
-    flops = _count(lambda features: _levels(pyramid, features), _features(pyramid, grid))
-    return Cost(flops, _params(pyramid, without=("net.", f"{SMALL_EXIT}.")))
-
-
-def _features(pyramid: SimpleFeaturePyramid, grid: int) -> torch.Tensor:
-    """What a pyramid is built on."""
-    width = pyramid.net.output_shape()[pyramid.in_feature].channels
-    return torch.empty(1, width, grid, grid, device="meta")
-
-
-def _levels(pyramid: SimpleFeaturePyramid, features: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A pyramid's own part of its forward, of a PyramidPerExit the large anchor's."""
-    net, shape = pyramid.net, pyramid.net.output_shape()[pyramid.in_feature]
-    pyramid.net = GivenFeatures(pyramid.in_feature, shape.channels, shape.stride)
-    try:
-        return SimpleFeaturePyramid.forward(pyramid, features)
-    finally:
-        pyramid.net = net
-
-
-def _heads(model: nn.Module, grid: int, num_detections: int) -> dict[str, Cost]:
-    """RPN and RoI heads of a GeneralizedRCNN."""
     rpn, heads = model.proposal_generator, model.roi_heads
-    features = _levels(model.backbone, _features(model.backbone, grid))
+    tokens = torch.empty(1, width, grid, grid, device="meta")
+    features = pyramid_from_features(pyramid, tokens)
     pooled_channels = features[heads.box_in_features[0]].shape[1]
-    # Cascade R-CNN has one head and predictor a stage, Mask R-CNN one.
+    # Cascade R-CNN has one head and predictor per stage, Mask R-CNN one.
     box_heads, predictors = (
         list(m) if isinstance(m, nn.ModuleList) else [m]
         for m in (heads.box_head, heads.box_predictor)
@@ -252,7 +226,11 @@ def _heads(model: nn.Module, grid: int, num_detections: int) -> dict[str, Cost]:
         detections = torch.empty(num_detections, pooled_channels, *side, device="meta")
         flops += _count(heads.mask_head.layers, detections)
     levels = [features[name] for name in rpn.in_features]
+    params = sum(map(_params, pyramid.stages))
+    if pyramid.top_block is not None:
+        params += _params(pyramid.top_block)
     return {
+        "pyramid": Cost(_count(pyramid_from_features, pyramid, tokens), params),
         "rpn": Cost(_count(rpn.rpn_head, levels), _params(rpn)),
         "roi_heads": Cost(flops, _params(heads)),
     }

@@ -2,25 +2,33 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 
 import torch
 from detectron2.modeling import Backbone
 from torch import nn
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.stitching import LowRankLinear, Stitch, updating
+from snnet_vitdet.stitching import (
+    BlockStep,
+    LowRankLinear,
+    Segment,
+    Stitch,
+    Transition,
+    updating,
+    walk,
+)
 
 from .anchor import AnchorViT
-from .exit_norms import exit_norm
 from .stitched_vit import StitchedViT
 
 __all__ = ["ExtractedViT", "extracted_state", "merged_state"]
 
 
 class ExtractedViT(Backbone):
-    """The walk of one stitch, with nothing of the anchors that it does not run.
+    """The walk of one stitch as a chain of layers, without the blocks that it does not run.
 
-    Its output is that of a StitchedViT with the stitch in effect and low-rank updates merged.
+    The output is that of a StitchedViT with the stitch in effect and low-rank updates merged.
     """
 
     def __init__(
@@ -28,20 +36,18 @@ class ExtractedViT(Backbone):
         anchors: Sequence[AnchorViT],
         segments: Sequence[Sequence[int]],
         projects_to: int | None = None,
-        normalises: bool = False,
         out_feature: str = "last_feat",
     ) -> None:
         """
         Args:
-            anchors: Whose blocks the walk runs. They are taken apart, so they are of no use
-                afterwards; made on the meta device, what the walk does not need takes no memory.
-            segments: Anchor, first block, and block after the last of every run of blocks.
-            projects_to: Width that an exit projection brings the last tokens to, None for none.
-            normalises: Whether a norm of the exit follows the last tokens.
+            anchors: The ViTs. They are taken apart and cannot be used afterwards; built on the meta
+                device, the blocks that are not needed take no memory.
+            segments: Anchor, first block, and block after the last, of every run of blocks.
+            projects_to: Output width of the exit projection, None for no projection.
             out_feature: Name of the output.
 
         Raises:
-            InputError: For blocks that the anchors do not have.
+            InputError: If a segment has blocks that the anchors do not have.
         """
         super().__init__()
         for anchor, start, stop in segments:
@@ -52,20 +58,22 @@ class ExtractedViT(Backbone):
                 )
         if not segments:
             raise InputError("a walk without segments runs nothing")
-        layers: list[nn.Module] = []
-        for number, (anchor, start, stop) in enumerate(segments):
-            if number:
-                before = anchors[segments[number - 1][0]].embed_dim
-                layers.append(nn.Linear(before, anchors[anchor].embed_dim))
-            layers.extend(anchors[anchor].blocks[start:stop])
-        width = anchors[segments[-1][0]].embed_dim
+        segments = [Segment(*segment) for segment in segments]
+        # The cut of a stitching layer is not known here and does not matter.
+        transitions = [Transition(0, a.anchor, b.anchor) for a, b in pairwise(segments)]
+        _, *steps = walk(segments, transitions)
+        layers = [
+            anchors[step.anchor].blocks[step.index]
+            if isinstance(step, BlockStep)
+            else nn.Linear(anchors[step.source].embed_dim, anchors[step.target].embed_dim)
+            for step in steps
+        ]
+        width = anchors[segments[-1].anchor].embed_dim
         if projects_to is not None:
             layers.append(nn.Linear(width, projects_to))
             width = projects_to
-        if normalises:
-            layers.append(exit_norm(width))
         self.layers = nn.ModuleList(layers)
-        self.embedding = anchors[segments[0][0]]
+        self.embedding = anchors[segments[0].anchor]
         self.embedding.blocks = nn.ModuleList()
         self._out_features = [out_feature]
         self._out_feature_channels = {out_feature: width}
@@ -87,7 +95,7 @@ class ExtractedViT(Backbone):
 
 @torch.no_grad()
 def merged_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """A state dict of nn.Linear's names, with the updates that take part added to matrices."""
+    """The state dict with low-rank updates merged: layers with an update look like nn.Linear."""
     state = dict(module.state_dict())
     for name, layer in module.named_modules():
         if isinstance(layer, LowRankLinear) and layer.rank:
@@ -101,34 +109,30 @@ def merged_state(module: nn.Module) -> dict[str, torch.Tensor]:
 def extracted_state(
     backbone: StitchedViT | AnchorViT, stitch: Stitch | None = None
 ) -> dict[str, torch.Tensor]:
-    """The weights of the ExtractedViT of a stitch, or of an anchor that is a backbone alone.
+    """The weights of the ExtractedViT of a stitch, or of a backbone of one anchor.
 
     Args:
-        backbone: With trained weights; not changed.
-        stitch: Of its space; None for a backbone of one anchor.
+        backbone: The trained backbone; not changed.
+        stitch: A stitch of its space; None for a backbone of one anchor.
     """
     if stitch is None:
-        anchors, segments, layers = [backbone], [(0, 0, backbone.depth)], iter(())
+        anchors, steps = [backbone], walk([Segment(0, 0, backbone.depth)], [])
     else:
-        anchors, segments = backbone.anchors, stitch.segments
-        layers = (backbone.stitching_layers[transition] for transition in stitch.transitions)
+        anchors, steps = backbone.anchors, stitch.steps
     after_cut_only = stitch is not None and backbone.updates_after_cut
-    chain: list[dict[str, torch.Tensor]] = []
-    for number, (anchor, start, stop) in enumerate(segments):
-        if number:
-            chain.append(merged_state(next(layers)))
-        for block in anchors[anchor].blocks[start:stop]:
-            with updating(block, number > 0) if after_cut_only else nullcontext():
-                chain.append(merged_state(block))
-    chain.extend(map(merged_state, layers))  # the exit projection
-    if stitch is not None and backbone.exit_norms is not None:
-        chain.append(merged_state(backbone.exit_norms[stitch]))
-    embedding = anchors[segments[0][0]]
+    first, *rest = steps
     state = {
         f"embedding.{key}": value
-        for key, value in embedding.state_dict().items()
+        for key, value in anchors[first.anchor].state_dict().items()
         if not key.startswith("blocks.")
     }
-    for index, part in enumerate(chain):
-        state |= {f"layers.{index}.{key}": value for key, value in part.items()}
+    for number, step in enumerate(rest):
+        if isinstance(step, BlockStep):
+            layer = anchors[step.anchor].blocks[step.index]
+            context = updating(layer, step.after_cut) if after_cut_only else nullcontext()
+        else:
+            layer, context = backbone.stitching_layers[step], nullcontext()
+        with context:
+            part = merged_state(layer)
+        state |= {f"layers.{number}.{key}": value for key, value in part.items()}
     return state

@@ -1,10 +1,10 @@
 """Which of timm's plain ViTs can be an anchor, and with which arguments.
 
-A model is built on the meta device (no download, no memory) and looked at. What an anchor cannot do
-is refused with the reason: the weights would load into a network that computes something else.
+A model is built on the meta device (no download, no memory) and inspected. A model with parts that
+an anchor does not have is refused with the reason: its weights would load into a network that
+computes something else.
 """
 
-import math
 from typing import Any
 
 import timm
@@ -36,27 +36,26 @@ _ATTENTIONS = (
     eva.EvaAttention,
 )
 _ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
-# Whether there is LayerScale and absolute positions counts, not how they start or are laid out.
-_PRESENCE = ("layer_scale_init", "abs_pos")
 
 
 def plain_vit_names() -> list[str]:
-    """Names of all of timm's models whose blocks are those of a plain ViT or a relative of it."""
+    """Names of all timm models with blocks of a plain ViT or a variant of it."""
     return [name for module in _MODULES for name in timm.list_models(module=module)]
 
 
 def anchor_arguments(name: str) -> dict[str, Any]:
-    """The arguments of :class:`AnchorViT` that a timm model's weights ask for.
+    """The arguments of :class:`AnchorViT` that the weights of a timm model need.
 
     Args:
         name: A timm name, with or without its tag, e.g. ``vit_base_patch14_dinov2.lvd142m``.
 
     Returns:
-        Every argument that has to agree with the weights; for SAM, whose weights hold the relative
-        positions of its windows, also the windows.
+        All arguments that have to agree with the weights; for SAM also the windows, as its weights
+        contain their relative positions.
 
     Raises:
-        InputError: If timm does not know the name, or the model cannot be an anchor; says why.
+        InputError: If timm does not know the name, or the model cannot be an anchor, with the
+            reason.
     """
     try:
         with torch.device("meta"):
@@ -98,40 +97,20 @@ def anchor_arguments(name: str) -> dict[str, Any]:
 
 
 def check_pretraining(anchor: AnchorViT, name: str) -> None:
-    """Checks that an anchor computes what the weights of a timm model were trained for.
+    """Checks that an anchor fits the weights of a timm model.
 
     Args:
         anchor: The anchor, which may be on the meta device.
         name: A timm name.
 
     Raises:
-        InputError: If the model cannot be an anchor, or the anchor has other arguments than it
-            asks for; names them.
+        InputError: If the model cannot be an anchor, or needs other arguments, which are listed.
     """
-    wanted = anchor_arguments(name)
-    differing = [
-        f"{key}={_written(value)} instead of {_written(anchor.pretraining[key])}"
-        for key, value in wanted.items()
-        if key in anchor.pretraining and not _agree(key, value, anchor.pretraining[key])
-    ]
-    if differing:
+    if differing := anchor.pretraining.differences(anchor_arguments(name)):
         raise InputError(
             f"{name} needs an anchor with {', '.join(differing)}; tools/list_anchors.py {name} "
             "prints all its arguments"
         )
-
-
-def _agree(key: str, wanted: object, given: object) -> bool:
-    if key in _PRESENCE:
-        return (wanted is None) == (given is None)
-    if isinstance(wanted, tuple):
-        return all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(wanted, given, strict=True))
-    return math.isclose(wanted, given) if isinstance(wanted, float) else wanted == given
-
-
-def _written(value: object) -> str:
-    """As an override writes it."""
-    return "null" if value is None else str(list(value) if isinstance(value, tuple) else value)
 
 
 def _reason_against(model: nn.Module) -> str | None:

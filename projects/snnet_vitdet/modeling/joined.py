@@ -1,20 +1,19 @@
-"""Two whole detectors that stay as they are, joined by stitching layers between their ViTs."""
+"""Two whole detectors, frozen, joined by stitching layers between their ViTs."""
 
 import copy
 from typing import Any
 
 from detectron2.config import LazyCall
-from detectron2.modeling import GeneralizedRCNN, SimpleFeaturePyramid
+from detectron2.modeling import GeneralizedRCNN
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnet_vitdet.building import located
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.stitching import SMALL
+from snnet_vitdet.stitching import ANCHOR_NAMES, SMALL
 
-from .exit_norms import EXITS
-from .pyramid_per_exit import SMALL_EXIT, PyramidPerExit
+from .pyramid import PyramidPerExit
 from .stitched_vit import StitchedViT
 
 __all__ = ["HeadsPerExit", "JoinedRCNN", "PerExit", "is_joined", "join_configs"]
@@ -23,13 +22,13 @@ _HEADS = ("proposal_generator", "roi_heads")
 
 
 class PerExit(nn.Module):
-    """The same part of two detectors, to be chosen from by the ViT that a stitch ends in."""
+    """The same part of two detectors, chosen by the ViT that a stitch ends in."""
 
     def __init__(self, small: nn.Module, large: nn.Module) -> None:
         """
         Args:
-            small: That of the detector on the small ViT.
-            large: That of the detector on the large ViT.
+            small: The part of the detector on the small ViT.
+            large: The part of the detector on the large ViT.
         """
         super().__init__()
         self.small = small
@@ -37,7 +36,7 @@ class PerExit(nn.Module):
 
     def __getitem__(self, exit_anchor: int) -> nn.Module:
         """The part for stitches that end in an anchor."""
-        return getattr(self, EXITS[exit_anchor])
+        return getattr(self, ANCHOR_NAMES[exit_anchor])
 
 
 class HeadsPerExit(PerExit):
@@ -46,12 +45,12 @@ class HeadsPerExit(PerExit):
     def __init__(self, small: nn.Module, large: nn.Module, num_classes: int) -> None:
         """
         Args:
-            small: As of :class:`PerExit`.
-            large: As of :class:`PerExit`.
-            num_classes: Of both.
+            small: RoI heads of the detector on the small ViT.
+            large: RoI heads of the detector on the large ViT.
+            num_classes: Number of classes of both.
 
         Raises:
-            InputError: If one has another number.
+            InputError: If one of them has another number of classes.
         """
         super().__init__(small, large)
         if {small.num_classes, large.num_classes} != {num_classes}:
@@ -64,10 +63,10 @@ class HeadsPerExit(PerExit):
 class JoinedRCNN(GeneralizedRCNN):
     """Two trained detectors and every walk between their ViTs, as one detectron2 model.
 
-    A stitch runs the pyramid, RPN and heads of the ViT that it ends in. The stitches S and L are
-    therefore the two detectors, to the bit: nothing of them is ever trained, and nothing that is
-    added is on their way. Only the stitching layers learn, and low-rank updates of the ViTs' blocks
-    after the first cut, if the ViTs have any (``lora_rank``).
+    A stitch uses the pyramid, RPN and heads of the ViT that it ends in. The stitches S and L are
+    therefore the two detectors, to the bit: their weights are frozen, and S and L use nothing that
+    was added. Only the stitching layers are trained, and low-rank updates of the ViTs' blocks after
+    the first cut, if the ViTs have any (``lora_rank``).
 
     ``proposal_generator`` and ``roi_heads`` are those of the stitch in effect.
     """
@@ -75,12 +74,12 @@ class JoinedRCNN(GeneralizedRCNN):
     def __init__(self, **kwargs: Any) -> None:
         """
         Args:
-            **kwargs: Of ``GeneralizedRCNN``; ``backbone`` is a :class:`PyramidPerExit` whose
-                backbone has no exit projection, ``proposal_generator`` and ``roi_heads`` are
+            **kwargs: Arguments of ``GeneralizedRCNN``; ``backbone`` is a :class:`PyramidPerExit`
+                without an exit projection, ``proposal_generator`` and ``roi_heads`` are
                 :class:`PerExit`.
 
         Raises:
-            InputError: If they are not.
+            InputError: If these are something else.
         """
         super().__init__(**kwargs)
         parts = [self._modules[name] for name in _HEADS]
@@ -114,20 +113,16 @@ class JoinedRCNN(GeneralizedRCNN):
         return self._modules["roi_heads"][self.backbone.net.stitch.exit]
 
     def detector(self, exit_anchor: int) -> GeneralizedRCNN:
-        """One of the two detectors as detectron2 has it, of the very parameters of this model.
+        """One of the two detectors as detectron2 has it, sharing the parameters of this model.
 
         Its state dict has the names that it was trained with, besides low-rank updates.
 
         Args:
             exit_anchor: 0 for the detector on the small ViT, 1 for that on the large one.
         """
-        pyramid = copy.copy(self.backbone.exit_pyramid(exit_anchor))
-        pyramid._modules = {k: v for k, v in pyramid._modules.items() if k != SMALL_EXIT}
-        pyramid.__class__ = SimpleFeaturePyramid
-        pyramid.net = self.backbone.net.anchors[exit_anchor]
         rpn, heads = (self._modules[name][exit_anchor] for name in _HEADS)
         detector = GeneralizedRCNN(
-            backbone=pyramid,
+            backbone=self.backbone.alone(exit_anchor),
             proposal_generator=rpn,
             roi_heads=heads,
             pixel_mean=[0.0] * len(self.pixel_mean),
@@ -135,15 +130,15 @@ class JoinedRCNN(GeneralizedRCNN):
             input_format=self.input_format,
             vis_period=self.vis_period,
         )
-        # The very ones, on their device.
+        # The same tensors, on their device.
         detector.pixel_mean, detector.pixel_std = self.pixel_mean, self.pixel_std
-        detector.training = self.training  # of its own; its parts have theirs
+        detector.training = self.training  # only its own mode; its parts keep theirs
         return detector
 
     def train(self, mode: bool = True) -> "JoinedRCNN":
-        """Trains what is new alone: ViTs, pyramids and norms of the detectors do as in evaluation.
+        """Sets the mode; ViTs, pyramids, norms and dropout always stay in evaluation mode.
 
-        RPN and heads are told the mode, because by it they match proposals to objects for losses.
+        RPN and heads need the training mode to match proposals to objects for their losses.
         """
         super().train(mode)
         self.backbone.eval()
@@ -158,11 +153,11 @@ def join_configs(small: DictConfig, large: DictConfig, **net: Any) -> DictConfig
 
     Args:
         small: The model config of the detector on the small ViT; not changed.
-        large: That on the large ViT; not changed.
+        large: The model config of the detector on the large ViT; not changed.
         **net: Arguments of :class:`StitchedViT` besides its anchors.
 
     Raises:
-        InputError: If the two differ in what a joined detector has once.
+        InputError: If the two differ in a part that a joined detector has only once.
     """
     model = copy.deepcopy(large)
     model._target_ = JoinedRCNN
@@ -203,7 +198,7 @@ def join_configs(small: DictConfig, large: DictConfig, **net: Any) -> DictConfig
 
 
 def is_joined(model_config: DictConfig) -> bool:
-    """Whether a model config is of a :class:`JoinedRCNN`."""
+    """Whether a model config describes a :class:`JoinedRCNN`."""
     return located(model_config.get("_target_", "")) is JoinedRCNN
 
 

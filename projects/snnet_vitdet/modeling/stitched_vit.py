@@ -1,4 +1,4 @@
-"""The stitched backbone: two anchors, their stitching layers, and the walk that is in effect."""
+"""The stitched backbone: two anchors, their stitching layers, and the stitch in effect."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,12 +20,10 @@ from snnet_vitdet.stitching import (
     Stitch,
     StitchingLayers,
     StitchSpace,
-    Transition,
     layers_with_update,
 )
 
 from .anchor import AnchorViT
-from .exit_norms import ExitNorms
 
 __all__ = ["StitchedViT", "find_stitched_vit"]
 
@@ -33,9 +31,9 @@ __all__ = ["StitchedViT", "find_stitched_vit"]
 class StitchedViT(Backbone):
     """Two plain ViTs and every walk between them, as one detectron2 backbone.
 
-    One output of the large anchor's width for every stitch, so one feature pyramid and one set of
-    heads serve all of them. Which stitch runs is plain state, not a parameter and in no checkpoint:
-    ``set_stitch`` costs nothing and is in effect at the next forward. ``forward`` never samples.
+    The output has the large anchor's width for every stitch, so one feature pyramid and one set of
+    heads serve all of them. The stitch in effect is plain state, in no checkpoint: ``set_stitch``
+    costs nothing and takes effect at the next forward. ``forward`` never samples.
     """
 
     def __init__(
@@ -47,8 +45,6 @@ class StitchedViT(Backbone):
         lora_rank: int = 16,
         lora_alpha: float | None = None,
         exit_projection: bool = True,
-        exit_rank: int | None = None,
-        exit_norm: str | None = None,
         updates_after_cut: bool = False,
         out_feature: str = "last_feat",
     ) -> None:
@@ -57,23 +53,18 @@ class StitchedViT(Backbone):
             small: The fast anchor.
             large: The slow anchor, at least as deep.
             max_cuts: Largest number of changes of anchor in a stitch.
-            kinds: The kinds of stitches to build, all if None.
+            kinds: The kinds of stitches to build, None for all.
             lora_rank: Rank of the update a stitching layer learns; 0 trains its full matrix.
             lora_alpha: Scale of the update times the rank, None for the rank.
-            exit_projection: Whether a stitch that ends in the small anchor is brought to the large
-                one's width. Without, it takes a :class:`PyramidPerExit`.
-            exit_rank: The rank of the exit projection, None for ``lora_rank``.
-            exit_norm: A normalisation of the last tokens before the pyramid: ``exit`` for one of
-                each anchor that a stitch may end in, ``kind`` for one of each kind of stitch, None
-                for none, as in the paper.
-            updates_after_cut: Whether the anchors' own low-rank updates (their ``lora_rank``) take
-                part only after the first cut of a stitch. S and L have no cut, and stay what the
-                ViTs are without updates.
+            exit_projection: Whether stitches that end in the small anchor are projected to the
+                large anchor's width. If not, the detector needs a :class:`PyramidPerExit`.
+            updates_after_cut: Whether the anchors' own low-rank updates (their ``lora_rank``) are
+                used only after the first cut of a stitch. S and L have no cut and stay the ViTs
+                without updates.
             out_feature: Name of the output.
 
         Raises:
-            InputError: If the patch sizes differ, or depths, cuts, kinds or ranks give no space, or
-                for an unknown ``exit_norm``.
+            InputError: If the patch sizes differ, or depths, cuts, kinds or ranks give no space.
         """
         super().__init__()
         if small.patch_size != large.patch_size:
@@ -85,7 +76,7 @@ class StitchedViT(Backbone):
         try:
             self.space = StitchSpace((small.depth, large.depth), max_cuts, kinds, exit_projection)
             layers = StitchingLayers(
-                self.space, (small.embed_dim, large.embed_dim), lora_rank, lora_alpha, exit_rank
+                self.space, (small.embed_dim, large.embed_dim), lora_rank, lora_alpha
             )
         except ValueError as error:
             raise InputError(str(error)) from error
@@ -96,22 +87,20 @@ class StitchedViT(Backbone):
         if updates_after_cut:
             for layer in self.updates():
                 layer.updated = False
-        self.exit_norms = ExitNorms(self.space, self.exit_widths, exit_norm) if exit_norm else None
         self._out_features = [out_feature]
         self._out_feature_channels = {out_feature: large.embed_dim}
         self._out_feature_strides = {out_feature: large.patch_size}
-        self._given: dict[str, torch.Tensor] | None = None
         large_alone = [stitch for stitch in self.space if stitch.kind == "L"]
         self._stitch = large_alone[0] if large_alone else self.space[0]
 
     @property
     def anchors(self) -> tuple[AnchorViT, AnchorViT]:
-        """The small and the large anchor, indexed as in the segments of a stitch."""
+        """The small and the large anchor, in the order of their indexes in a stitch."""
         return (self.small, self.large)
 
     @property
     def exit_widths(self) -> tuple[int, int]:
-        """Width of the output of a stitch by the anchor it ends in."""
+        """Width of a stitch's output, by the anchor it ends in."""
         large = self.large.embed_dim
         return (large if self.space.exit_projection else self.small.embed_dim, large)
 
@@ -137,25 +126,12 @@ class StitchedViT(Backbone):
 
     @contextmanager
     def using_stitch(self, stitch: int | str) -> Iterator[Stitch]:
-        """Puts a stitch into effect for a while, then the one before it again."""
+        """Puts a stitch into effect inside the context; then restores the one before."""
         before = self._stitch
         try:
             yield self.set_stitch(stitch)
         finally:
             self._stitch = before
-
-    @contextmanager
-    def giving(self, features: dict[str, torch.Tensor]) -> Iterator[None]:
-        """Lets ``forward`` return features that are there already, for what is built on top.
-
-        Args:
-            features: As ``forward_tree`` yields them.
-        """
-        before, self._given = self._given, features
-        try:
-            yield
-        finally:
-            self._given = before
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """
@@ -167,76 +143,69 @@ class StitchedViT(Backbone):
             W / patch) with D2 the large anchor's width; without an exit projection, the width of
             the anchor that the stitch ends in.
         """
-        if self._given is not None:
-            return self._given
-        stitch = self._stitch
-        x = self.anchors[stitch.segments[0].anchor].embed(images)
-        transitions = iter(stitch.transitions)
-        for index, (anchor, start, stop) in enumerate(stitch.segments):
-            if index:
-                x = self.stitching_layers[next(transitions)](x)
-            x = self.anchors[anchor].run_blocks(x, start, stop, self._updated(index > 0))
-        for transition in transitions:  # the exit projection, if the walk ends in the small anchor
-            x = self.stitching_layers[transition](x)
-        return self._output(x, stitch)
-
-    def updates(self) -> list[LowRankLinear]:
-        """The layers of both anchors that have a low-rank update."""
-        return [layer for anchor in self.anchors for layer in layers_with_update(anchor)]
-
-    def _updated(self, after_cut: bool) -> bool | None:
-        """Whether updates take part in blocks before or after the first cut, None for as ever."""
-        return after_cut if self.updates_after_cut else None
-
-    def _output(self, x: torch.Tensor, stitch: Stitch) -> dict[str, torch.Tensor]:
-        if self.exit_norms is not None:
-            x = self.exit_norms[stitch](x)
-        return {self._out_features[0]: x.permute(0, 3, 1, 2)}
+        x = images
+        for step in self._stitch.steps:
+            x = self.take(step, x)
+        return self._output(x)
 
     def forward_tree(
         self, images: torch.Tensor, tree: PrefixTree
     ) -> Iterator[tuple[Stitch, dict[str, torch.Tensor]]]:
-        """The features of many stitches, with every shared beginning of walks run once.
+        """The features of many stitches; steps that they share run once.
 
-        The operations are those of ``forward`` with each stitch in effect, in the same order, so
-        the features are the same to the bit. At most ``max_cuts + 2`` sets of tokens are alive at a
-        time, besides what the caller keeps. For inference: no checkpointing.
+        The steps are those of ``forward``, in the same order, so the features are equal to the bit.
+        At most ``max_cuts + 2`` sets of tokens are alive at a time, besides what the caller keeps.
 
         Args:
             images: (B, 3, H, W), normalised; H and W multiples of the patch size.
-            tree: Of stitches of this space.
+            tree: Tree of stitches of this space.
 
         Yields:
             Each stitch with its features as ``forward`` returns them; not in the order of ids.
         """
         for root in tree.roots.values():
-            yield from self._visit(root, images, after_cut=False)
+            yield from self._visit(root, images)
 
     def _visit(
-        self, node: PrefixNode, x: torch.Tensor, after_cut: bool
+        self, node: PrefixNode, x: torch.Tensor
     ) -> Iterator[tuple[Stitch, dict[str, torch.Tensor]]]:
         while True:
-            after_cut = after_cut or isinstance(node.step, Transition)
-            x = self._take(node.step, x, after_cut)
+            x = self.take(node.step, x)
             for stitch in node.ends:
-                yield stitch, self._output(x, stitch)
+                yield stitch, self._output(x)
             if not node.children:
                 return
-            # Changes of anchor branch off first, from tokens that are still needed; the walk on
-            # in the same anchor comes last and takes them along, so they are freed.
+            # Changes of anchor branch off first, from tokens that are still needed. The walk on in
+            # the same anchor comes last and replaces the tokens, so that they are freed.
             *branches, node = sorted(
                 node.children.values(), key=lambda child: isinstance(child.step, BlockStep)
             )
             for branch in branches:
-                yield from self._visit(branch, x, after_cut)
+                yield from self._visit(branch, x)
 
-    def _take(self, step: Step, x: torch.Tensor, after_cut: bool) -> torch.Tensor:
+    def take(self, step: Step, x: torch.Tensor) -> torch.Tensor:
+        """Runs one step of a walk.
+
+        Args:
+            step: The step.
+            x: Tokens, (B, h, w, C); the images for the first step.
+
+        Returns:
+            Tokens, (B, h, w, C).
+        """
         if isinstance(step, EmbeddingStep):
             return self.anchors[step.anchor].embed(x)
         if isinstance(step, BlockStep):
-            anchor, updated = self.anchors[step.anchor], self._updated(after_cut)
-            return anchor.run_blocks(x, step.index, step.index + 1, updated)
+            updated = step.after_cut if self.updates_after_cut else None
+            return self.anchors[step.anchor].run_block(step.index, x, updated)
         return self.stitching_layers[step](x)
+
+    def _output(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {self._out_features[0]: x.permute(0, 3, 1, 2)}
+
+    def updates(self) -> list[LowRankLinear]:
+        """The layers of both anchors that have a low-rank update."""
+        return [layer for anchor in self.anchors for layer in layers_with_update(anchor)]
 
     @torch.no_grad()
     def stage_tokens(
@@ -248,19 +217,19 @@ class StitchedViT(Backbone):
             images: (B, 3, H, W), normalised.
 
         Yields:
-            The cut 1 … number of stages (the last is the exit) and the tokens of the small and of
+            The cut, 1 … number of stages (the last is the exit), and the tokens of the small and
             the large anchor right before it, (B, h, w, D1) and (B, h, w, D2).
         """
         tokens = [anchor.embed(images) for anchor in self.anchors]
         for stage in range(self.space.num_stages):
             for index, anchor in enumerate(self.anchors):
-                start, stop = self.space.boundaries[index][stage : stage + 2]
-                tokens[index] = anchor.run_blocks(tokens[index], start, stop)
+                for block in range(*self.space.boundaries[index][stage : stage + 2]):
+                    tokens[index] = anchor.run_block(block, tokens[index])
             yield stage + 1, tokens[SMALL], tokens[LARGE]
 
 
 def find_stitched_vit(model: nn.Module) -> StitchedViT | None:
-    """The stitched backbone inside a detector, wrapped or not, if it has one."""
+    """The stitched backbone inside a detector, wrapped or not; None if there is none."""
     for module in model.modules():
         if isinstance(module, StitchedViT):
             return module

@@ -1,19 +1,37 @@
-"""The method: stitching space, sampling, stitching layers, their fit, and what a stitch costs.
+"""The method: stitching space, sampling, stitching layers, their fit, and the cost of a stitch.
 
-Needs torch at most; knows nothing of detectron2 or of any particular ViT.
+Depends on torch at most, not on detectron2 or a particular ViT.
 """
 
 from .cost import Cost, CostParts, CostTable
-from .ends import EndsSampler, Sampler
 from .layers import StitchingLayer, StitchingLayers
 from .least_squares import AffineMap, TokenMoments
 from .low_rank import LowRankLinear, layers_with_update, merged, updating
-from .prefix_tree import BlockStep, EmbeddingStep, PrefixNode, PrefixTree, Step
-from .sampling import ResourceConstrainedSampler, SubsetSampler, UniformSampler
+from .prefix_tree import PrefixNode, PrefixTree
+from .sampling import (
+    EndsSampler,
+    ResourceConstrainedSampler,
+    Sampler,
+    SubsetSampler,
+    UniformSampler,
+)
 from .selection import select_stitches
-from .space import LARGE, SMALL, Segment, Stitch, StitchSpace, Transition
+from .space import (
+    ANCHOR_NAMES,
+    LARGE,
+    SMALL,
+    BlockStep,
+    EmbeddingStep,
+    Segment,
+    Step,
+    Stitch,
+    StitchSpace,
+    Transition,
+    walk,
+)
 
 __all__ = [
+    "ANCHOR_NAMES",
     "LARGE",
     "SMALL",
     "AffineMap",
@@ -42,4 +60,5 @@ __all__ = [
     "merged",
     "select_stitches",
     "updating",
+    "walk",
 ]

@@ -1,4 +1,4 @@
-"""What every stitch costs, as the sum of parts that are counted once.
+"""The cost of every stitch, as a sum of parts that are counted once.
 
 One multiply-accumulate counts as one FLOP, as fvcore counts and the paper reports.
 """
@@ -6,7 +6,7 @@ One multiply-accumulate counts as one FLOP, as fvcore counts and the paper repor
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .space import Stitch, StitchSpace, Transition
+from .space import BlockStep, EmbeddingStep, Step, Stitch, StitchSpace, Transition
 
 __all__ = ["Cost", "CostParts", "CostTable"]
 
@@ -34,14 +34,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class CostParts:
-    """The parts every stitch is put together from.
+    """The cost of every part that stitches are made of.
 
     Attributes:
         embeddings: Patch and position embedding of each anchor.
         blocks: Every block of each anchor, ``blocks[anchor][index]``.
         stitching_layers: Each stitching layer (merged: one matrix product) and the exit projection.
-        exits: What follows the walk, by the anchor it ends in and by name: ``pyramid`` (and a norm
-            before it if there is one), ``rpn`` and ``roi_heads``.
+        exits: What follows the walk, by the anchor it ends in and by name: ``pyramid``, ``rpn`` and
+            ``roi_heads``.
     """
 
     embeddings: tuple[Cost, Cost]
@@ -49,17 +49,21 @@ class CostParts:
     stitching_layers: Mapping[Transition, Cost]
     exits: tuple[Mapping[str, Cost], Mapping[str, Cost]]
 
-    def cost_of(self, stitch: Stitch) -> Cost:
-        """Cost of the whole detector that runs ``stitch``."""
-        parts = [self.embeddings[stitch.segments[0].anchor], *self.after(stitch)]
-        for anchor, start, stop in stitch.segments:
-            parts.extend(self.blocks[anchor][start:stop])
-        parts.extend(self.stitching_layers[transition] for transition in stitch.transitions)
-        return sum(parts, Cost())
+    def of_step(self, step: Step) -> Cost:
+        """Cost of one step of a walk."""
+        if isinstance(step, EmbeddingStep):
+            return self.embeddings[step.anchor]
+        if isinstance(step, BlockStep):
+            return self.blocks[step.anchor][step.index]
+        return self.stitching_layers[step]
 
     def after(self, stitch: Stitch) -> list[Cost]:
-        """What the detector runs after the walk of a stitch."""
+        """Costs of what the detector runs after the walk of a stitch."""
         return list(self.exits[stitch.exit].values())
+
+    def of_stitch(self, stitch: Stitch) -> Cost:
+        """Cost of the whole detector that runs ``stitch``."""
+        return sum([*map(self.of_step, stitch.steps), *self.after(stitch)], Cost())
 
 
 class CostTable(Sequence[Cost]):
@@ -72,14 +76,14 @@ class CostTable(Sequence[Cost]):
             parts: Counted costs; ``blocks`` must have the depths of the space.
 
         Raises:
-            ValueError: If the blocks are not those of the space.
+            ValueError: If the number of blocks is not that of the space.
         """
         depths = tuple(len(blocks) for blocks in parts.blocks)
         if depths != space.depths:
             raise ValueError(f"costs of {depths} blocks for a space of depths {space.depths}")
         self.space = space
         self.parts = parts
-        self._costs = tuple(parts.cost_of(stitch) for stitch in space)
+        self._costs = tuple(parts.of_stitch(stitch) for stitch in space)
 
     def __len__(self) -> int:
         return len(self._costs)

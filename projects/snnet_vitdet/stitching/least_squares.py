@@ -1,9 +1,9 @@
 """Least-squares start values of the stitching layers, from a stream of tokens.
 
-The paper solves M = pinv(X1) X2 on the tokens of 100 images (equation 2). For 1024 x 1024 pixels
-those are 409,600 tokens a layer, too many to hold. The moments of the tokens are enough for the
-solution: they need memory for the widths alone, can be added over images and processes, and one set
-of them serves both directions.
+The paper solves M = pinv(X1) X2 on the tokens of 100 images (equation 2). At 1024 x 1024 pixels
+those are 409,600 tokens per layer, too many to hold. The moments of the tokens suffice for the
+solution: their size depends on the widths alone, they can be summed over images and processes, and
+one set serves both directions.
 """
 
 from typing import NamedTuple
@@ -33,7 +33,7 @@ class TokenMoments:
         """
         Args:
             widths: Token widths d1, d2 of the two anchors.
-            device: Where the moments are kept and the products computed.
+            device: Device that holds the moments and computes the products.
         """
         self.widths = tuple(widths)
         size = 1 + sum(widths)
@@ -41,7 +41,7 @@ class TokenMoments:
 
     @property
     def num_tokens(self) -> int:
-        """How many pairs of tokens were seen."""
+        """Number of pairs of tokens seen."""
         return int(self.gram[0, 0].item())
 
     @torch.no_grad()
@@ -74,16 +74,16 @@ class TokenMoments:
     def solve(self, source: int, epsilon: float = torch.finfo(torch.float32).eps) -> AffineMap:
         """The least-squares affine map from one anchor's tokens to the other's.
 
-        The bias is eliminated by centring. Directions of the source tokens whose variance vanishes
-        against the largest one get the weight zero, as in the minimum-norm solution.
+        The bias is eliminated by centring. Directions of the source tokens whose variance is
+        negligible beside the largest get weight zero, as in the minimum-norm solution.
 
-        The map is the best one for tokens and weights that are rounded when it runs: their errors
-        are noise of a known variance, which is added to that of the tokens. A direction below this
-        noise would otherwise get a large weight, and pass on little but the noise.
+        Tokens and weights are rounded when the map runs. Their errors are noise of known variance,
+        which is added to the variance of the tokens. A direction below this noise would otherwise
+        get a large weight and pass on mostly noise.
 
         Args:
             source: 0 to map the small anchor's tokens to the large one's, 1 for the reverse.
-            epsilon: Machine epsilon of the precision that the map will run in.
+            epsilon: Machine epsilon of the precision the map will run in.
 
         Returns:
             The map in float64, on the device of the moments.
@@ -97,7 +97,7 @@ class TokenMoments:
         mean_x, mean_y = self._mean(x), self._mean(y)
         cov_xx, cov_xy = self._covariance(x, x), self._covariance(x, y)
         # ViT tokens have a few channels hundreds of times larger than the rest; on a common scale
-        # the cut-off for tiny eigenvalues does not take small channels for noise.
+        # the cut-off for tiny eigenvalues does not mistake small channels for noise.
         scale = self._standard_deviation(x)
         inverse_scale = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
         correlation = cov_xx * torch.outer(inverse_scale, inverse_scale)
@@ -110,22 +110,6 @@ class TokenMoments:
         weight = (vectors * inverse) @ (vectors.T @ (inverse_scale[:, None] * cov_xy))
         weight = inverse_scale[:, None] * weight
         return AffineMap(weight, mean_y - mean_x @ weight)
-
-    def residual(self, source: int, fit: AffineMap) -> float:
-        """Share of the target's variance, summed over channels, that a map leaves on these tokens.
-
-        Args:
-            source: 0 if the map takes the small anchor's tokens, 1 if the large one's.
-            fit: The map that :meth:`solve` gave for ``source``, on these or on other tokens.
-        """
-        x, y = self._slices(source)
-        explained = (
-            fit.weight * (2 * self._covariance(x, y) - self._covariance(x, x) @ fit.weight)
-        ).sum()
-        # Zero for a map that was solved on these very tokens.
-        offset = self._mean(x) @ fit.weight + fit.bias - self._mean(y)
-        total = self._standard_deviation(y).square().sum()
-        return float(1 - (explained - offset.square().sum()) / total) if total > 0 else 0.0
 
     def _slices(self, source: int) -> tuple[slice, slice]:
         """Where the source's and the target's channels lie in ``gram``."""
@@ -140,7 +124,7 @@ class TokenMoments:
         return self.gram.diagonal()[channels] / self.gram[0, 0]
 
     def _standard_deviation(self, channels: slice) -> torch.Tensor:
-        """Of every channel; 0 for one that varies less than float32 rounds it."""
+        """Standard deviation per channel; 0 where a channel varies less than float32 rounding."""
         variance = self._covariance(channels, channels).diagonal()
         noise = self._mean_square(channels) * torch.finfo(torch.float32).eps ** 2
         return torch.where(variance > noise, variance, torch.zeros_like(variance)).sqrt()

@@ -18,14 +18,17 @@ class LowRankLinear(nn.Module):
     ``nn.Linear``.
 
     Attributes:
-        updated: Whether the update takes part; without, the layer is ``nn.Linear`` to the bit.
+        updated: Whether the update is used; if not, the output is that of ``nn.Linear`` to the bit.
     """
+
+    kind = "linear layer"
+    """Name of the layer in errors."""
 
     def __init__(
         self,
         in_features: int,
         out_features: int,
-        rank: int,
+        rank: int = 16,
         alpha: float | None = None,
         train_bias: bool = True,
     ) -> None:
@@ -38,15 +41,14 @@ class LowRankLinear(nn.Module):
             train_bias: Whether the bias is trained beside an update.
 
         Raises:
-            ValueError: For a rank that is negative or above both widths, or an alpha below
-                0.
+            ValueError: If the rank is negative or above a width, or alpha is negative.
         """
         super().__init__()
         if alpha is not None and not alpha >= 0:
             raise ValueError(f"alpha must be at least 0, or null for the rank, got {alpha}")
         if type(rank) is not int or not 0 <= rank <= min(in_features, out_features):
             raise ValueError(
-                f"rank must be 0 … {min(in_features, out_features)} for a {self._what} "
+                f"rank must be 0 … {min(in_features, out_features)} for a {self.kind} "
                 f"{in_features} -> {out_features}, got {rank}"
             )
         self.in_features = in_features
@@ -63,31 +65,18 @@ class LowRankLinear(nn.Module):
             self.lora_a = nn.Parameter(torch.zeros(out_features, rank))
             # Keeps x @ B at the scale of one feature of x, whatever the width.
             nn.init.normal_(self.lora_b, std=in_features**-0.5)
-        # Not a buffer: a merged matrix is derived, belongs in no checkpoint, and M stays untouched.
+        # Not a buffer: a merged matrix is derived and belongs in no checkpoint.
         self._merged: torch.Tensor | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        # A copy is in no context that would let go of the merged matrix.
+        # No context would clear the merged matrix of a copy.
         return {**super().__getstate__(), "_merged": None}
 
-    # How an error calls the layer.
-    _what = "linear layer"
-
     def merged_weight(self) -> torch.Tensor:
-        """The matrix with the update added if it takes part, (out_features, in_features)."""
+        """The matrix, plus the update if it is used, (out_features, in_features)."""
         if not (self.rank and self.updated):
             return self.weight
         return self.weight + self.scale * (self.lora_a @ self.lora_b)
-
-    def to_linear(self) -> nn.Linear:
-        """An ``nn.Linear`` with the update merged, equal to this layer up to rounding."""
-        linear = nn.Linear(
-            self.in_features, self.out_features, device=self.weight.device, dtype=self.weight.dtype
-        )
-        with torch.no_grad():
-            linear.weight.copy_(self.merged_weight())
-            linear.bias.copy_(self.bias)
-        return linear
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """
@@ -112,8 +101,8 @@ class LowRankLinear(nn.Module):
 def merged(module: nn.Module) -> Iterator[None]:
     """Runs every layer inside ``module`` as one matrix product, without gradients.
 
-    The parameters are not touched, so leaving the context restores the module exactly. A change of
-    the parameters inside the context has no effect until it is left.
+    The parameters are not touched, so leaving the context restores the module exactly. Parameters
+    that change inside the context have no effect until it ends.
     """
     layers = layers_with_update(module)
     before = [layer._merged for layer in layers]
@@ -129,7 +118,7 @@ def merged(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def updating(module: nn.Module, updated: bool) -> Iterator[None]:
-    """Lets the updates of every layer inside ``module`` take part, or not, for a while."""
+    """Turns the updates of every layer inside ``module`` on or off inside the context."""
     layers = layers_with_update(module)
     before = [layer.updated for layer in layers]
     try:

@@ -9,8 +9,25 @@ import hashlib
 import math
 import struct
 from collections.abc import Sequence
+from typing import Protocol
 
-__all__ = ["ResourceConstrainedSampler", "SubsetSampler", "UniformSampler"]
+__all__ = [
+    "EndsSampler",
+    "ResourceConstrainedSampler",
+    "Sampler",
+    "SubsetSampler",
+    "UniformSampler",
+]
+
+
+class Sampler(Protocol):
+    """Draws the stitch of each iteration."""
+
+    def __call__(self, iteration: int, slot: int = 0) -> int:
+        """The stitch id of an iteration and slot."""
+
+    def probabilities(self) -> tuple[float, ...]:
+        """Probability of every stitch, by id."""
 
 
 def _draw(seed: int, iteration: int, slot: int) -> tuple[int, int]:
@@ -31,9 +48,9 @@ def _draw(seed: int, iteration: int, slot: int) -> tuple[int, int]:
 class ResourceConstrainedSampler:
     """Resource-constrained sampling (ROS; paper, section 4.2).
 
-    Stitches of similar cost form a group, and every group is a FLOPs constraint. A draw takes a
-    group uniformly, then a stitch uniformly within it, so the anchors, which have few neighbours,
-    are trained as often as any other budget.
+    Stitches of similar cost form a group, and every group is a FLOPs constraint. A draw picks a
+    group uniformly, then a stitch uniformly within it. The anchors, which have few neighbours in
+    cost, are thus trained as often as any other budget.
     """
 
     def __init__(
@@ -49,15 +66,15 @@ class ResourceConstrainedSampler:
             step: Width of a group in GFLOPs: 10 for dense prediction in the paper, 1 for
                 classification.
             seed: Any integer from 0 to 2**64 - 1; fixes the whole sequence of draws.
-            grouping: ``gap`` goes through the stitches by their cost, and starts a new group where
-                the distance to the first member of the group at hand exceeds ``step``. This is the
-                grouping of the authors' code, and does not change if all costs grow by a constant.
+            grouping: ``gap`` goes through the stitches in order of cost and starts a new group
+                where the distance to the first member of the current group exceeds ``step``. This
+                is what the authors' code does; adding a constant to all costs changes nothing.
                 ``round`` groups the stitches whose costs round to the same multiple of ``step``, as
-                the text of the paper says.
+                the paper's text says.
 
         Raises:
-            ValueError: For no stitch, a cost that is not finite and positive, a step that is not
-                or is too small for the costs, or an unknown grouping.
+            ValueError: If there is no stitch, a cost or the step is not finite and positive, the
+                step is too small for the costs, or the grouping is unknown.
         """
         if len(gflops) == 0:
             raise ValueError("gflops is empty: there is no stitch to sample")
@@ -100,7 +117,7 @@ class ResourceConstrainedSampler:
 
 
 def _group_by_gap(gflops: Sequence[float], step: float) -> list[list[int]]:
-    """Groups as wide as ``step``, each from the cheapest stitch that no group has yet.
+    """Groups as wide as ``step``, each starting at the cheapest stitch not yet in a group.
 
     ``group_subnets_by_flops`` of https://github.com/ziplab/SN-Netv2/tree/dd17607.
     """
@@ -113,7 +130,7 @@ def _group_by_gap(gflops: Sequence[float], step: float) -> list[list[int]]:
 
 
 def _group_by_rounding(gflops: Sequence[float], step: float) -> list[list[int]]:
-    """Groups of the same nearest multiple of ``step``; halfway between two it is the upper one."""
+    """Groups by the nearest multiple of ``step``; halfway rounds up."""
     groups: dict[int, list[int]] = {}
     for stitch_id, cost in enumerate(gflops):
         groups.setdefault(math.floor(cost / step + 0.5), []).append(stitch_id)
@@ -124,7 +141,7 @@ _GROUPINGS = {"gap": _group_by_gap, "round": _group_by_rounding}
 
 
 class UniformSampler:
-    """Every stitch alike: the paper's ablation of ROS (Figure 10)."""
+    """Draws every stitch with the same probability: the paper's ablation of ROS (Figure 10)."""
 
     def __init__(
         self,
@@ -135,14 +152,13 @@ class UniformSampler:
     ) -> None:
         """
         Args:
-            gflops: Cost of every stitch; only their number matters.
-            step: Taken and not used, as the costs are, so that a config exchanges the samplers by
-                their names alone.
+            gflops: Cost of every stitch; only the number of stitches is used.
+            step: Not used. Accepted so that a config can swap the samplers by name alone.
             seed: Any integer from 0 to 2**64 - 1; fixes the whole sequence of draws.
-            grouping: Taken and not used, as ``step``.
+            grouping: Not used; see ``step``.
 
         Raises:
-            ValueError: For no stitch.
+            ValueError: If there is no stitch.
         """
         if len(gflops) == 0:
             raise ValueError("gflops is empty: there is no stitch to sample")
@@ -159,19 +175,19 @@ class UniformSampler:
 
 
 class SubsetSampler:
-    """Another sampler's draws among some stitches of a space."""
+    """Maps the draws of another sampler to some stitches of a space."""
 
     def __init__(
         self,
-        of: ResourceConstrainedSampler | UniformSampler,
+        of: Sampler,
         stitch_ids: Sequence[int],
         num_stitches: int,
     ) -> None:
         """
         Args:
-            of: A sampler of as many stitches as there are ids.
-            stitch_ids: What its draws stand for.
-            num_stitches: Of the space.
+            of: A sampler of ``len(stitch_ids)`` stitches.
+            stitch_ids: The stitch id for each draw of ``of``.
+            num_stitches: Number of stitches in the space.
         """
         self.of = of
         self.stitch_ids = tuple(stitch_ids)
@@ -187,3 +203,81 @@ class SubsetSampler:
         for stitch_id, probability in zip(self.stitch_ids, self.of.probabilities(), strict=True):
             result[stitch_id] = probability
         return tuple(result)
+
+
+class EndsSampler:
+    """Gives fixed turns to some stitches, such as the smallest and the largest of a space.
+
+    A draw has the role ``(iteration + slot) % period``. The first roles are the ends; the others
+    draw from the sampler. This is the sandwich rule of slimmable networks
+    (https://arxiv.org/abs/1903.05134, section 3.2: every step trains the largest, the smallest and
+    some random networks), with its roles spread over the micro-batches or processes that share a
+    batch. With as many slots as roles, one step trains all of them, on no more images than without
+    the rule. With one slot, each end is trained once in ``period`` steps.
+    """
+
+    def __init__(self, of: Sampler, ends: Sequence[int], period: int = 0, first: int = 0) -> None:
+        """
+        Args:
+            of: Draws the stitches of the other roles; it may draw an end, too.
+            ends: Stitch ids that take turns.
+            period: Number of roles; 0 for no turns after the first iterations.
+            first: Number of iterations at the start that train the ends alone, in turn.
+
+        Raises:
+            ValueError: If there is no end, or an end, the period or ``first`` is out of range.
+        """
+        if not ends:
+            raise ValueError("ends is empty: there is no stitch to take turns")
+        num_stitches = len(of.probabilities())
+        for end in ends:
+            if not 0 <= end < num_stitches:
+                raise ValueError(f"ends must be stitch ids from 0 to {num_stitches - 1}, got {end}")
+        if period and period < len(ends):
+            raise ValueError(
+                f"period={period} must be 0 or at least {len(ends)}, a turn for each of the ends, "
+                f"the stitches {list(ends)}"
+            )
+        if first < 0:
+            raise ValueError(f"first={first} must be >= 0")
+        self.of = of
+        self.ends = tuple(ends)
+        self.period = period
+        self.first = first
+
+    def __call__(self, iteration: int, slot: int = 0) -> int:
+        """The stitch id of an iteration.
+
+        Args:
+            iteration: Training iteration, >= 0.
+            slot: Index of the process, the micro-batch, or both combined; 0 if all train the same
+                stitch.
+        """
+        turn = iteration + slot
+        if iteration < self.first:
+            return self.ends[turn % len(self.ends)]
+        if self.period and turn % self.period < len(self.ends):
+            return self.ends[turn % self.period]
+        return self.of(iteration, slot)
+
+    def probabilities(self) -> tuple[float, ...]:
+        """Share of every stitch, by id, among the draws after the first iterations."""
+        probabilities = list(self.of.probabilities())
+        if self.period:
+            others = 1 - len(self.ends) / self.period
+            probabilities = [others * probability for probability in probabilities]
+            for end in self.ends:
+                probabilities[end] += 1 / self.period
+        return tuple(probabilities)
+
+    def shares(self, num_iterations: int) -> tuple[float, ...]:
+        """Share of every stitch, by id, among the draws of a whole training.
+
+        Args:
+            num_iterations: Length of the training, including the first iterations.
+        """
+        first = min(1.0, self.first / num_iterations)
+        shares = [(1 - first) * probability for probability in self.probabilities()]
+        for end in self.ends:
+            shares[end] += first / len(self.ends)
+        return tuple(shares)

@@ -1,4 +1,4 @@
-"""Which stitches a user means: ``all``, ``anchors``, ids, names, ranges, and mixtures of them."""
+"""Selections of stitches: ``all``, ``anchors``, ids, names, kinds, ranges, and lists of these."""
 
 import difflib
 import re
@@ -14,7 +14,7 @@ _RANGE = re.compile(r"^(\d+)\s*-\s*(\d+)$")
 
 
 def select_stitches(selection: str | int | Iterable[str | int], space: StitchSpace) -> list[int]:
-    """The stitch ids a selection names, ascending and without repeats.
+    """The stitch ids of a selection, ascending and without duplicates.
 
     Args:
         selection: ``"all"``, ``"anchors"``, an id, a name (``"FS-3"``), a kind (``"SFS"``), an
@@ -23,7 +23,7 @@ def select_stitches(selection: str | int | Iterable[str | int], space: StitchSpa
         space: The space the ids belong to.
 
     Raises:
-        InputError: If a part names nothing in the space; says which part and what there is.
+        InputError: If a part names no stitch of the space; lists what there is.
     """
     if isinstance(selection, str | int):
         selection = [selection]

@@ -1,17 +1,31 @@
 """The stitching space: every walk through two ViTs that changes anchor at most ``max_cuts`` times.
 
-Two-way stitching (paper, section 4.1). Pure Python: everything else in the project takes its stitch
-ids, block ranges and stitching-layer keys from here.
+Two-way stitching (paper, section 4.1). Pure Python. Everything else in the project takes stitch
+ids, block ranges and the steps of a walk from here.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple, overload
 
-__all__ = ["LARGE", "SMALL", "Segment", "Stitch", "StitchSpace", "Transition"]
+__all__ = [
+    "ANCHOR_NAMES",
+    "LARGE",
+    "SMALL",
+    "BlockStep",
+    "EmbeddingStep",
+    "Segment",
+    "Step",
+    "Stitch",
+    "StitchSpace",
+    "Transition",
+    "walk",
+]
 
 SMALL, LARGE = 0, 1
+ANCHOR_NAMES = ("small", "large")
+"""Name of each anchor, by its index: in configs, and of all that belongs to one anchor."""
 
 
 class Segment(NamedTuple):
@@ -30,18 +44,57 @@ class Transition(NamedTuple):
     target: int
 
 
+# Not NamedTuples: as plain tuples, a block and a transition could be equal.
+@dataclass(frozen=True)
+class EmbeddingStep:
+    """The first step of a walk: the patch embedding of an anchor, with positions."""
+
+    anchor: int
+
+
+@dataclass(frozen=True)
+class BlockStep:
+    """One block of an anchor.
+
+    ``after_cut`` says whether the walk has changed anchor before it: the low-rank updates of a
+    joined detector's ViTs take part only then.
+    """
+
+    anchor: int
+    index: int
+    after_cut: bool = False
+
+
+Step = EmbeddingStep | BlockStep | Transition
+
+
+def walk(segments: Iterable[Segment], transitions: Iterable[Transition]) -> Iterator[Step]:
+    """The steps of a walk in the order they run.
+
+    Args:
+        segments: Runs of blocks.
+        transitions: One between two segments each, then the exit projection if there is one.
+    """
+    transitions = iter(transitions)
+    for number, (anchor, start, stop) in enumerate(segments):
+        yield next(transitions) if number else EmbeddingStep(anchor)
+        for index in range(start, stop):
+            yield BlockStep(anchor, index, after_cut=number > 0)
+    yield from transitions
+
+
 @dataclass(frozen=True)
 class Stitch:
     """One walk through the two anchors, a network of its own.
 
     Attributes:
         id: Position in its space, contiguous from 0.
-        kind: ``S`` and ``L`` for the anchors alone; else one letter a segment, ``F`` for the small
-            (fast) anchor and ``S`` for the large (slow) one, as in the paper.
+        kind: ``S`` and ``L`` for the anchors alone; else one letter per segment, ``F`` for the
+            small (fast) and ``S`` for the large (slow) anchor, as in the paper.
         cuts: Stage boundaries at which the walk changes anchor, ascending.
-        segments: Half-open block ranges in the order they run.
+        segments: Half-open block ranges, in the order they run.
         transitions: The stitching layers between the segments, then the exit projection if the walk
-            ends in the small anchor and its space has one.
+            ends in the small anchor and the space has one.
     """
 
     id: int
@@ -64,6 +117,14 @@ class Stitch:
     def exit(self) -> int:
         """The anchor it ends in."""
         return self.segments[-1].anchor
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Everything the walk runs, in order.
+
+        Forward passes, costs and exports all go through these steps.
+        """
+        return tuple(walk(self.segments, self.transitions))
 
 
 class StitchSpace(Sequence[Stitch]):
@@ -96,11 +157,11 @@ class StitchSpace(Sequence[Stitch]):
             depths: Number of blocks of the small and of the large anchor, small <= large.
             max_cuts: Largest number of changes of anchor in a walk; 2 is SN-Netv2.
             kinds: The kinds to keep, e.g. ``("S", "L", "FS")`` for SN-Netv1's space; all if None.
-            exit_projection: Whether walks that end in the small anchor are brought to the large
-                one's width.
+            exit_projection: Whether walks that end in the small anchor are projected to the large
+                anchor's width.
 
         Raises:
-            ValueError: For depths, cuts or kinds that give no space.
+            ValueError: If depths, cuts or kinds are not possible.
         """
         if len(depths) != 2 or any(not isinstance(d, int) or d < 1 for d in depths):
             raise ValueError(f"depths must be two positive integers (small, large), got {depths!r}")
@@ -126,7 +187,7 @@ class StitchSpace(Sequence[Stitch]):
         self._by_name = {stitch.name: stitch for stitch in self._stitches}
 
     def _select_kinds(self, kinds: Iterable[str] | None) -> tuple[str, ...]:
-        # A walk with n cuts needs n interior boundaries.
+        # A walk with n cuts needs n interior stage boundaries.
         most = min(self.max_cuts, self.num_stages - 1)
         possible = ["S", "L"]
         for num_cuts in range(1, most + 1):
@@ -169,12 +230,12 @@ class StitchSpace(Sequence[Stitch]):
 
     @property
     def transitions(self) -> tuple[Transition, ...]:
-        """Every stitching layer that some stitch of this space crosses, in a fixed order."""
+        """All stitching layers that some stitch of this space crosses, in a fixed order."""
         return tuple(sorted({t for stitch in self for t in stitch.transitions}))
 
     @property
     def anchors(self) -> tuple[Stitch, ...]:
-        """The stitches that are an anchor alone."""
+        """The stitches that are one anchor alone."""
         return tuple(stitch for stitch in self if stitch.is_anchor)
 
     def __len__(self) -> int:

@@ -49,32 +49,9 @@ _CAUSES = (
         (f"{_NET}.lora_rank=0",),
     ),
     Variant(
-        "exit_full_rank",
-        "Is it the exit projection alone?",
-        (f"{_NET}.exit_rank=0",),
-    ),
-    Variant(
         "own_pyramids",
         "Is it the projection and the pyramid behind it? One pyramid for each exit, of its width.",
         _OWN_PYRAMIDS,
-    ),
-    Variant(
-        "exit_norm",
-        "Do the exits' tokens differ in their statistics? A layer norm of each exit.",
-        (f"{_NET}.exit_norm=exit",),
-    ),
-    Variant(
-        "kind_norm",
-        "The same of each kind of stitch.",
-        (f"{_NET}.exit_norm=kind",),
-    ),
-    Variant(
-        "box_adapters",
-        "Are shared box heads too few? A low-rank residual of each exit behind them.",
-        (
-            "model._target_=snnet_vitdet.modeling.ExitAwareRCNN",
-            "model.roi_heads.box_head._target_=snnet_vitdet.modeling.ExitAdapterBoxHead",
-        ),
     ),
     Variant(
         "uniform",

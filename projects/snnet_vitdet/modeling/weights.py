@@ -1,7 +1,7 @@
-"""Pretrained weights of timm's plain ViTs into one anchor, strictly: by name or from a file.
+"""Pretrained weights for one anchor, loaded strictly: timm's by name, a file, or a detector's.
 
 A missing, unexpected or misshapen key is an error. detectron2's suffix matching
-(``?matching_heuristics=True``) cannot serve here: both anchors share every suffix.
+(``?matching_heuristics=True``) does not work here, as both anchors share every suffix.
 """
 
 import logging
@@ -15,14 +15,15 @@ from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.weight_files import check_state_dict, read_weight_file
 
 from .anchor import AnchorViT
-from .baseline_weights import anchor_of_baseline, is_baseline
-from .conversion import OURS, convert_timm_state_dict
+from .conversion import OURS, convert_timm_state_dict, differences
 from .families import check_pretraining
 
 __all__ = ["check_weights", "load_anchor_weights", "names_file", "read_weights"]
 
 logger = logging.getLogger(__name__)
 
+# The ViT inside the checkpoint of a detector on one ViT.
+_IN_DETECTOR = "backbone.net."
 _FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".pkl")
 
 
@@ -38,10 +39,9 @@ def load_anchor_weights(
         anchor: The anchor.
         source: A local file (see :func:`snnet_vitdet.weight_files.read_weight_file`) with a timm
             state dict, possibly under the key ``model`` or ``state_dict``, or the checkpoint of a
-            detector that was trained with this anchor alone; else the name of a timm model with
-            pretrained weights,
-            e.g. ``deit3_small_patch16_224.fb_in22k_ft_in1k``. None or an empty string leaves the
-            anchor as it was initialised.
+            detector that was trained with this anchor alone; or the name of a timm model with
+            pretrained weights, e.g. ``deit3_small_patch16_224.fb_in22k_ft_in1k``. None or an empty
+            string keeps the random weights.
         pixel_mean: Mean of the detector's normalisation, RGB, 0 to 255; None if it is that of the
             anchor's pretraining.
         pixel_std: Its standard deviation.
@@ -54,35 +54,49 @@ def load_anchor_weights(
     if not names_file(source):
         _check_name(source)
         check_pretraining(anchor, source)
-    state = read_weights(source)
-    if is_baseline(state):
-        state = anchor_of_baseline(state, anchor, source)
-    else:
-        state = convert_timm_state_dict(state, anchor, source, pixel_mean, pixel_std)
+    state = _converted(read_weights(source), anchor, source, pixel_mean, pixel_std)
     missing, unexpected = anchor.load_state_dict(state, strict=False)
     assert not unexpected and all(OURS.match(key) for key in missing)
     logger.info("Loaded %d tensors from %s.", len(state), source)
 
 
 def check_weights(anchor: AnchorViT, source: str) -> None:
-    """Raises what :func:`load_anchor_weights` would, without loading or downloading anything.
+    """Raises what :func:`load_anchor_weights` would, without loading or downloading weights.
 
     Args:
         anchor: The anchor, which may be on the meta device.
         source: As for :func:`load_anchor_weights`.
 
     Raises:
-        InputError: If a file cannot be read or does not fit, or timm does not know the name, or its
-            model is no such anchor.
+        InputError: If a file cannot be read or does not fit, timm does not know the name, or its
+            model differs from the anchor.
     """
     if names_file(source):
-        state = _read_file(source)
-        (anchor_of_baseline if is_baseline(state) else convert_timm_state_dict)(
-            state, anchor, source
-        )
+        _converted(_read_file(source), anchor, source)
     else:
         _check_name(source)
         check_pretraining(anchor, source)
+
+
+def _converted(
+    state: Mapping[str, torch.Tensor],
+    anchor: AnchorViT,
+    source: str,
+    pixel_mean: Sequence[float] | None = None,
+    pixel_std: Sequence[float] | None = None,
+) -> dict[str, torch.Tensor]:
+    """The anchor's state dict out of timm's, or out of that of a detector on this anchor."""
+    if not any(key.startswith(_IN_DETECTOR) for key in state):
+        return convert_timm_state_dict(state, anchor, source, pixel_mean, pixel_std)
+    # Its pixels are normalised as this project does it.
+    own = {k.removeprefix(_IN_DETECTOR): v for k, v in state.items() if k.startswith(_IN_DETECTOR)}
+    if problems := differences(own, anchor.state_dict()):
+        raise InputError(
+            f"{source} is a checkpoint of a detector, but not of one with this anchor alone: its "
+            f"weights differ ({'; '.join(problems)}). Give one that was trained with the same "
+            "anchor by a config of a baseline"
+        )
+    return own
 
 
 def read_weights(source: str) -> Mapping[str, torch.Tensor]:
@@ -95,7 +109,7 @@ def read_weights(source: str) -> Mapping[str, torch.Tensor]:
 
 
 def names_file(source: str) -> bool:
-    """Whether weights are those of a file, and not those that timm has by name."""
+    """Whether a source of weights is a file, not the name of a timm model."""
     return source.endswith(_FILE_SUFFIXES) or os.path.exists(source)
 
 
@@ -113,7 +127,7 @@ def _check_name(name: str) -> None:
 
 def _read_file(path: str) -> Mapping[str, torch.Tensor]:
     state = read_weight_file(path)
-    # The moving average of a training that kept one, as whatever uses a detector takes it.
+    # If the training kept a moving average, that is the detector.
     if isinstance(state, Mapping) and isinstance(state.get("ema"), Mapping):
         state = state["ema"].get("weights", state)
     for key in ("model", "state_dict"):
