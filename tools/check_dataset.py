@@ -31,9 +31,15 @@ from snnet_vitdet.data.image_folder import ImageFolder
 from snnet_vitdet.data.image_survey import ImageSurvey, inspect_images
 from snnet_vitdet.data.notes import annotation_notes, most_objects, shared_images
 from snnet_vitdet.data.numbering import id_order
-from snnet_vitdet.engine import ClassNames, StrictCheckpointer, load_config, preflight
+from snnet_vitdet.engine import (
+    ClassNames,
+    StrictCheckpointer,
+    load_config,
+    preflight,
+    prepare_run,
+)
 from snnet_vitdet.engine.checkpoint import last_checkpoint
-from snnet_vitdet.engine.masks import BOXES_ALONE
+from snnet_vitdet.engine.run_data import BOXES_ALONE
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.modeling.cost import build_on_meta
 from snnet_vitdet.modeling.timm_weights import names_file
@@ -144,6 +150,7 @@ def start_fault(config):
     resume = bool(last_checkpoint(config.train.output_dir))
     try:
         preflight(config, evaluation=False, resume=resume, num_processes=1)
+        prepare_run(config, evaluation=False, resume=resume)
     except InputError as error:
         return str(error)
     return None
