@@ -1,9 +1,22 @@
+from typing import Literal, get_args, get_origin
+
 import pytest
 from omegaconf import OmegaConf
 
-from snnet_vitdet.engine import preflight, prepare_run
+from snnet_vitdet.engine import (
+    DataSettings,
+    InitSettings,
+    SweepSettings,
+    TrainSettings,
+    as_config,
+    load_config,
+    preflight,
+    prepare_run,
+)
 from snnet_vitdet.engine.setting_checks import SETTINGS
+from snnet_vitdet.engine.settings import GROUPS, LEFT_TO_USER, OWN_VALIDATORS, settings_of
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.validators import written
 
 
 @pytest.mark.parametrize(
@@ -105,6 +118,79 @@ def test_all_keys_with_a_validator_are_those_of_a_config(tiny_config):
     exact = {key for key in SETTINGS if "*" not in key} - {"dataloader.test.batch_size"}
     absent = object()
     assert all(OmegaConf.select(config, key, default=absent) is not absent for key in exact)
+
+
+def as_code(value):
+    """A value as docs/configs.md shows it; nothing of one that the user gives."""
+    if value in ("", LEFT_TO_USER):
+        return ""
+    return f"`{written(value).lower() if isinstance(value, bool) else written(value)}`"
+
+
+def table_of(group):
+    """The table of a group's keys for docs/configs.md."""
+    rows = ["| key | default | allowed | meaning |", "| --- | --- | --- | --- |"]
+    for key, item in settings_of(group):
+        default = "" if item.metadata["optional"] else as_code(item.default)
+        allowed = "a group"
+        if get_origin(item.type) is Literal:
+            allowed = ", ".join(map(as_code, get_args(item.type)))
+        elif key in OWN_VALIDATORS:
+            allowed = OWN_VALIDATORS[key](object())
+        rows.append(f"| `{key}` | {default} | {allowed} | {item.metadata['meaning']} |")
+    return "\n".join(rows)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_page_of_keys_has_the_table_of_every_group(group, root):
+    page = (root / "docs/configs.md").read_text(encoding="utf-8")
+    assert table_of(group) in page, f"copy this into docs/configs.md:\n{table_of(group)}"
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_setting_has_a_meaning_in_a_line_and_a_default_that_is_allowed(group):
+    group()  # checks itself
+    for key, item in settings_of(group):
+        assert item.metadata["meaning"] and "\n" not in item.metadata["meaning"], key
+
+
+def test_a_group_checks_itself_when_it_is_made():
+    assert as_config(TrainSettings(max_iter=7)).max_iter == 7
+    with pytest.raises(InputError, match="train.max_iter=-1 must be a whole number of at least 0"):
+        TrainSettings(max_iter=-1)
+    with pytest.raises(InputError, match="data.masks=some must be one of"):
+        DataSettings(masks="some")
+
+
+def test_a_config_of_plain_dicts_gets_defaults_and_is_checked(tmp_path):
+    """As detectron2's own configs are written: every group a dict, with keys of its own in it."""
+    path = tmp_path / "own.py"
+    path.write_text(
+        "train = dict(max_iter=5, amp=dict(enabled=False), ends=None, own=1)\n"
+        "data = dict(train_json='a', train_images='b', test_json='c', test_images='d')\n"
+        "model = dict(backbone=dict(net=dict(exit_norm=None)))\n"
+    )
+    config = load_config(str(path), ["train.log_period=3"])
+    train = {"max_iter": 5, "log_period": 3, "own": 1}
+    expected = as_config(TrainSettings())
+    expected.merge_with({**train, "amp": {"enabled": False}})
+    assert config.train == expected
+    assert config.sweep == as_config(SweepSettings())
+    assert config.init == as_config(InitSettings()) and "weights" not in config.init
+    assert config.data.image_size == 1024 and config.data.masks is True
+    path.write_text("train = dict(max_iter=-5)\n")
+    with pytest.raises(InputError, match="train.max_iter=-5 must be a whole number of at least 0"):
+        load_config(str(path))
+    with pytest.raises(InputError, match=r"no key 'max_itr' \(did you mean 'max_iter'"):
+        load_config(str(path), ["train.max_itr=5"])
+
+
+def test_what_the_user_must_give_is_not_replaced_by_a_default(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text("train = dict(output_dir='???')\n")
+    config = load_config(str(path))
+    assert OmegaConf.is_missing(config.train, "output_dir")
+    assert OmegaConf.is_missing(config.data, "train_json")
 
 
 def leaves(node, path=""):

@@ -8,7 +8,6 @@ import glob
 import inspect
 import logging
 import os
-from collections.abc import Iterator, Mapping
 
 import torch
 from detectron2.engine.hooks import PeriodicCheckpointer
@@ -36,8 +35,8 @@ from .resuming import check_resumed_settings
 from .run_data import check_data, check_data_nodes, settle_masks
 from .samplers import build_sampler
 from .schedule import check_schedule
-from .setting_checks import check_present, check_settings
-from .settings import HIGHEST_SEED, Config, TrainSettings
+from .setting_checks import check_present, check_settings, flat
+from .settings import HIGHEST_SEED, LEFT_TO_USER, Config, TrainSettings
 
 __all__ = ["preflight", "prepare_run"]
 
@@ -69,8 +68,9 @@ def preflight(config: Config, *, evaluation: bool, resume: bool, num_processes: 
     check_present(config, training=not evaluation)
     check("train.seed", config.train.seed, whole(0, HIGHEST_SEED - num_processes + 1))
     _check_device(config.train.device)
-    missing = sorted(_missing_keys(OmegaConf.to_container(config, resolve=False)))
-    if missing:
+    # OmegaConf.missing_keys fails at interpolations to them.
+    settings = flat(OmegaConf.to_container(config, resolve=False))
+    if missing := sorted(key for key, value in settings if value == LEFT_TO_USER):
         example = " ".join(f"{key}=…" for key in missing)
         raise InputError(f"the config leaves these keys to you: {missing}; add {example}")
     starts, training = _starts(config, evaluation, resume), _trains(config, evaluation)
@@ -148,15 +148,6 @@ def _trains(config: Config, evaluation: bool) -> bool:
 
 def _are_made_later(config: Config) -> bool:
     return bool(config.data.get("prepare")) and not os.path.isfile(config.data.test_json)
-
-
-def _missing_keys(node: object, path: str = "") -> Iterator[str]:
-    """Keys that are still ``???``; OmegaConf's own function fails at interpolations to them."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _missing_keys(value, f"{path}.{key}" if path else str(key))
-    elif node == "???":
-        yield path
 
 
 def _check_device(name: str) -> None:

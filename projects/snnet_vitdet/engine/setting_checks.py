@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import get_args
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from snnet_vitdet.building import parameters_of
@@ -17,25 +17,29 @@ from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.validators import (
     FLAG,
     PATH,
+    TEXT,
     Validator,
     check,
     is_number,
     number,
     numbers,
     one_of,
+    or_null,
     whole,
     written,
 )
 
-from .settings import OWN_VALIDATORS, SEED, SIDE, Config, Settings
+from .settings import LEFT_TO_USER, OWN_VALIDATORS, SEED, SIDE, Config, Settings
 
-__all__ = ["SETTINGS", "check_like", "check_present", "check_settings"]
+__all__ = ["SETTINGS", "check_like", "check_present", "check_settings", "flat"]
 
 # More processes than a machine has cores.
 _WORKERS = whole(0, 1024)
 
 SETTINGS: dict[str, Validator] = {
     **OWN_VALIDATORS,
+    "init.weights.*": or_null(TEXT),
+    "init.detectors.*": or_null(TEXT),
     "data.prepare.root": PATH,
     "data.prepare.num_train": whole(1, 10**6),
     "data.prepare.num_test": whole(1, 10**6),
@@ -93,6 +97,13 @@ _PARTS = (
 )
 _TRAINING_PARTS = ("dataloader.train", "lr_multiplier", "optimizer", "init.weights")
 
+# Besides its own kind; an object may replace the value that names it.
+_MAY_BECOME = {
+    "a number": ("a list of numbers", "a group of settings"),
+    "a text": ("a group of settings",),
+    "a list": ("a list of numbers",),
+    "another object": ("a group of settings", "a text"),
+}
 _ABSENT = object()
 
 
@@ -122,11 +133,10 @@ def check_settings(config: Config) -> None:
                 f"{group}={written(value)} must be a group of settings: leave it as it is, and "
                 "change settings in it one by one"
             )
-    # A key that refers to another one comes later: it would be blamed for the value of that.
-    for key, value, _ in sorted(_settings(config), key=lambda setting: setting[2]):
+    for key, value in _settings(config):
         for validator in _validators(key):
             check(key, value, validator)
-        if not isinstance(value, DictConfig) and not all(map(_is_finite, _parts(value))):
+        if any(isinstance(part, float) and not math.isfinite(part) for part in _parts(value)):
             raise InputError(f"{key}={written(value)} must be a finite number")
 
 
@@ -145,32 +155,27 @@ def check_like(key: str, before: Config, after: Config) -> None:
         InputError: If the types differ.
     """
     old, new = _value_at(before, key), _value_at(after, key)
-    if old is _ABSENT or new is _ABSENT or _validators(key):
+    if _ABSENT is old or _ABSENT is new or None in (old, new) or _validators(key):
         return
-    if must_be := _must_be(old, new, texts=_takes_text(after, key)):
+    must_be, kind = _kind(old), _kind(new)
+    is_object = isinstance(old, Mapping) and "_target_" in old  # may be given as it is
+    is_text = kind == "a text" and _takes_text(after, key)
+    if kind not in (must_be, *_MAY_BECOME.get(must_be, ())) and not is_object and not is_text:
         raise InputError(f"{key}={written(new)} must be {must_be}, as {written(old)} is")
 
 
-def _must_be(old: object, new: object, texts: bool) -> str:
-    if old is None or new is None or callable(old):
-        return ""
-    are_numbers = all(map(is_number, _parts(new)))
-    if isinstance(old, Mapping):
-        # An object may replace the node that describes it.
-        fits, kind = isinstance(new, Mapping) or "_target_" in old, "a group of settings"
-    elif isinstance(old, bool):
-        fits = isinstance(new, bool) or (texts and isinstance(new, str))
-        kind = "true or false"
-    elif isinstance(old, str):
-        fits, kind = isinstance(new, str | Mapping), "a text"
-    elif isinstance(old, Sequence):
-        is_list = isinstance(new, Sequence) and not isinstance(new, str)
-        of_numbers = all(map(is_number, _parts(old)))
-        fits = is_list and (are_numbers or not of_numbers)
-        kind = "a list of numbers" if is_list else "a list"
-    else:
-        fits, kind = isinstance(new, Mapping) or are_numbers, "a number"
-    return "" if fits else kind
+def _kind(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "a group of settings"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, str):
+        return "a text"
+    if is_number(value):
+        return "a number"
+    if isinstance(value, Sequence):
+        return "a list of numbers" if all(map(is_number, _parts(value))) else "a list"
+    return "another object"
 
 
 def _takes_text(config: Config, key: str) -> bool:
@@ -184,20 +189,35 @@ def _validators(key: str) -> list[Validator]:
     return [validator for pattern, validator in SETTINGS.items() if fnmatchcase(key, pattern)]
 
 
-def _settings(node: DictConfig | ListConfig, path: str = "") -> Iterator[tuple[str, object, bool]]:
-    """Yields dotted name and value of all that is in a node, and whether it refers to other keys.
+def flat(node: Mapping | list, path: str = "") -> Iterator[tuple[str, object]]:
+    """Yields dotted name and value of everything in plain groups and lists of groups."""
+    for name, value in node.items() if isinstance(node, Mapping) else enumerate(node):
+        key = f"{path}.{name}" if path else str(name)
+        yield key, value
+        if isinstance(value, Mapping) or (
+            isinstance(value, list) and any(isinstance(part, Mapping) for part in value)
+        ):
+            yield from flat(value, key)
+
+
+def _settings(config: Config) -> Iterator[tuple[str, object]]:
+    """Yields dotted name and value of all that is in a config, but for what is left to the user.
+
+    A key that refers to another one comes later: it would be blamed for the value of that.
 
     Raises:
         InputError: If a key with a validator refers to a key that does not exist.
     """
-    for name in range(len(node)) if isinstance(node, ListConfig) else node:
-        key = f"{path}.{name}" if path else str(name)
-        if OmegaConf.is_missing(node, name):
-            continue
+    referring = []
+    for key, value in flat(OmegaConf.to_container(config, resolve=False)):
+        if any(isinstance(part, str) and "${" in part for part in _parts(value)):
+            referring.append(key)
+        elif value != LEFT_TO_USER:
+            yield key, value
+    for key in referring:
         try:
-            value = node[name]
-            if isinstance(value, ListConfig) and not _has_groups(value):
-                value = OmegaConf.to_container(value, resolve=True)
+            value = OmegaConf.select(config, key)
+            yield key, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         except InterpolationToMissingValueError:
             continue
         except OmegaConfBaseException as error:
@@ -206,23 +226,15 @@ def _settings(node: DictConfig | ListConfig, path: str = "") -> Iterator[tuple[s
                 raise InputError(
                     f"{key} refers to what is not there ({first_line(error)}): correct it"
                 ) from error
-            continue
-        yield key, value, OmegaConf.is_interpolation(node, name)
-        if isinstance(value, DictConfig | ListConfig):
-            yield from _settings(value, key)
-
-
-def _has_groups(value: ListConfig) -> bool:
-    return any(isinstance(part, Mapping) for part in OmegaConf.to_container(value, resolve=False))
 
 
 def _value_at(config: Config, key: str) -> object:
     """The plain value of a key, or _ABSENT."""
     try:
         value = OmegaConf.select(config, key, default=_ABSENT, throw_on_missing=True)
-        if isinstance(value, DictConfig):
-            return OmegaConf.to_container(value, resolve=False)
-        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_list(value) else value
+        is_list = OmegaConf.is_list(value)
+        plain = OmegaConf.is_config(value)
+        return OmegaConf.to_container(value, resolve=is_list) if plain else value
     except OmegaConfBaseException:
         return _ABSENT
 
@@ -234,7 +246,3 @@ def _parts(value: object) -> Iterator[object]:
             yield from _parts(part)
     else:
         yield value
-
-
-def _is_finite(value: object) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)

@@ -28,6 +28,7 @@ __all__ = [
     "DEFAULTS",
     "GROUPS",
     "HIGHEST_SEED",
+    "LEFT_TO_USER",
     "OWN_VALIDATORS",
     "SEED",
     "SIDE",
@@ -47,6 +48,8 @@ HIGHEST_SEED = 2**32 - 1
 SEED = whole(0, HIGHEST_SEED)
 SIDE = whole(32, 16384)
 """Sides of images: below there is hardly a patch, and no memory holds the attention of more."""
+LEFT_TO_USER = "???"
+"""OmegaConf's mark of a value that the user must give."""
 
 FilePath = Annotated[str, PATH]
 Side = Annotated[int, SIDE]
@@ -85,20 +88,20 @@ class Settings:
 
 @dataclass
 class DataSettings(Settings, key="data"):
-    """Data in COCO format, by path; ``???`` is left to the user."""
+    """Data in COCO format, by path."""
 
-    train_json: FilePath = _setting("???", "COCO-format annotations of the training images")
-    train_images: FilePath = _setting("???", "folder of the file names in `train_json`")
-    test_json: FilePath = _setting("???", "the same for evaluation, with the same categories")
-    test_images: FilePath = _setting("???", "folder of the file names in `test_json`")
+    train_json: FilePath = _setting(LEFT_TO_USER, "COCO-format annotations of the training images")
+    train_images: FilePath = _setting(LEFT_TO_USER, "folder of the file names in `train_json`")
+    test_json: FilePath = _setting(
+        LEFT_TO_USER, "annotations of the test images, with the same classes"
+    )
+    test_images: FilePath = _setting(LEFT_TO_USER, "folder of the file names in `test_json`")
     image_size: Side = _setting(1024, "side of the square that images are cropped or padded to")
     masks: Literal["auto", True, False] = _setting(
-        True, "`false`: a Faster R-CNN on boxes; `auto`: [what the data allow](#data-without-masks)"
+        True, "`false`: boxes alone; `auto`: [as the data allow](#data-without-masks)"
     )
     check: bool = _setting(True, "check annotation files and image paths before anything starts")
-    prepare: dict | None = _setting(
-        None, "a call that makes the data first, as that of the generated scenes", optional=True
-    )
+    prepare: dict | None = _setting(None, "a call that makes the data first", optional=True)
 
 
 @dataclass
@@ -106,13 +109,15 @@ class InitSettings(Settings, key="init"):
     """The weights that a training starts from."""
 
     weights: Sources | None = _setting(
-        None, "for `small` and `large`, or `net`: [pretrained weights](#init)", optional=True
+        None,
+        "by ViT (`small`, `large`, or `net` of a baseline): [what to load](#init)",
+        optional=True,
     )
     detectors: Sources | None = _setting(
-        None, "for `small` and `large`: the files of two detectors to join", optional=True
+        None, "by ViT (`small`, `large`): the detectors to [join](#joined-detectors)", optional=True
     )
     stitching_layers: Literal["least_squares", "random"] = _setting(
-        "least_squares", "how stitching layers start: fitted, or `random`"
+        "least_squares", "how the stitching layers start: fitted, or random"
     )
     num_images: int = _setting(100, "training images for the fit, over all processes", lowest=1)
 
@@ -122,22 +127,20 @@ class SweepSettings(Settings, key="sweep"):
     """What ``--eval-only`` evaluates."""
 
     stitch_ids: Stitches = _setting(
-        "all", "`all`, `anchors`, or ids, ranges, kinds and names, as in `'0-12,40,SFS,FS-3'`"
+        "all", "`all`, `anchors`, or ids, ranges, kinds and names: `'0-12,40,SFS,FS-3'`"
     )
     mode: Literal["one_pass", "separate"] = _setting(
-        "one_pass", "each image through all stitches at once, or [one by one](#sweep)"
+        "one_pass", "each image through all stitches in turn, or one stitch after another"
     )
     subset: int = _setting(
-        0, "above 0: all stitches on so many images, then the best on all of them", lowest=0
+        0, "above 0: all stitches on so many images, then the best on all images", lowest=0
     )
     precision: Literal["float32", "float16", "bfloat16"] = _setting(
-        "float32", "below float32 a GPU is faster, and APs differ a little"
+        "float32", "below float32, autocast on a GPU: faster, with slightly other APs"
     )
     averaged: bool = _setting(True, "take the moving average of the weights, where there is one")
     overwrite: bool = _setting(False, "replace the results of an earlier sweep, else refused")
-    at_initialisation: bool = _setting(
-        False, "sweep what a training starts from, instead of a checkpoint"
-    )
+    at_initialisation: bool = _setting(False, "sweep what `init` gives, without a checkpoint")
 
 
 @dataclass
@@ -146,7 +149,7 @@ class AmpSettings(Settings, key="train.amp"):
 
     enabled: bool = _setting(True, "mixed precision on a GPU")
     precision: Literal["auto", "float16", "bfloat16"] = _setting(
-        "auto", "float16 has a loss scale; `auto`: bfloat16 where the GPU has it"
+        "auto", "float16 has a loss scale; `auto` is bfloat16 where the GPU has it"
     )
 
 
@@ -174,7 +177,7 @@ class AccumulationSettings(Settings, key="train.accumulation"):
 
     steps: int = _setting(1, "micro-batches of an iteration in each process", lowest=1)
     stitch: Literal["own", "same"] = _setting(
-        "own", "each micro-batch draws its own stitch, or all have the same"
+        "own", "each micro-batch draws its own, or all share one"
     )
 
 
@@ -201,36 +204,26 @@ class TrainSettings(Settings, key="train"):
     """How to train."""
 
     output_dir: FilePath = _setting("./output", "folder of all that a training writes")
-    init_checkpoint: str | None = _setting(
-        "", "a detector to start from, or with `--eval-only` to evaluate"
-    )
+    init_checkpoint: str | None = _setting("", "a detector to start from, or to sweep")
     device: str = _setting("auto", "`cuda`, `cpu`, or `auto`: the GPU where there is one")
     seed: Annotated[int, SEED] = _setting(0, "fixes everything that is random")
-    max_iter: int = _setting(
-        90000, "iterations; warm-up and milestones are fractions of it", lowest=0
-    )
-    eval_period: int = _setting(
-        5000, "iterations between evaluations; one at the end as well; 0: there alone", lowest=0
-    )
+    max_iter: int = _setting(90000, "iterations; the schedule is in fractions of it", lowest=0)
+    eval_period: int = _setting(5000, "iterations between evaluations; 0: one at the end", lowest=0)
     eval_stitches: Stitches = _setting("anchors", "what these evaluate, as `sweep.stitch_ids`")
     log_period: int = _setting(20, "iterations between lines of the log", lowest=1)
     # torch's own default is TF32 for convolutions alone.
     tf32: bool = _setting(False, "on a GPU, multiply float32 with the 10 bits of TF32")
-    clip_grad_norm: float | None = _setting(
-        None, "largest norm of the gradient, `null` for no limit", above=0
-    )
+    clip_grad_norm: float | None = _setting(None, "largest norm of the gradient, if any", above=0)
     ema_decay: float = _setting(
         0.0, "above 0: decay of [an average](#a-moving-average-of-the-weights)", lowest=0, below=1
     )
     stitch_scope: Literal["shared", "process"] = _setting(
-        "shared", "all processes train the same stitch, or each its own"
+        "shared", "all processes train the same stitch, or each draws its own"
     )
     reference_batch_size: int | None = _setting(
-        None, "images an iteration of the schedule, to [scale it](#fewer-gpus)", lowest=1
+        None, "images an iteration that the schedule is [written for](#fewer-gpus)", lowest=1
     )
-    freeze_anchors: int = _setting(
-        0, "iterations at the start in which both ViTs are frozen", lowest=0
-    )
+    freeze_anchors: int = _setting(0, "iterations at the start with frozen ViTs", lowest=0)
     rehearsal: bool = _setting(True, "on a GPU, try first whether the largest stitch fits")
     amp: AmpSettings = field(default_factory=AmpSettings)
     ddp: DdpSettings = field(default_factory=DdpSettings)
@@ -285,24 +278,12 @@ def _validator(item: Field) -> Validator | None:
     return None if is_group else of_type(item.type)
 
 
-def _validators() -> Iterator[tuple[str, Validator]]:
-    for group in GROUPS:
-        for key, item in settings_of(group):
-            if item.type == Sources | None:
-                yield f"{key}.*", or_null(TEXT)
-            elif validator := _validator(item):
-                yield key, validator
+_SETTINGS = [setting for group in GROUPS for setting in settings_of(group)]
 
+OWN_VALIDATORS = {key: validator for key, item in _SETTINGS if (validator := _validator(item))}
+"""The validator of every setting of this project that is not a group."""
 
-OWN_VALIDATORS = dict(_validators())
-"""The validator of each key; ``*`` stands for any name."""
-
-DEFAULTS = {
-    key: item.default
-    for group in GROUPS
-    for key, item in settings_of(group)
-    if not item.metadata["optional"]
-}
+DEFAULTS = {key: item.default for key, item in _SETTINGS if not item.metadata["optional"]}
 """What each key is in a config that does not have it, as those of earlier versions."""
 
 
