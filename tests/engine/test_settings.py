@@ -60,9 +60,9 @@ from snnet_vitdet.validators import written
         ("sweep.stitch_ids=null", "sweep.stitch_ids=null must be ids, names or ranges"),
         ("sweep.precision=[5]", "sweep.precision=.5. must be one of"),
         ("train.seed='${nix}'", "train.seed refers to what is not there .*nix"),
-        # Of others than our own keys: what they take the place of, and what no number is.
+        # Keys without a validator: the type of what they replace, and finite numbers.
         ("optimizer.weight_decay=abc", "optimizer.weight_decay=abc must be a number, as 0.1 is"),
-        ("optimizer.betas=abc", "optimizer.betas=abc must be a list, as .0.9, 0.999. is"),
+        ("optimizer.betas=abc", "betas=abc must be a list of numbers, as .0.9, 0.999. is"),
         ("optimizer.betas=[a,b]", "optimizer.betas=.a, b. must be a list of numbers"),
         ("optimizer.params=5", "optimizer.params=5 must be a group of settings"),
         (
