@@ -45,8 +45,13 @@ logger = logging.getLogger(__name__)
 _EARLIER_GROUPING = "round"
 EARLIER_VALUES = {**DEFAULTS, "sampler.grouping": _EARLIER_GROUPING}
 """What it means that a saved config does not have a key."""
-# Keys that no longer exist and were off by default.
-_REMOVED = ("exit_norm", "exit_rank")
+REMOVED_KEYS = ("model.backbone.net.exit_rank", "model.backbone.net.exit_norm")
+"""Keys of earlier versions whose feature was removed; it was off at null."""
+REMOVED_PARTS = {
+    "model._target_": "snnet_vitdet.modeling.ExitAwareRCNN",
+    "model.roi_heads.box_head._target_": "snnet_vitdet.modeling.ExitAdapterBoxHead",
+}
+"""Parts of earlier versions that were removed."""
 
 # The config of the paper has 10,000 bytes and 400 values.
 _MOST_BYTES = 1_000_000
@@ -78,8 +83,8 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> Config:
         raise InputError(f"config file {config_file} does not exist{hint}")
     config = _loaded(config_file)
     add_defaults(config)
+    _drop_removed(config)
     _name_grouping(config, config_file)
-    _remove_keys(config)
     _follow_folder(config, config_file)
     keys = [_checked_key(config, override) for override in overrides]
     before = copy.deepcopy(config)
@@ -173,6 +178,27 @@ def _loaded(config_file: str) -> Config:
     return config
 
 
+def _drop_removed(config: Config) -> None:
+    """Drops keys of removed features, where the features are off.
+
+    Raises:
+        InputError: If one of the features is on.
+    """
+    on = [key for key in REMOVED_KEYS if OmegaConf.select(config, key) is not None]
+    on += [key for key, part in REMOVED_PARTS.items() if OmegaConf.select(config, key) == part]
+    if on:
+        raise InputError(
+            f"{on[0]}={OmegaConf.select(config, on[0])} cannot be used: this feature was removed, "
+            "as it gained no accuracy; a detector that was trained with it needs the version of "
+            "this project that trained it"
+        )
+    for key in REMOVED_KEYS:
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(config, parent)
+        if node is not None:
+            node.pop(name, None)
+
+
 def _name_grouping(config: Config, config_file: str) -> None:
     """Sets how stitches are grouped, if a config leaves it to the default.
 
@@ -184,13 +210,6 @@ def _name_grouping(config: Config, config_file: str) -> None:
     name = target if isinstance(target, str) else target.__name__
     if name.endswith("ResourceConstrainedSampler") and "grouping" not in sampler:
         sampler.grouping = "gap" if config_file.endswith(".py") else _EARLIER_GROUPING
-
-
-def _remove_keys(config: Config) -> None:
-    net = OmegaConf.select(config, "model.backbone.net")
-    for key in _REMOVED:
-        if OmegaConf.is_dict(net) and net.get(key, "") is None:
-            del net[key]
 
 
 def _follow_folder(config: Config, config_file: str) -> None:
