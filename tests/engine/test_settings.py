@@ -107,6 +107,7 @@ def test_setting_that_cannot_be_is_refused_by_its_name(override, expected, tiny_
         "train.ends=null",
         "optimizer.fused=true",
         "optimizer._target_=torch.optim.SGD",
+        "model.pixel_mean=['${optimizer.lr}',1,2]",
     ],
 )
 def test_other_types_that_mean_something_are_taken(override, tiny_config):

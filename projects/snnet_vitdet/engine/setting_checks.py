@@ -217,7 +217,8 @@ def _settings(config: Config) -> Iterator[tuple[str, object]]:
     for key in referring:
         try:
             value = OmegaConf.select(config, key)
-            yield key, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            if OmegaConf.is_config(value):
+                value = OmegaConf.to_container(value, resolve=True)
         except InterpolationToMissingValueError:
             continue
         except OmegaConfBaseException as error:
@@ -226,6 +227,8 @@ def _settings(config: Config) -> Iterator[tuple[str, object]]:
                 raise InputError(
                     f"{key} refers to what is not there ({first_line(error)}): correct it"
                 ) from error
+            continue
+        yield key, value
 
 
 def _value_at(config: Config, key: str) -> object:
