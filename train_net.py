@@ -51,6 +51,7 @@ from snnet_vitdet.engine import (
     load_detectors,
     note_training_data,
     preflight,
+    prepare_run,
     rehearse_training,
     run_folder,
     run_in_processes,
@@ -370,6 +371,7 @@ def cli():
         preflight(
             config, evaluation=args.eval_only, resume=args.resume, num_processes=num_processes
         )
+        prepare_run(config, evaluation=args.eval_only, resume=args.resume)
         return config, notes
 
     with exit_on_input_error():

@@ -12,7 +12,7 @@ import train_net
 from detectron2.engine import default_argument_parser
 from omegaconf import DictConfig
 
-from snnet_vitdet.engine import preflight
+from snnet_vitdet.engine import preflight, prepare_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,6 +21,7 @@ def run_main(config: DictConfig, *flags: str) -> None:
     """A run of train_net.py with a config that is loaded already, checked as one from its file."""
     args = default_argument_parser().parse_args(list(flags))
     preflight(config, evaluation=args.eval_only, resume=args.resume, num_processes=1)
+    prepare_run(config, evaluation=args.eval_only, resume=args.resume)
     train_net.main(args, config)
 
 

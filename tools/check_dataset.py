@@ -22,9 +22,15 @@ from tabulate import tabulate
 from snnet_vitdet.data import category_names, check_same_categories
 from snnet_vitdet.data.coco_json import id_order
 from snnet_vitdet.data.survey import DatasetSurvey, shared_images
-from snnet_vitdet.engine import ClassNames, StrictCheckpointer, load_config, preflight
+from snnet_vitdet.engine import (
+    ClassNames,
+    StrictCheckpointer,
+    load_config,
+    preflight,
+    prepare_run,
+)
 from snnet_vitdet.engine.checkpoint import last_checkpoint
-from snnet_vitdet.engine.masks import BOXES_ALONE
+from snnet_vitdet.engine.run_data import BOXES_ALONE
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.modeling.cost import build_on_meta
 from snnet_vitdet.modeling.weights import names_file
@@ -96,6 +102,7 @@ def start_fault(config):
     resume = bool(last_checkpoint(config.train.output_dir))
     try:
         preflight(config, evaluation=False, resume=resume, num_processes=1)
+        prepare_run(config, evaluation=False, resume=resume)
     except InputError as error:
         return str(error)
     return None

@@ -4,6 +4,7 @@ from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
+from snnet_vitdet.engine import InitSettings, as_config
 from snnet_vitdet.stitching import ResourceConstrainedSampler
 
 from ..common.data import data, dataloader
@@ -41,10 +42,4 @@ lr_multiplier = L(WarmupParamScheduler)(
 
 sampler = L(ResourceConstrainedSampler)(step=10.0, seed="${train.seed}", grouping="gap")
 
-init = dict(
-    # A timm name with pretrained weights, a local file, or None.
-    weights=dict(small=small_weights, large=large_weights),
-    # "least_squares" on num_images training images, or "random".
-    stitching_layers="least_squares",
-    num_images=100,
-)
+init = as_config(InitSettings(weights=dict(small=small_weights, large=large_weights)))

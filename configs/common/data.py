@@ -12,22 +12,9 @@ from snnet_vitdet.data import (
     coco_dicts,
     dataset_name,
 )
+from snnet_vitdet.engine import DataSettings, as_config
 
-data = OmegaConf.create(
-    dict(
-        train_json="???",
-        train_images="???",
-        test_json="???",
-        test_images="???",
-        # True, False, or "auto": whether the training data have masks to learn. Without, a Faster
-        # R-CNN is trained, and boxes are scored alone.
-        masks="auto",
-        # Side in pixels of the square that images are cropped or padded to.
-        image_size=1024,
-        # Read and check the annotation files, and look for the images, before anything starts.
-        check=True,
-    )
-)
+data = as_config(DataSettings(masks="auto"))
 
 dataloader = OmegaConf.create()
 

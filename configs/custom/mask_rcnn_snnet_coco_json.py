@@ -9,6 +9,7 @@ from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from snnet_vitdet.data import num_categories
+from snnet_vitdet.engine import InitSettings, as_config
 from snnet_vitdet.stitching import ResourceConstrainedSampler
 
 from ..common.data import data, dataloader
@@ -50,8 +51,4 @@ lr_multiplier = L(WarmupParamScheduler)(
 # The stitches cost 1 to 2 GFLOPs.
 sampler = L(ResourceConstrainedSampler)(step=0.1, seed="${train.seed}", grouping="gap")
 
-init = dict(
-    weights=dict(small=None, large=None),
-    stitching_layers="least_squares",
-    num_images=100,
-)
+init = as_config(InitSettings(weights=dict(small=None, large=None)))

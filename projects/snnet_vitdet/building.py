@@ -1,4 +1,4 @@
-"""Parts of a config made into objects; whatever goes wrong with one is a sentence that names it."""
+"""Builds the objects that a config describes, with errors that name the part of the config."""
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +15,9 @@ __all__ = ["build", "check_call", "located", "parameters_of", "told_as"]
 
 @contextmanager
 def told_as(what: str) -> Iterator[None]:
-    """Turns what any library raises into an InputError that says what has failed.
+    """Turns the errors of another library into an InputError that says what has failed.
 
-    For single calls into code that is not ours, and whose errors are of any type.
+    It is for single calls, whose errors may be of any type.
 
     Args:
         what: As in "<what>: <cause>".
@@ -28,7 +28,7 @@ def told_as(what: str) -> Iterator[None]:
     try:
         yield
     except (InputError, InterpolationToMissingValueError):
-        raise  # of what is left to the user, the program knows the remedy
+        raise  # the latter for a key that is left to the user, which the program asks for
     except Exception as error:
         cause = first_line(error).rstrip(":")
         if not isinstance(error, RuntimeError | TypeError | ValueError):
@@ -37,24 +37,24 @@ def told_as(what: str) -> Iterator[None]:
 
 
 def located(target: object) -> object:
-    """What the ``_target_`` of a node names, or is.
+    """Returns the object that the ``_target_`` of a node names, or is.
 
     Raises:
-        Exception: Whatever an import raises, if there is nothing of the name.
+        Exception: Whatever the import of a name raises.
     """
     return locate(target) if isinstance(target, str) else target
 
 
 def build(key: str, node: object) -> object:
-    """Makes what a node of a config describes, as detectron2's ``instantiate`` does.
+    """Builds the object that a node of a config describes, with detectron2's ``instantiate``.
 
     Args:
         key: The node's name in the config.
         node: The node; it has a ``_target_``.
 
     Raises:
-        InputError: If it cannot be made; names the innermost node that cannot, and the cause.
-        InterpolationToMissingValueError: If it refers to what is still left to the user.
+        InputError: If it cannot be built; names the innermost node that cannot, and the cause.
+        InterpolationToMissingValueError: If it refers to a key that is left to the user.
     """
     _check_node(key, node)
     try:
@@ -62,7 +62,7 @@ def build(key: str, node: object) -> object:
     except InterpolationToMissingValueError:
         raise
     except Exception as error:
-        with suppress(OmegaConfBaseException):  # nodes that refer to what is not there
+        with suppress(OmegaConfBaseException):  # a node that refers to a missing key
             for name, child in _nodes(key, node):
                 build(name, child)
         if isinstance(error, InputError):
@@ -72,14 +72,14 @@ def build(key: str, node: object) -> object:
 
 
 def check_call(key: str, node: object) -> None:
-    """Checks that what a node describes could be called, where to call it takes long.
+    """Checks that a node could be built, without building it.
 
     Args:
         key: The node's name in the config.
         node: The node; it has a ``_target_``.
 
     Raises:
-        InputError: If there is no such callable, or it does not take what the node has.
+        InputError: If there is no such callable, or it does not take the node's arguments.
     """
     _check_node(key, node)
     with told_as(f"{key} cannot be built from its config"):
@@ -96,7 +96,7 @@ def _check_node(key: str, node: object) -> None:
 
 
 def _nodes(key: str, node: object) -> Iterator[tuple[str, Mapping]]:
-    """The next nodes with a ``_target_`` inside one, with their names."""
+    """Yields name and node of the next nodes with a ``_target_`` inside a node."""
     items = node.items() if isinstance(node, Mapping) else enumerate(node)
     for name, child in items:
         if isinstance(child, Mapping) and "_target_" in child:
@@ -106,13 +106,13 @@ def _nodes(key: str, node: object) -> Iterator[tuple[str, Mapping]]:
 
 
 def parameters_of(node: object) -> Mapping[str, inspect.Parameter]:
-    """The parameters that the callable of a node takes by name; none if it cannot be found."""
+    """Returns the parameters that the callable of a node takes by name, if it can be found."""
     if not isinstance(node, Mapping) or "_target_" not in node:
         return {}
     target = node["_target_"]
     try:
         parameters = inspect.signature(located(target))
-    except Exception:  # of whatever an import runs; to build the node will say it
+    except Exception:  # an import runs any code; building the node reports its error
         return {}
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {name: p for name, p in parameters.parameters.items() if p.kind in by_name}

@@ -259,14 +259,14 @@ def test_a_saved_config_without_a_grouping_goes_on_with_rounded_groups(tiny_conf
     assert "grouping" not in load_config(path).sampler
 
 
-def test_a_config_without_a_sweep_gets_the_keys_of_its_training(tiny_config, tmp_path):
+def test_a_config_without_a_sweep_gets_one(tiny_config, tmp_path):
     config = tiny_config()
     ends = config.train.pop("ends")
     del config["sweep"]
     LazyConfig.save(config, str(tmp_path / "config.yaml"))
     loaded = load_config(str(tmp_path / "config.yaml"), ["train.ends.period=4"])
     assert loaded.train.ends == {**ends, "period": 4}
-    assert "sweep" not in loaded
+    assert loaded.sweep == tiny_config().sweep
 
 
 @pytest.mark.parametrize("group", ["ends", "distillation"])

@@ -10,7 +10,7 @@ from detectron2.data import get_detection_dataset_dicts
 
 from snnet_vitdet.data import dataset_name
 from snnet_vitdet.engine import preflight
-from snnet_vitdet.engine.data_nodes import check_data_nodes
+from snnet_vitdet.engine.run_data import check_data_nodes
 from snnet_vitdet.errors import InputError
 
 

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import GeneralizedRCNN
 
-from snnet_vitdet.engine import load_config, preflight
+from snnet_vitdet.engine import load_config, preflight, prepare_run, save_config
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import AnchorViT, anchor_alone
 
@@ -25,6 +25,7 @@ def check(tiny_config, tmp_path):
             overrides = (f"train.init_checkpoint='{tmp_path / 'some.pth'}'", *overrides)
         config = tiny_config(f"train.output_dir='{tmp_path / 'output'}'", *overrides)
         preflight(config, evaluation=evaluation, resume=resume, num_processes=num_processes)
+        prepare_run(config, evaluation=evaluation, resume=resume)
         return config
 
     return check
@@ -261,6 +262,8 @@ def test_sweep_takes_a_config_from_before_there_were_micro_batches(tiny_config, 
     )
     for key in ("accumulation", "reference_batch_size", "freeze_anchors"):
         del config.train[key]
+    save_config(config, str(tmp_path / "config.yaml"))
+    config = load_config(str(tmp_path / "config.yaml"))
     preflight(config, evaluation=True, resume=False, num_processes=1)
 
 
@@ -514,11 +517,27 @@ def test_what_needs_no_data_is_refused_before_any_are_made(check, tmp_path):
     assert (tmp_path / "scenes").exists()
 
 
-def test_a_config_without_a_setting_of_a_training_is_refused_by_its_name(tiny_config, tmp_path):
+@pytest.mark.parametrize("key", ["lr_multiplier", "optimizer", "init.weights", "dataloader.test"])
+def test_a_config_without_a_part_of_a_training_is_refused_by_its_name(key, tiny_config, tmp_path):
     config = tiny_config(f"train.output_dir='{tmp_path}'")
-    del config.train.accumulation
-    with pytest.raises(InputError, match="the config has no train.accumulation.steps: begin with"):
+    group, _, name = key.rpartition(".")
+    del (config[group] if group else config)[name]
+    with pytest.raises(InputError, match=f"the config has no {key}: begin with"):
         preflight(config, evaluation=False, resume=False, num_processes=1)
+
+
+def test_preflight_changes_nothing(tiny_config, tmp_path):
+    scenes, output = tmp_path / "scenes", tmp_path / "output"
+    config = tiny_config(
+        f"data.prepare.root='{scenes}'", f"train.output_dir='{output}'", "train.device=auto"
+    )
+    before = config.copy()
+    preflight(config, evaluation=False, resume=False, num_processes=1)
+    assert config == before and config.data.masks == "auto" and config.train.device == "auto"
+    assert not scenes.exists() and os.listdir(output) == []
+    prepare_run(config, evaluation=False, resume=False)
+    assert config.data.masks is True and config.train.device in ("cpu", "cuda")
+    assert scenes.exists() and os.listdir(output) == []
 
 
 def test_checking_registers_no_data_of_its_own(check):

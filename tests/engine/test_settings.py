@@ -1,10 +1,22 @@
+from typing import Literal, get_args, get_origin
+
 import pytest
 from omegaconf import OmegaConf
 
-from snnet_vitdet.engine import preflight
-from snnet_vitdet.engine.config import LATER_KEYS
-from snnet_vitdet.engine.settings import SETTINGS
+from snnet_vitdet.engine import (
+    DataSettings,
+    InitSettings,
+    SweepSettings,
+    TrainSettings,
+    as_config,
+    load_config,
+    preflight,
+    prepare_run,
+)
+from snnet_vitdet.engine.setting_checks import SETTINGS
+from snnet_vitdet.engine.settings import GROUPS, LEFT_TO_USER, OWN_VALIDATORS, settings_of
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.validators import written
 
 
 @pytest.mark.parametrize(
@@ -48,9 +60,9 @@ from snnet_vitdet.errors import InputError
         ("sweep.stitch_ids=null", "sweep.stitch_ids=null must be ids, names or ranges"),
         ("sweep.precision=[5]", "sweep.precision=.5. must be one of"),
         ("train.seed='${nix}'", "train.seed refers to what is not there .*nix"),
-        # Of others than our own keys: what they take the place of, and what no number is.
+        # Keys without a validator: the type of what they replace, and finite numbers.
         ("optimizer.weight_decay=abc", "optimizer.weight_decay=abc must be a number, as 0.1 is"),
-        ("optimizer.betas=abc", "optimizer.betas=abc must be a list, as .0.9, 0.999. is"),
+        ("optimizer.betas=abc", "betas=abc must be a list of numbers, as .0.9, 0.999. is"),
         ("optimizer.betas=[a,b]", "optimizer.betas=.a, b. must be a list of numbers"),
         ("optimizer.params=5", "optimizer.params=5 must be a group of settings"),
         (
@@ -95,19 +107,91 @@ def test_setting_that_cannot_be_is_refused_by_its_name(override, expected, tiny_
         "train.ends=null",
         "optimizer.fused=true",
         "optimizer._target_=torch.optim.SGD",
+        "model.pixel_mean=['${optimizer.lr}',1,2]",
     ],
 )
 def test_other_types_that_mean_something_are_taken(override, tiny_config):
     tiny_config(override)
 
 
-def test_later_keys_of_ours_and_all_keys_of_the_table_are_known(tiny_config):
+def test_all_keys_with_a_validator_are_those_of_a_config(tiny_config):
     config = tiny_config()
-    groups = ("train.", "sweep.")
-    assert {key for key in LATER_KEYS if key.startswith(groups)} <= SETTINGS.keys()
     exact = {key for key in SETTINGS if "*" not in key} - {"dataloader.test.batch_size"}
     absent = object()
     assert all(OmegaConf.select(config, key, default=absent) is not absent for key in exact)
+
+
+def as_code(value):
+    """A value as docs/configs.md shows it; nothing of one that the user gives."""
+    if value in ("", LEFT_TO_USER):
+        return ""
+    return f"`{written(value).lower() if isinstance(value, bool) else written(value)}`"
+
+
+def table_of(group):
+    """The table of a group's keys for docs/configs.md."""
+    rows = ["| key | default | allowed | meaning |", "| --- | --- | --- | --- |"]
+    for key, item in settings_of(group):
+        default = "" if item.metadata["optional"] else as_code(item.default)
+        allowed = "a group"
+        if get_origin(item.type) is Literal:
+            allowed = ", ".join(map(as_code, get_args(item.type)))
+        elif key in OWN_VALIDATORS:
+            allowed = OWN_VALIDATORS[key](object())
+        rows.append(f"| `{key}` | {default} | {allowed} | {item.metadata['meaning']} |")
+    return "\n".join(rows)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_page_of_keys_has_the_table_of_every_group(group, root):
+    page = (root / "docs/configs.md").read_text(encoding="utf-8")
+    assert table_of(group) in page, f"copy this into docs/configs.md:\n{table_of(group)}"
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_setting_has_a_meaning_in_a_line_and_a_default_that_is_allowed(group):
+    group()  # checks itself
+    for key, item in settings_of(group):
+        assert item.metadata["meaning"] and "\n" not in item.metadata["meaning"], key
+
+
+def test_a_group_checks_itself_when_it_is_made():
+    assert as_config(TrainSettings(max_iter=7)).max_iter == 7
+    with pytest.raises(InputError, match="train.max_iter=-1 must be a whole number of at least 0"):
+        TrainSettings(max_iter=-1)
+    with pytest.raises(InputError, match="data.masks=some must be one of"):
+        DataSettings(masks="some")
+
+
+def test_a_config_of_plain_dicts_gets_defaults_and_is_checked(tmp_path):
+    """As detectron2's own configs are written: every group a dict, with keys of its own in it."""
+    path = tmp_path / "own.py"
+    path.write_text(
+        "train = dict(max_iter=5, amp=dict(enabled=False), ends=None, own=1)\n"
+        "data = dict(train_json='a', train_images='b', test_json='c', test_images='d')\n"
+        "model = dict(backbone=dict(net=dict(exit_norm=None)))\n"
+    )
+    config = load_config(str(path), ["train.log_period=3"])
+    train = {"max_iter": 5, "log_period": 3, "own": 1}
+    expected = as_config(TrainSettings())
+    expected.merge_with({**train, "amp": {"enabled": False}})
+    assert config.train == expected
+    assert config.sweep == as_config(SweepSettings())
+    assert config.init == as_config(InitSettings()) and "weights" not in config.init
+    assert config.data.image_size == 1024 and config.data.masks is True
+    path.write_text("train = dict(max_iter=-5)\n")
+    with pytest.raises(InputError, match="train.max_iter=-5 must be a whole number of at least 0"):
+        load_config(str(path))
+    with pytest.raises(InputError, match=r"no key 'max_itr' \(did you mean 'max_iter'"):
+        load_config(str(path), ["train.max_itr=5"])
+
+
+def test_what_the_user_must_give_is_not_replaced_by_a_default(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text("train = dict(output_dir='???')\n")
+    config = load_config(str(path))
+    assert OmegaConf.is_missing(config.train, "output_dir")
+    assert OmegaConf.is_missing(config.data, "train_json")
 
 
 def leaves(node, path=""):
@@ -136,6 +220,7 @@ def test_every_other_key_set_to_nothing_or_a_word_passes_or_is_named(
         try:
             changed = tiny_config(f"train.output_dir='{tmp_path}'", f"{key}={value}")
             preflight(changed, evaluation=False, resume=False, num_processes=1)
+            prepare_run(changed, evaluation=False, resume=False)
         except InputError as error:
             path, name = key.rpartition(".")[::2]
             parts = path.split(".")

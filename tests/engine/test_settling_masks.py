@@ -8,7 +8,13 @@ import torch
 from detectron2.config import instantiate
 from detectron2.modeling.roi_heads import CascadeROIHeads
 
-from snnet_vitdet.engine import load_config, preflight, rehearse_training, save_config
+from snnet_vitdet.engine import (
+    load_config,
+    preflight,
+    prepare_run,
+    rehearse_training,
+    save_config,
+)
 from snnet_vitdet.engine.checkpoint import StrictCheckpointer
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import stitch_costs
@@ -44,6 +50,7 @@ def one_mask(annotations):
 
 def check(config, evaluation=False):
     preflight(config, evaluation=evaluation, resume=False, num_processes=1)
+    prepare_run(config, evaluation=evaluation, resume=False)
 
 
 def test_auto_is_whether_the_training_data_have_a_mask(tiny_config, data):

@@ -19,33 +19,47 @@ from .lr_decay import LayerwiseDecay
 from .metrics import MetricsFile, TensorBoardFile, WriteMetrics
 from .precision import set_float32_arithmetic, training_precision
 from .preemption import STOPPED, StopOnSignal, passing_on_to_children
-from .preflight import preflight
+from .preflight import preflight, prepare_run
 from .processes import AUTO, launch_here, run_in_processes
 from .rehearsal import rehearse, synthetic_batch
 from .resuming import save_resumed_config
+from .run_data import note_training_data
 from .run_folder import run_folder, set_up
 from .samplers import build_sampler, crowded_anchors, ends_plan, mean_gflops, training_shares
 from .schedule import apply_linear_scaling, build_schedule, training_plan
+from .settings import (
+    Config,
+    DataSettings,
+    InitSettings,
+    SweepSettings,
+    TrainSettings,
+    as_config,
+)
 from .trainer import StitchedAMPTrainer, StitchedTrainer
-from .training_data import note_training_data
 
 __all__ = [
     "AUTO",
     "STOPPED",
     "AveragedWeights",
     "ClassNames",
+    "Config",
+    "DataSettings",
     "FreezeAnchors",
     "InPlaceDistillation",
+    "InitSettings",
     "LayerwiseDecay",
     "MetricsFile",
     "StopOnSignal",
     "StitchedAMPTrainer",
     "StitchedTrainer",
     "StrictCheckpointer",
+    "SweepSettings",
     "TensorBoardFile",
+    "TrainSettings",
     "WriteMetrics",
     "alone_in",
     "apply_linear_scaling",
+    "as_config",
     "build_sampler",
     "build_schedule",
     "build_trainer",
@@ -62,6 +76,7 @@ __all__ = [
     "mean_gflops",
     "passing_on_to_children",
     "preflight",
+    "prepare_run",
     "rehearse",
     "rehearse_training",
     "run_folder",

@@ -1,12 +1,13 @@
-"""LazyConfig files and overrides, with mistakes found before anything is built.
+"""Config files: loaded with overrides, saved, and read without running what they name.
 
-``LazyConfig.apply_overrides`` creates a key that does not exist, so a misspelt override would
-change nothing and be noticed after the training, if ever.
+``LazyConfig.apply_overrides`` creates a key that does not exist. A misspelt override would change
+nothing, and nobody would notice before the end of the training. Here it is an error.
 """
 
 import contextlib
 import copy
 import difflib
+import io
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,11 @@ from glob import glob
 
 import yaml
 from detectron2.config import LazyConfig
+from detectron2.utils.file_io import PathManager
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from iopath.common.file_io import PathHandler
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from snnet_vitdet.building import parameters_of
@@ -24,36 +27,24 @@ from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.files import write_atomically
 
 from .checkpoint import last_checkpoint
-from .masks import settle_masks
-from .memory_files import files_in_memory
-from .settings import check_like, check_settings
-from .yaml_files import read_yaml
+from .run_data import settle_masks
+from .setting_checks import check_like, check_settings
+from .settings import DEFAULTS, Config, add_defaults
 
-__all__ = ["EARLIER_GROUPING", "LATER_KEYS", "config_files", "load_config", "save_config"]
+__all__ = [
+    "EARLIER_VALUES",
+    "config_files",
+    "load_config",
+    "parse_yaml",
+    "read_yaml",
+    "save_config",
+]
 
 logger = logging.getLogger(__name__)
 
-LATER_KEYS = {
-    "data.masks": True,
-    "train.amp.precision": "auto",
-    "train.reference_batch_size": None,
-    "train.clip_grad_norm": None,
-    "train.tf32": False,
-    "train.ema_decay": 0.0,
-    "train.ends.period": 0,
-    "train.ends.first": 0,
-    "train.ends.stitches": "S,L",
-    "train.distillation.weight": 0.0,
-    "train.distillation.rpn_weight": 0.0,
-    "train.distillation.every": 1,
-    "sweep.mode": "one_pass",
-    "sweep.subset": 0,
-    "sweep.precision": "float32",
-    "sweep.averaged": True,
-    "sweep.overwrite": False,
-}
-"""Keys that a config.yaml saved by an earlier version has not, with the values of
-configs/common/train.py; what it trained had masks."""
+_EARLIER_GROUPING = "round"
+EARLIER_VALUES = {**DEFAULTS, "sampler.grouping": _EARLIER_GROUPING}
+"""What it means that a saved config does not have a key."""
 REMOVED_KEYS = ("model.backbone.net.exit_rank", "model.backbone.net.exit_norm")
 """Keys of earlier versions whose feature was removed; it was off at null."""
 REMOVED_PARTS = {
@@ -61,12 +52,16 @@ REMOVED_PARTS = {
     "model.roi_heads.box_head._target_": "snnet_vitdet.modeling.ExitAdapterBoxHead",
 }
 """Parts of earlier versions that were removed."""
-EARLIER_GROUPING = "round"
-"""How an earlier version grouped the stitches it drew, without a key (``sampler.grouping``)."""
+
+# The config of the paper has 10,000 bytes and 400 values.
+_MOST_BYTES = 1_000_000
+_MOST_VALUES = 100_000
 
 
-def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
+def load_config(config_file: str, overrides: Sequence[str] = ()) -> Config:
     """Loads a config file and applies ``key=value`` overrides.
+
+    Settings of :mod:`.settings` that the file lacks have their defaults.
 
     Args:
         config_file: A LazyConfig ``.py`` file, or a ``.yaml`` that a run saved.
@@ -75,21 +70,19 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
 
     Raises:
         InputError: If the file or a key does not exist, or an override cannot be parsed; for a key,
-            says which there are. If a setting is none of those that it may be (:mod:`.settings`),
-            or an override of another type than what it takes the place of.
+            names those that exist. If a setting has a value that is not allowed, or an override
+            another type than the value that it replaces.
     """
     if not config_file:
         raise InputError("no config file is given: add --config-file configs/…")
     if not os.path.isfile(config_file):
-        # What is in common/ is no config of its own.
+        # The files in common/ are parts of configs.
         there = sorted(set(glob("configs/*/*.py")) - set(glob("configs/common/*.py")))
         near = difflib.get_close_matches(config_file, there, n=3, cutoff=0.5) or there
         hint = f"; there are {', '.join(near)}" if near else ""
         raise InputError(f"config file {config_file} does not exist{hint}")
     config = _loaded(config_file)
-    for key, value in LATER_KEYS.items():
-        if key.partition(".")[0] in config and OmegaConf.select(config, key) is None:
-            OmegaConf.update(config, key, value, force_add=True)
+    add_defaults(config)
     _drop_removed(config)
     _name_grouping(config, config_file)
     _follow_folder(config, config_file)
@@ -101,23 +94,18 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
         raise InputError(
             f"overrides {list(overrides)} cannot be applied: {first_line(error)}"
         ) from error
-    # A group that is set to null is off, as it is where a config lacks it.
-    groups = ("train.ends", "train.distillation")
-    null = tuple(f"{g}." for g in groups if OmegaConf.select(config, g, default="") is None)
-    for key, value in LATER_KEYS.items():
-        if key.startswith(null):
-            OmegaConf.update(config, key, value, force_add=True)
+    add_defaults(config)  # a group that an override has set to null is off
     for key in keys:
         check_like(key, before, config)
     check_settings(config)
-    # An annotation file that cannot be read is told of where the data are checked.
+    # A broken annotation file is reported where the data are checked.
     with contextlib.suppress(InputError):
         settle_masks(config)
     return config
 
 
-def save_config(config: DictConfig, path: str) -> None:
-    """Writes a config as detectron2's ``LazyConfig.save`` does, as a whole or not at all.
+def save_config(config: Config, path: str) -> None:
+    """Writes a config as detectron2's ``LazyConfig.save`` does, completely or not at all.
 
     Raises:
         InputError: If it cannot be written.
@@ -126,38 +114,56 @@ def save_config(config: DictConfig, path: str) -> None:
         write_atomically(f"{path}{name}", content)
 
 
-def config_files(config: DictConfig) -> dict[str, bytes]:
-    """What is saved of a config, by what is added to the name of its file.
+def config_files(config: Config) -> dict[str, bytes]:
+    """Returns the files that a config is saved in, by what is added to the path.
 
-    Besides the readable one, which has the key ``""``, there is a pickled one where something is in
-    the config that YAML cannot hold.
+    The key ``""`` is the readable YAML file. A pickled file comes with it if the config has
+    something that YAML cannot hold.
 
     Raises:
-        InputError: If it can be saved in no way.
+        InputError: If the config can be saved in neither form.
     """
-    # In memory: where it cannot write, detectron2 says nothing and leaves half of a file.
-    with files_in_memory() as (folder, files):
-        LazyConfig.save(config, f"{folder}config")
-    if not files:
+    # In memory: if detectron2 cannot write, it leaves half of a file and raises nothing.
+    _MEMORY.files = {}
+    LazyConfig.save(config, _MEMORY.prefix)
+    if not _MEMORY.files:
         raise InputError(
             "the config cannot be saved, neither as YAML nor pickled: give it functions and "
             "classes of a module, and plain values"
         )
-    return {name.removeprefix("config"): content for name, content in files.items()}
+    return {name: file.getvalue() for name, file in _MEMORY.files.items()}
 
 
-def _loaded(config_file: str) -> DictConfig:
+class _Memory(PathHandler):
+    """Keeps the files that detectron2 writes below a prefix."""
+
+    prefix = "snnet-memory://"
+    files: dict[str, io.BytesIO]
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [self.prefix]
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **_: object) -> io.IOBase:
+        file = self.files[path.removeprefix(self.prefix)] = io.BytesIO()
+        file.close = lambda: None
+        return file if "b" in mode else io.TextIOWrapper(file, encoding="utf-8", write_through=True)
+
+
+_MEMORY = _Memory()
+PathManager.register_handler(_MEMORY)
+
+
+def _loaded(config_file: str) -> Config:
     if config_file.endswith(".py"):
         return LazyConfig.load(config_file)
-    # Everybody expects it of a .py file, and nobody of a .yaml. Said before it happens.
+    # Everybody knows it of a .py file, and few of a .yaml. The warning comes before it happens.
     logger.warning(
         "%s can run code: a config may name any function. If it is not your own, use an exported "
         "file instead (--exported of predict and demo), which runs nothing.",
         config_file,
     )
     try:
-        # Nothing in it may hang or fill the memory.
-        read_yaml(config_file)
+        read_yaml(config_file)  # refuses what would hang or fill the memory
         config = LazyConfig.load(config_file)
         if missing := sorted({"data", "dataloader", "model", "train"} - set(config)):
             raise ValueError(f"it has no {', '.join(missing)}")
@@ -172,7 +178,7 @@ def _loaded(config_file: str) -> DictConfig:
     return config
 
 
-def _drop_removed(config: DictConfig) -> None:
+def _drop_removed(config: Config) -> None:
     """Drops keys of removed features, where the features are off.
 
     Raises:
@@ -193,8 +199,8 @@ def _drop_removed(config: DictConfig) -> None:
             node.pop(name, None)
 
 
-def _name_grouping(config: DictConfig, config_file: str) -> None:
-    """Writes down how stitches are grouped, where a config leaves it to the default.
+def _name_grouping(config: Config, config_file: str) -> None:
+    """Sets how stitches are grouped, if a config leaves it to the default.
 
     The default has changed: a training that was saved without the key would be resumed with other
     stitches.
@@ -203,14 +209,14 @@ def _name_grouping(config: DictConfig, config_file: str) -> None:
     target = sampler.get("_target_", "")
     name = target if isinstance(target, str) else target.__name__
     if name.endswith("ResourceConstrainedSampler") and "grouping" not in sampler:
-        sampler.grouping = "gap" if config_file.endswith(".py") else EARLIER_GROUPING
+        sampler.grouping = "gap" if config_file.endswith(".py") else _EARLIER_GROUPING
 
 
-def _follow_folder(config: DictConfig, config_file: str) -> None:
-    """A training's own config.yaml means the folder it lies in, wherever that has been moved to.
+def _follow_folder(config: Config, config_file: str) -> None:
+    """Makes the config.yaml of a training mean the folder it is in, which may have been moved.
 
-    Saved is the folder's path as seen from where the training was started, and the checkpoint that
-    it was started from: what is scored, resumed and predicted with is what it has trained since.
+    Saved in it are the folder's path as seen from where the training was started, and the
+    checkpoint that it started from. What is swept, resumed or predicted with is what it trained.
     """
     folder, name = os.path.split(config_file)
     if name == "config.yaml" and last_checkpoint(folder):
@@ -218,7 +224,7 @@ def _follow_folder(config: DictConfig, config_file: str) -> None:
         config.train.init_checkpoint = ""
 
 
-def _checked_key(config: DictConfig, override: str) -> str:
+def _checked_key(config: Config, override: str) -> str:
     """The key of an override that can be applied."""
     if override.startswith("-"):
         raise InputError(f"option {override!r} comes after an override: options go before them")
@@ -245,9 +251,8 @@ def _checked_key(config: DictConfig, override: str) -> str:
             raise _unknown(override, part, path, node)
         node = node[int(part)] if isinstance(node, list) else node[part]
         path = f"{path}.{part}" if path else part
-    if last == "_target_" and isinstance(node, Mapping) and last in node:
-        return parsed.key_or_group
-    if last not in _keys(node) and last not in parameters_of(node):
+    is_target = last == "_target_" and isinstance(node, Mapping) and last in node
+    if not is_target and last not in _keys(node) and last not in parameters_of(node):
         raise _unknown(override, last, path, node)
     return parsed.key_or_group
 
@@ -268,3 +273,59 @@ def _unknown(override: str, key: str, path: str, node: object) -> InputError:
     near = difflib.get_close_matches(key, known, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return InputError(f"override {override!r}: {where} has no key {key!r}{hint}; it has {known}")
+
+
+def read_yaml(path: str) -> Mapping[str, object]:
+    """Reads the settings in a YAML file as plain values. Nothing in it is called or can grow.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is not a YAML file of settings, or too large.
+    """
+    if (size := os.path.getsize(path)) > _MOST_BYTES:
+        raise ValueError(f"it has {size} bytes, of which {_MOST_BYTES} are read")
+    with open(path, "rb") as file:
+        return parse_yaml(file.read())
+
+
+def parse_yaml(text: bytes) -> Mapping[str, object]:
+    """Parses the settings in a YAML text, see :func:`read_yaml`.
+
+    Raises:
+        ValueError: If it is not a YAML text of settings, or too large with aliases written out.
+    """
+    try:
+        content = yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        # All but the first are raised for scalars that are not what their tags say.
+        raise ValueError(str(error) or type(error).__name__) from error
+    if not isinstance(content, Mapping):
+        raise ValueError("it holds no settings")
+    # Aliases of aliases can stand for billions of values, or for themselves.
+    left, nodes = _MOST_VALUES, [content]
+    while nodes:
+        node = nodes.pop()
+        left -= 1
+        if left < 0:
+            raise ValueError(f"it has more than {_MOST_VALUES} values, with aliases written out")
+        if isinstance(node, Mapping):
+            nodes.extend(node.values())
+        elif isinstance(node, (list, tuple, set)):
+            nodes.extend(node)
+    return content
+
+
+class _Loader(yaml.SafeLoader):
+    """Calls nothing that a file names, unlike detectron2's loading of a config."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merges nothing: merges of merges can be billions, and no saved config has one."""
+
+
+def _as_text(loader: yaml.Loader, suffix: str, node: yaml.Node) -> str:
+    return yaml.serialize(node)
+
+
+_Loader.add_multi_constructor("tag:yaml.org,2002:python/", _as_text)

@@ -16,10 +16,10 @@ from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import JoinedRCNN, is_joined
 from snnet_vitdet.modeling.cost import build_on_meta
 from snnet_vitdet.stitching import ANCHOR_NAMES, LARGE, SMALL
-from snnet_vitdet.values import written
+from snnet_vitdet.validators import written
 
 from .checkpoint import ClassNames, StrictCheckpointer
-from .yaml_files import read_yaml
+from .config import read_yaml
 
 __all__ = ["check_detectors", "load_detectors"]
 

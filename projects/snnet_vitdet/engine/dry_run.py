@@ -1,58 +1,51 @@
-"""Parts of a run that are not ours, tried on one made image: mappers, loaders, heads, scores.
+"""Dry runs of detectron2's parts on one synthetic image: mappers, loaders, heads and evaluators.
 
-Whether they can work with what a config gives them shows when they do, not when they are built. On
-the CPU, in the time of one iteration; the ViTs, which are large and our own, do not take part.
+Whether they can work with a config shows when they run, not when they are built. This runs on the
+CPU and takes the time of one iteration. The ViTs are left out: they are large and check themselves.
 """
 
 import contextlib
 import copy
 import io
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, MutableMapping
 
 import numpy as np
 import torch
 from detectron2.config import LazyCall
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
-from detectron2.structures import Boxes, BoxMode, ImageList, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
 from snnet_vitdet.building import build, check_call, located, told_as
-from snnet_vitdet.data import CheckedMapper, dataset_name
+from snnet_vitdet.data import CheckedMapper, coco_dicts, dataset_name
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.files import temporary_folder
 from snnet_vitdet.modeling import PerExit
 
 from .rehearsal import synthetic_batch
+from .settings import Config
 
 __all__ = ["try_evaluator", "try_heads", "try_loader"]
 
-_IMAGE, _ANNOTATIONS = "sample.png", "sample.json"
 # As large as a photograph: augmentations may cut a piece out of it.
 _HEIGHT, _WIDTH = 480, 640
 _BOX = [80, 80, 320, 240]
-_OBJECT = {
-    "bbox": _BOX,
-    "segmentation": [[80, 80, 400, 80, 400, 320, 80, 320]],
-    "area": 76800,
-    "iscrowd": 0,
-}
 # Augmentations are random.
 _TRIES = 4
-# Heads of more numbers than this take longer than a dry run may, and more memory.
+# Larger heads take too long and too much memory for a dry run.
 _MOST_WEIGHTS = 2**28
 
 
-def try_loader(key: str, node: DictConfig) -> None:
+def try_loader(key: str, node: MutableMapping) -> None:
     """Builds a mapper and a loader of a config, and loads a batch with them.
 
-    A mapper of one's own may want more than is there: it is built and not run.
+    A mapper of the user's own may need more than the sample has: it is built and not run.
 
     Args:
         key: The loader's name in the config.
@@ -61,29 +54,36 @@ def try_loader(key: str, node: DictConfig) -> None:
     Raises:
         InputError: If anything goes wrong.
     """
-    with _sample() as folder:
+    with _sample() as (json_file, folder):
         if "mapper" in node:
-            mapper = build(f"{key}.mapper", node.mapper)
+            mapper = build(f"{key}.mapper", node["mapper"])
             if type(mapper) not in (CheckedMapper, DatasetMapper):
                 return
             with told_as(f"{key}.mapper cannot map an image with its config"):
                 for _ in range(_TRIES):
-                    mapper(_records(folder)[0])
+                    mapper(coco_dicts(json_file, folder, filter_empty=False)[0])
         if "dataset" not in node:
             return
-        check_call(f"{key}.dataset", node.dataset)
+        check_call(f"{key}.dataset", node["dataset"])
         node = copy.deepcopy(node)
-        node.dataset, node.mapper = LazyCall(_records)(folder=folder), LazyCall(_no_mapper)()
+        node["dataset"] = LazyCall(coco_dicts)(
+            json_file=json_file, image_root=folder, filter_empty=False
+        )
+        node["mapper"] = _unchanged
         if "num_workers" in node:
-            node.num_workers = 0
+            node["num_workers"] = 0
         if "total_batch_size" in node:
-            node.total_batch_size = comm.get_world_size()
+            node["total_batch_size"] = comm.get_world_size()
         loader = build(key, node)
         with told_as(f"{key} gives no batch with its config"):
             next(iter(loader), None)
 
 
-def try_heads(config: DictConfig, model: nn.Module, training: bool) -> None:
+def _unchanged(record: dict) -> dict:
+    return record
+
+
+def try_heads(config: Config, model: nn.Module, training: bool) -> None:
     """Builds region proposal network and heads of a config, and runs them on random features.
 
     Args:
@@ -150,10 +150,10 @@ def _try_pair(
                 heads(images, features, proposals)
 
 
-def try_evaluator(node: DictConfig) -> None:
-    """Builds the evaluator of a config, and scores an object that is found exactly.
+def try_evaluator(node: MutableMapping) -> None:
+    """Builds the evaluator of a config, and scores a perfect detection.
 
-    One that is no COCOEvaluator may want more than is there: it is not built.
+    Only a COCOEvaluator is built: others may need more than the sample has.
 
     Args:
         node: ``dataloader.evaluator``; not changed.
@@ -162,9 +162,8 @@ def try_evaluator(node: DictConfig) -> None:
         InputError: If anything goes wrong.
     """
     key, node = "dataloader.evaluator", copy.deepcopy(node)
-    target = node.get("_target_")
     with told_as(f"{key} cannot be built from its config"):
-        target = located(target)
+        target = located(node.get("_target_"))
         if not callable(target):
             raise TypeError(f"{target} is nothing that can be called")
     if not isinstance(target, type) or not issubclass(target, COCOEvaluator):
@@ -177,13 +176,12 @@ def try_evaluator(node: DictConfig) -> None:
             f"{key}.dataset_name={data} is no data set that detectron2 knows: leave it out, to "
             "evaluate on data.test_json"
         )
-    with _sample() as folder, contextlib.redirect_stdout(io.StringIO()):
-        name = dataset_name(os.path.join(folder, _ANNOTATIONS), folder)
-        node.dataset_name = name
-        # Of several processes, this one is the first to start: it must not wait for others.
-        node.distributed = False
+    with _sample() as (json_file, folder), contextlib.redirect_stdout(io.StringIO()):
+        name = node["dataset_name"] = dataset_name(json_file, folder)
+        # This process runs before the others of a training: it must not wait for them.
+        node["distributed"] = False
         if node.get("output_dir"):
-            node.output_dir = folder
+            node["output_dir"] = folder
         try:
             evaluator = build(key, node)
             with told_as(f"{key} cannot score with its config"):
@@ -207,33 +205,19 @@ def _found() -> Instances:
 
 
 @contextlib.contextmanager
-def _sample() -> Iterator[str]:
-    """A folder with one image and its annotations."""
+def _sample() -> Iterator[tuple[str, str]]:
+    """The annotation file of one image with one object, and their folder."""
+    x, y, width, height = _BOX
+    outline = [x, y, x + width, y, x + width, y + height, x, y + height]
+    found = {"bbox": _BOX, "segmentation": [outline], "area": width * height, "iscrowd": 0}
+    content = {
+        "images": [{"id": 1, "file_name": "sample.png", "height": _HEIGHT, "width": _WIDTH}],
+        "categories": [{"id": 1, "name": "object"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, **found}],
+    }
     with temporary_folder("snnet_vitdet_") as folder:
         pixels = np.linspace(0, 255, _HEIGHT * _WIDTH * 3, dtype=np.uint8)
-        Image.fromarray(pixels.reshape(_HEIGHT, _WIDTH, 3)).save(os.path.join(folder, _IMAGE))
-        size = {"height": _HEIGHT, "width": _WIDTH}
-        content = {
-            "images": [{"id": 1, "file_name": _IMAGE, **size}],
-            "categories": [{"id": 1, "name": "object"}],
-            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, **_OBJECT}],
-        }
-        with open(os.path.join(folder, _ANNOTATIONS), "w", encoding="utf-8") as file:
+        Image.fromarray(pixels.reshape(_HEIGHT, _WIDTH, 3)).save(f"{folder}/sample.png")
+        with open(f"{folder}/sample.json", "w", encoding="utf-8") as file:
             json.dump(content, file)
-        yield folder
-
-
-def _records(folder: str) -> list[dict]:
-    """The sample as detectron2's dataset dicts."""
-    annotation = {**_OBJECT, "category_id": 0, "bbox_mode": BoxMode.XYWH_ABS}
-    path = os.path.join(folder, _IMAGE)
-    size = {"height": _HEIGHT, "width": _WIDTH}
-    return [{"file_name": path, "image_id": 1, "annotations": [annotation], **size}]
-
-
-def _no_mapper() -> Callable[[dict], dict]:
-    return _as_it_is
-
-
-def _as_it_is(record: dict) -> dict:
-    return record
+        yield f"{folder}/sample.json", folder

@@ -1,7 +1,6 @@
-"""What can be known to be wrong before a training or a sweep starts, found in seconds.
+"""Checks of a run before it starts: a mistake ends in one sentence, in seconds.
 
-Runs once, in the process the user started, before any other process, GPU or data worker: a mistake
-ends in one sentence instead of a traceback from the middle of several processes.
+They run once, in the process that the user started, before any other process, GPU or data worker.
 """
 
 import copy
@@ -9,17 +8,15 @@ import glob
 import inspect
 import logging
 import os
-from collections.abc import Iterator, Mapping
 
 import torch
 from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.evaluation import COCOEvaluator
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from snnet_vitdet.building import build, located
-from snnet_vitdet.data import check_coco_json, check_same_categories, num_categories
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.one_pass import supports_one_pass
 from snnet_vitdet.files import read_json
@@ -27,55 +24,56 @@ from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, is_joined, s
 from snnet_vitdet.modeling.cost import build_on_meta
 from snnet_vitdet.modeling.weights import check_weights
 from snnet_vitdet.stitching import select_stitches
-from snnet_vitdet.values import check, whole, written
+from snnet_vitdet.validators import check, whole, written
 
 from .checkpoint import checkpoint_to_evaluate, last_checkpoint
-from .data_nodes import check_data_nodes
 from .detectors import check_detectors
 from .distillation import check_distillation
 from .dry_run import try_evaluator, try_heads, try_loader
 from .initialise import anchors_of
-from .masks import BOXES_ALONE, settle_masks
 from .resuming import check_resumed_settings
+from .run_data import check_data, check_data_nodes, settle_masks
 from .samplers import build_sampler
 from .schedule import check_schedule
-from .settings import HIGHEST_SEED, check_settings, needed
+from .setting_checks import check_present, check_settings, flat
+from .settings import HIGHEST_SEED, LEFT_TO_USER, Config, TrainSettings
 
-__all__ = ["preflight"]
+__all__ = ["preflight", "prepare_run"]
 
 logger = logging.getLogger(__name__)
 
-# Arguments of what else a config gives to detectron2 and torch as it is.
+# Groups of a config that are arguments of detectron2 and torch.
 _ARGUMENTS = {
     "train.ddp": {*inspect.signature(DistributedDataParallel).parameters, "fp16_compression"},
     "train.checkpointer": set(inspect.signature(PeriodicCheckpointer).parameters),
 }
 
 
-def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_processes: int) -> None:
-    """Prepares generated data, resolves ``train.device`` and checks everything a run depends on.
+def preflight(config: Config, *, evaluation: bool, resume: bool, num_processes: int) -> None:
+    """Checks everything that a run depends on, and changes nothing but to make its output folder.
 
-    What needs no data is checked before any are made or read.
+    What needs no data is checked first. Data that ``data.prepare`` is to make are checked by
+    :func:`prepare_run`, which comes next.
 
     Args:
-        config: The whole config, overrides applied; ``train.device=auto`` is replaced.
+        config: The whole config, overrides applied.
         evaluation: Whether the run only evaluates.
         resume: Whether the run continues another one.
         num_processes: Number of training processes in all.
 
     Raises:
-        InputError: For the first thing that is wrong.
+        InputError: For the first mistake.
     """
-    check_settings(config, required=needed(training=not evaluation))
+    check_settings(config)
+    check_present(config, training=not evaluation)
     check("train.seed", config.train.seed, whole(0, HIGHEST_SEED - num_processes + 1))
-    _resolve_device(config)
-    missing = sorted(_missing_keys(OmegaConf.to_container(config, resolve=False)))
-    if missing:
+    _check_device(config.train.device)
+    # OmegaConf.missing_keys fails at interpolations to them.
+    settings = flat(OmegaConf.to_container(config, resolve=False))
+    if missing := sorted(key for key, value in settings if value == LEFT_TO_USER):
         example = " ".join(f"{key}=…" for key in missing)
         raise InputError(f"the config leaves these keys to you: {missing}; add {example}")
-    # A sweep at initialisation starts as a training does.
-    starts = config.sweep.at_initialisation if evaluation else not resume
-    training = starts or not evaluation
+    starts, training = _starts(config, evaluation, resume), _trains(config, evaluation)
     if evaluation and starts and config.train.init_checkpoint:
         raise InputError(
             "sweep.at_initialisation=True sweeps without a checkpoint: leave out "
@@ -101,73 +99,78 @@ def preflight(config: DictConfig, *, evaluation: bool, resume: bool, num_process
             check_resumed_settings(config)
     elif not resume and not config.sweep.overwrite:
         _check_sweep_dir(config.train.output_dir)
-    initialises = starts and not config.train.init_checkpoint
-    made_later = bool(config.data.get("prepare")) and not os.path.isfile(config.data.test_json)
-    if initialises:
-        check_detectors(config, data_there=not made_later)
+    if starts and not config.train.init_checkpoint:
+        check_detectors(config, data_there=not _are_made_later(config))
         anchors = anchors_of(model)
         for name, source in config.init.weights.items():
             if source and name in anchors:
                 check_weights(anchors[name], source)
-    if config.data.get("prepare") is not None:
-        build("data.prepare", config.data.prepare)
-    # Known to load_config where the data were there already.
-    settle_masks(config)
-    num_classes = _check_data(config.data, training)
-    if initialises and made_later:
-        check_detectors(config, data_there=True)
-    own = config.model.roi_heads.num_classes
-    own = build("model.roi_heads.num_classes", own) if OmegaConf.is_dict(own) else own
-    if own != num_classes:
-        raise InputError(
-            f"model.roi_heads.num_classes is {own}, but the data has {num_classes} categories: "
-            "set it to that"
-        )
-    if config.data.masks and not model.roi_heads.mask_on:
-        raise InputError(
-            "data.masks=True, but the model of this config has no mask head, which it was saved "
-            "without: set data.masks=false, or give the .py file that it was made from"
-        )
-    if not config.data.masks:
-        logger.warning(BOXES_ALONE)
+    if config.data.get("prepare") is None:
+        config = copy.deepcopy(config)
+        settle_masks(config)
+        check_data(config, training=training)
 
 
-def _missing_keys(node: object, path: str = "") -> Iterator[str]:
-    """Keys that are still ``???``; OmegaConf's own function fails at interpolations to them."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _missing_keys(value, f"{path}.{key}" if path else str(key))
-    elif node == "???":
-        yield path
+def prepare_run(config: Config, *, evaluation: bool, resume: bool) -> None:
+    """Sets what a checked config leaves open: makes generated data, settles device and masks.
 
+    Args:
+        config: The whole config after :func:`preflight`, changed in place.
+        evaluation: As for :func:`preflight`.
+        resume: As for :func:`preflight`.
 
-def _resolve_device(config: DictConfig) -> None:
-    available = torch.cuda.is_available()
+    Raises:
+        InputError: If the data cannot be made, or are not usable.
+    """
     if config.train.device == "auto":
-        config.train.device = "cuda" if available else "cpu"
-    name = config.train.device
+        config.train.device = "cuda" if torch.cuda.is_available() else "cpu"
+    is_made, were_missing = config.data.get("prepare") is not None, _are_made_later(config)
+    if is_made:
+        build("data.prepare", config.data.prepare)
+    # load_config has done so if the data existed.
+    settle_masks(config)
+    if is_made:
+        check_data(config, training=_trains(config, evaluation))
+    initialises = _starts(config, evaluation, resume) and not config.train.init_checkpoint
+    if initialises and were_missing:
+        check_detectors(config, data_there=True)
+
+
+def _starts(config: Config, evaluation: bool, resume: bool) -> bool:
+    """Whether a run begins with the weights of ``init``; a sweep at initialisation does."""
+    return config.sweep.at_initialisation if evaluation else not resume
+
+
+def _trains(config: Config, evaluation: bool) -> bool:
+    """Whether a run needs training data."""
+    return not evaluation or config.sweep.at_initialisation
+
+
+def _are_made_later(config: Config) -> bool:
+    return bool(config.data.get("prepare")) and not os.path.isfile(config.data.test_json)
+
+
+def _check_device(name: str) -> None:
     try:
-        device = torch.device(name)
+        device = torch.device("cpu" if name == "auto" else name)
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"train.device={name} is no device to train on: set auto, cuda or cpu")
-    if device.type == "cuda" and not available:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and not count:
         raise InputError(
             f"train.device={name}, but torch {torch.__version__} sees no GPU: set "
             "train.device=cpu, or install a driver and a torch that fit the GPU"
         )
-    if device.index and device.type == "cuda" and device.index >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
         raise InputError(
             f"train.device={name}, but torch {torch.__version__} sees {count} GPU"
             f"{'s' if count > 1 else ''}: set train.device=cuda"
         )
 
 
-def _check_parts(
-    config: DictConfig, training: bool, evaluation: bool, num_processes: int
-) -> nn.Module:
+def _check_parts(config: Config, training: bool, evaluation: bool, num_processes: int) -> nn.Module:
     """Checks all that needs no data; returns the model on the meta device."""
     config = copy.deepcopy(config)
     if OmegaConf.is_dict(OmegaConf.select(config, "model.roi_heads.num_classes")):
@@ -187,7 +190,7 @@ def _check_parts(
     return model
 
 
-def _warn_of_cut_images(config: DictConfig, model: nn.Module) -> None:
+def _warn_of_cut_images(config: Config, model: nn.Module) -> None:
     side = config.data.image_size
     for patch in {anchor.patch_size for anchor in anchors_of(model).values()}:
         if rest := side % patch:
@@ -198,7 +201,7 @@ def _warn_of_cut_images(config: DictConfig, model: nn.Module) -> None:
             )
 
 
-def _check_training(config: DictConfig, model: nn.Module, num_processes: int) -> None:
+def _check_training(config: Config, model: nn.Module, num_processes: int) -> None:
     batch = config.dataloader.train.total_batch_size
     _check_batch(batch, num_processes, config.train.accumulation.steps)
     _check_freezing(config.train, model, num_processes)
@@ -209,23 +212,7 @@ def _check_training(config: DictConfig, model: nn.Module, num_processes: int) ->
             raise InputError(f"{group} has no setting {unknown[0]}; it has {sorted(known)}")
 
 
-def _check_data(data: DictConfig, training: bool) -> int:
-    """Checks the annotation files; returns the number of categories."""
-    if not data.check:
-        return num_categories(data.test_json)
-    test = check_coco_json(data.test_json, data.test_images, for_evaluation=True, masks=data.masks)
-    logger.info("Test data: %s", test)
-    if not training:
-        return len(test.categories)
-    train = check_coco_json(
-        data.train_json, data.train_images, for_evaluation=False, masks=data.masks
-    )
-    logger.info("Training data: %s", train)
-    check_same_categories(train, test)
-    return len(train.categories)
-
-
-def _check_stitches(config: DictConfig, model: nn.Module, training: bool) -> None:
+def _check_stitches(config: Config, model: nn.Module, training: bool) -> None:
     backbone = find_stitched_vit(model)
     if backbone is None:
         if training and (config.train.ends.period or config.train.ends.first):
@@ -250,7 +237,7 @@ def _check_stitches(config: DictConfig, model: nn.Module, training: bool) -> Non
         build_sampler(config, costs)
 
 
-def _check_sweep(config: DictConfig, model: nn.Module) -> None:
+def _check_sweep(config: Config, model: nn.Module) -> None:
     if find_stitched_vit(model) is None or config.sweep.mode == "separate":
         if config.sweep.subset:
             raise InputError(
@@ -284,7 +271,7 @@ def _check_batch(batch: int, num_processes: int, steps: int) -> None:
         )
 
 
-def _check_freezing(train: DictConfig, model: nn.Module, num_processes: int) -> None:
+def _check_freezing(train: TrainSettings, model: nn.Module, num_processes: int) -> None:
     if not train.freeze_anchors:
         return
     if not anchors_of(model):

@@ -13,8 +13,7 @@ from snnet_vitdet.files import write_atomically
 from snnet_vitdet.text import listed, shown
 
 from .checkpoint import last_checkpoint
-from .config import EARLIER_GROUPING, LATER_KEYS, config_files, save_config
-from .yaml_files import parse_yaml, read_yaml
+from .config import EARLIER_VALUES, config_files, parse_yaml, read_yaml, save_config
 
 __all__ = ["check_resumed_optimizer", "check_resumed_settings", "save_resumed_config"]
 
@@ -169,10 +168,9 @@ def _changes(folder: str, config: DictConfig) -> list[tuple[str, object, object]
     path = os.path.join(folder, "config.yaml")
     if not os.path.isfile(path):
         return []
-    lacking = LATER_KEYS | {"sampler.grouping": EARLIER_GROUPING}
-    before = lacking | dict(_flat(_read(path)))
+    before = EARLIER_VALUES | dict(_flat(_read(path)))
     # As it is read when it has been written.
-    now = lacking | dict(_flat(parse_yaml(config_files(config).get("", b"{}"))))
+    now = EARLIER_VALUES | dict(_flat(parse_yaml(config_files(config).get("", b"{}"))))
     return [
         (key, before.get(key, _ABSENT), now.get(key, _ABSENT))
         for key in sorted(before.keys() | now.keys())

@@ -13,9 +13,9 @@ from torch import nn
 
 from snnet_vitdet.building import build, told_as
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.values import check, number
+from snnet_vitdet.validators import check, number
 
-from .settings import SETTINGS
+from .setting_checks import SETTINGS
 
 __all__ = [
     "apply_linear_scaling",

@@ -1,316 +1,322 @@
-"""What settings may be, most of them our own: checked before anything is read.
+"""The settings of this project: their types, defaults, ranges and meanings.
 
-What the parts of detectron2 and torch take is theirs to say: :mod:`.dry_run` builds and tries them.
+``data``, ``init``, ``sweep`` and ``train`` of a config have the fields of the dataclasses below. A
+config file begins with ``as_config(TrainSettings())`` and changes what differs; what it lacks has
+its default. The other parts of a config are arguments of detectron2's and torch's objects.
 """
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
-from typing import get_args
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from snnet_vitdet.building import parameters_of
-from snnet_vitdet.errors import InputError, first_line
-from snnet_vitdet.values import (
+from snnet_vitdet.validators import (
     FLAG,
     PATH,
     STITCHES,
     TEXT,
-    Kind,
+    Validator,
     check,
-    is_number,
     number,
-    numbers,
     one_of,
     or_null,
     whole,
-    written,
 )
 
 __all__ = [
-    "ACCUMULATION_STITCHES",
+    "DEFAULTS",
+    "GROUPS",
     "HIGHEST_SEED",
-    "SCOPES",
-    "SETTINGS",
-    "check_like",
-    "check_settings",
-    "needed",
+    "LEFT_TO_USER",
+    "OWN_VALIDATORS",
+    "SEED",
+    "SIDE",
+    "Config",
+    "DataSettings",
+    "InitSettings",
+    "Settings",
+    "SweepSettings",
+    "TrainSettings",
+    "add_defaults",
+    "as_config",
+    "settings_of",
 ]
 
-SCOPES = ("shared", "process")
-ACCUMULATION_STITCHES = ("own", "same")
 HIGHEST_SEED = 2**32 - 1
-"""numpy takes no higher one."""
-_SEED = whole(0, HIGHEST_SEED)
-# Below, there is hardly a patch; above, no memory holds the attention of so many.
-_SIDE = whole(32, 16384)
-# More processes than any machine has cores.
-_WORKERS = whole(0, 1024)
+"""The highest seed that numpy takes."""
+SEED = whole(0, HIGHEST_SEED)
+SIDE = whole(32, 16384)
+"""Sides of images: below there is hardly a patch, and no memory holds the attention of more."""
+LEFT_TO_USER = "???"
+"""OmegaConf's mark of a value that the user must give."""
 
-SETTINGS = {
-    "data.train_json": PATH,
-    "data.train_images": PATH,
-    "data.test_json": PATH,
-    "data.test_images": PATH,
-    "data.image_size": _SIDE,
-    "data.check": FLAG,
-    "data.masks": one_of("auto", True, False),
-    "data.prepare.root": PATH,
-    "data.prepare.num_train": whole(1, 10**6),
-    "data.prepare.num_test": whole(1, 10**6),
-    "data.prepare.image_size": _SIDE,
-    "data.prepare.seed": _SEED,
-    "dataloader.train.total_batch_size": whole(1),
-    "dataloader.train.num_workers": _WORKERS,
-    "dataloader.train.seed": _SEED,
-    "dataloader.test.num_workers": _WORKERS,
-    "dataloader.test.batch_size": whole(1),
-    "dataloader.*.dataset.json_file": PATH,
-    "dataloader.*.dataset.image_root": PATH,
-    "dataloader.*.dataset.filter_empty": FLAG,
-    "dataloader.train.mapper.is_train": one_of(True),
-    "dataloader.test.mapper.is_train": one_of(False),
-    "dataloader.*.mapper.use_instance_mask": FLAG,
-    "dataloader.*.mapper.instance_mask_format": one_of("polygon", "bitmask"),
-    "dataloader.*.mapper.recompute_boxes": FLAG,
-    "dataloader.*.mapper.image_format": one_of("RGB", "BGR", "YUV-BT.601"),
-    "dataloader.evaluator.dataset_name.json_file": PATH,
-    "dataloader.evaluator.dataset_name.image_root": PATH,
-    "init.weights.*": or_null(TEXT),
-    "init.detectors.*": or_null(TEXT),
-    "init.stitching_layers": one_of("least_squares", "random"),
-    "init.num_images": whole(1),
-    # detectron2 would take any number, and train or find nothing.
-    "model.proposal_generator.batch_size_per_image": whole(1),
-    "model.proposal_generator.positive_fraction": number(0, 1),
-    "model.proposal_generator.nms_thresh": number(0, 1),
-    "model.roi_heads.batch_size_per_image": whole(1),
-    "model.roi_heads.positive_fraction": number(0, 1),
-    "model.roi_heads.*.test_score_thresh": number(0, 1),
-    "model.roi_heads.*.test_nms_thresh": number(0, 1),
-    "model.roi_heads.*.test_topk_per_image": whole(-1),
-    "model.pixel_mean": numbers(3, number()),
-    "model.input_format": one_of("RGB", "BGR"),
-    "model.pixel_std": numbers(3, number(above=0)),
-    "optimizer.lr": number(above=0),
-    "train.output_dir": PATH,
-    "train.init_checkpoint": or_null(TEXT),
-    "train.device": TEXT,
-    "train.seed": _SEED,
-    "train.max_iter": whole(0),
-    "train.eval_period": whole(0),
-    "train.log_period": whole(1),
-    "train.eval_stitches": STITCHES,
-    "train.checkpointer.period": whole(1),
-    "train.checkpointer.max_to_keep": or_null(whole(1)),
-    "train.amp.enabled": FLAG,
-    "train.amp.precision": one_of("auto", "float16", "bfloat16"),
-    "train.tf32": FLAG,
-    "train.clip_grad_norm": or_null(number(above=0)),
-    "train.ema_decay": number(0, below=1),
-    "train.ddp.broadcast_buffers": FLAG,
-    "train.ddp.find_unused_parameters": FLAG,
-    "train.ddp.fp16_compression": FLAG,
-    "train.stitch_scope": one_of(*SCOPES),
-    "train.accumulation.steps": whole(1),
-    "train.accumulation.stitch": one_of(*ACCUMULATION_STITCHES),
-    "train.reference_batch_size": or_null(whole(1)),
-    "train.freeze_anchors": whole(0),
-    "train.ends.period": whole(0),
-    "train.ends.first": whole(0),
-    "train.ends.stitches": STITCHES,
-    "train.distillation.weight": number(0),
-    "train.distillation.rpn_weight": number(0),
-    "train.distillation.every": whole(1),
-    "train.rehearsal": FLAG,
-    "sweep.stitch_ids": STITCHES,
-    "sweep.mode": one_of("one_pass", "separate"),
-    "sweep.subset": whole(0),
-    "sweep.precision": one_of("float32", "float16", "bfloat16"),
-    "sweep.averaged": FLAG,
-    "sweep.overwrite": FLAG,
-    "sweep.at_initialisation": FLAG,
-}
-"""What may be said of each of our own keys."""
-
-_GROUPS = (
-    *("data", "dataloader", "init", "lr_multiplier", "model", "optimizer", "sampler", "sweep"),
-    *("model.backbone", "model.backbone.net", "model.proposal_generator", "model.roi_heads"),
-    "optimizer.params",
-    *("train", "dataloader.train", "dataloader.test", "dataloader.evaluator", "init.weights"),
-    *("train.accumulation", "train.amp", "train.checkpointer", "train.ddp"),
-    *("train.distillation", "train.ends", "dataloader.train.mapper", "dataloader.test.mapper"),
-)
+FilePath = Annotated[str, PATH]
+Side = Annotated[int, SIDE]
+Stitches = Annotated[str | int | list, STITCHES]
+# Of each ViT, by its name.
+Sources = dict[str, str | None]
 
 
-# Of those that a run cannot do without.
-_NODES = (
-    "dataloader.test",
-    "dataloader.evaluator",
-    "model.backbone",
-    "model.roi_heads.num_classes",
-)
-_TRAINING_NODES = ("dataloader.train", "lr_multiplier", "optimizer", "init.weights")
-_START = ("train.output_dir", "train.init_checkpoint", "train.device", "train.seed")
-_OPTIONAL = ("train.checkpointer.max_to_keep", "train.ddp.", "init.weights.", "init.detectors.")
+def _setting(default: object, meaning: str, *, optional: bool = False, **limits: object) -> Any:
+    """A field with its default, its meaning in one line, and the limits of its number.
 
-_ABSENT = object()
-
-
-def needed(training: bool) -> tuple[str, ...]:
-    """Groups and settings that a config must have.
-
-    Args:
-        training: Whether it is for a training; a sweep takes what an earlier version saved, which
-            has fewer.
+    An optional setting is left out of a config, not null, where it is not set.
     """
-    sweep = tuple(key for key in SETTINGS if key.startswith("sweep."))
-    if not training:
-        return (*_NODES, *_START, *sweep)
-    own = (
-        key
-        for key in SETTINGS
-        if key.startswith(("train.", "init.")) and not key.startswith(_OPTIONAL)
+    metadata = {"meaning": meaning, "optional": optional, "limits": limits}
+    return field(default=default, metadata=metadata)
+
+
+class Settings:
+    """A group of settings, checked when it is made.
+
+    Attributes:
+        key: The name of the group in a config.
+    """
+
+    key: ClassVar[str]
+
+    def __init_subclass__(cls, key: str) -> None:
+        cls.key = key
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if validator := _validator(item):
+                check(f"{self.key}.{item.name}", value, validator)
+
+
+@dataclass
+class DataSettings(Settings, key="data"):
+    """Data in COCO format, by path."""
+
+    train_json: FilePath = _setting(LEFT_TO_USER, "COCO-format annotations of the training images")
+    train_images: FilePath = _setting(LEFT_TO_USER, "folder of the file names in `train_json`")
+    test_json: FilePath = _setting(
+        LEFT_TO_USER, "annotations of the test images, with the same classes"
     )
-    return (*_NODES, *_TRAINING_NODES, *own, *sweep)
+    test_images: FilePath = _setting(LEFT_TO_USER, "folder of the file names in `test_json`")
+    image_size: Side = _setting(1024, "side of the square that images are cropped or padded to")
+    masks: Literal["auto", True, False] = _setting(
+        True, "`false`: boxes alone; `auto`: [as the data allow](#data-without-masks)"
+    )
+    check: bool = _setting(True, "check annotation files and image paths before anything starts")
+    prepare: dict | None = _setting(None, "a call that makes the data first", optional=True)
 
 
-def check_settings(config: DictConfig, required: Iterable[str] = ()) -> None:
-    """Checks the groups of a config, and in them every setting that is there.
+@dataclass
+class InitSettings(Settings, key="init"):
+    """The weights that a training starts from."""
 
-    What is still left to the user (``???``) is not looked at.
+    weights: Sources | None = _setting(
+        None,
+        "by ViT (`small`, `large`, or `net` of a baseline): [what to load](#init)",
+        optional=True,
+    )
+    detectors: Sources | None = _setting(
+        None, "by ViT (`small`, `large`): the detectors to [join](#joined-detectors)", optional=True
+    )
+    stitching_layers: Literal["least_squares", "random"] = _setting(
+        "least_squares", "how the stitching layers start: fitted, or random"
+    )
+    num_images: int = _setting(100, "training images for the fit, over all processes", lowest=1)
 
-    Args:
-        config: The whole config.
-        required: What must be there.
 
-    Raises:
-        InputError: For the first setting that cannot be; names it.
+@dataclass
+class SweepSettings(Settings, key="sweep"):
+    """What ``--eval-only`` evaluates."""
+
+    stitch_ids: Stitches = _setting(
+        "all", "`all`, `anchors`, or ids, ranges, kinds and names: `'0-12,40,SFS,FS-3'`"
+    )
+    mode: Literal["one_pass", "separate"] = _setting(
+        "one_pass", "each image through all stitches in turn, or one stitch after another"
+    )
+    subset: int = _setting(
+        0, "above 0: all stitches on so many images, then the best on all images", lowest=0
+    )
+    precision: Literal["float32", "float16", "bfloat16"] = _setting(
+        "float32", "below float32, autocast on a GPU: faster, with slightly other APs"
+    )
+    averaged: bool = _setting(True, "take the moving average of the weights, where there is one")
+    overwrite: bool = _setting(False, "replace the results of an earlier sweep, else refused")
+    at_initialisation: bool = _setting(False, "sweep what `init` gives, without a checkpoint")
+
+
+@dataclass
+class AmpSettings(Settings, key="train.amp"):
+    """Mixed precision."""
+
+    enabled: bool = _setting(True, "mixed precision on a GPU")
+    precision: Literal["auto", "float16", "bfloat16"] = _setting(
+        "auto", "float16 has a loss scale; `auto` is bfloat16 where the GPU has it"
+    )
+
+
+@dataclass
+class DdpSettings(Settings, key="train.ddp"):
+    """Arguments of torch's DistributedDataParallel; it takes more."""
+
+    broadcast_buffers: bool = _setting(False, "send the first process's buffers to the others")
+    # An iteration runs one stitch; the blocks and stitching layers of others have no gradient.
+    find_unused_parameters: bool = _setting(True, "needed for stitches and frozen ViTs")
+    fp16_compression: bool = _setting(True, "exchange gradients in the type of mixed precision")
+
+
+@dataclass
+class CheckpointerSettings(Settings, key="train.checkpointer"):
+    """Arguments of detectron2's PeriodicCheckpointer."""
+
+    period: int = _setting(5000, "iterations between checkpoints", lowest=1)
+    max_to_keep: int | None = _setting(100, "how many to keep, `null` for all", lowest=1)
+
+
+@dataclass
+class AccumulationSettings(Settings, key="train.accumulation"):
+    """Gradient accumulation."""
+
+    steps: int = _setting(1, "micro-batches of an iteration in each process", lowest=1)
+    stitch: Literal["own", "same"] = _setting(
+        "own", "each micro-batch draws its own, or all share one"
+    )
+
+
+@dataclass
+class EndsSettings(Settings, key="train.ends"):
+    """Stitches that take turns with those of the sampler; null is off, as in the paper."""
+
+    period: int = _setting(0, "each of these stitches once in so many draws; 0: off", lowest=0)
+    first: int = _setting(0, "iterations at the start that train these stitches alone", lowest=0)
+    stitches: Stitches = _setting("S,L", "which stitches, as in `sweep.stitch_ids`")
+
+
+@dataclass
+class DistillationSettings(Settings, key="train.distillation"):
+    """The largest stitch teaches the one that is trained; null is off, as in the paper."""
+
+    weight: float = _setting(0.0, "weight of the loss on pyramid features; 0: off", lowest=0)
+    rpn_weight: float = _setting(0.0, "weight of the loss on RPN outputs; 0: off", lowest=0)
+    every: int = _setting(1, "distil in the iterations that this divides", lowest=1)
+
+
+@dataclass
+class TrainSettings(Settings, key="train"):
+    """How to train."""
+
+    output_dir: FilePath = _setting("./output", "folder of all that a training writes")
+    init_checkpoint: str | None = _setting("", "a detector to start from, or to sweep")
+    device: str = _setting("auto", "`cuda`, `cpu`, or `auto`: the GPU where there is one")
+    seed: Annotated[int, SEED] = _setting(0, "fixes everything that is random")
+    max_iter: int = _setting(90000, "iterations; the schedule is in fractions of it", lowest=0)
+    eval_period: int = _setting(5000, "iterations between evaluations; 0: one at the end", lowest=0)
+    eval_stitches: Stitches = _setting("anchors", "what these evaluate, as `sweep.stitch_ids`")
+    log_period: int = _setting(20, "iterations between lines of the log", lowest=1)
+    # torch's own default is TF32 for convolutions alone.
+    tf32: bool = _setting(False, "on a GPU, multiply float32 with the 10 bits of TF32")
+    clip_grad_norm: float | None = _setting(None, "largest norm of the gradient, if any", above=0)
+    ema_decay: float = _setting(
+        0.0, "above 0: decay of [an average](#a-moving-average-of-the-weights)", lowest=0, below=1
+    )
+    stitch_scope: Literal["shared", "process"] = _setting(
+        "shared", "all processes train the same stitch, or each draws its own"
+    )
+    reference_batch_size: int | None = _setting(
+        None, "images an iteration that the schedule is [written for](#fewer-gpus)", lowest=1
+    )
+    freeze_anchors: int = _setting(0, "iterations at the start with frozen ViTs", lowest=0)
+    rehearsal: bool = _setting(True, "on a GPU, try first whether the largest stitch fits")
+    amp: AmpSettings = field(default_factory=AmpSettings)
+    ddp: DdpSettings = field(default_factory=DdpSettings)
+    checkpointer: CheckpointerSettings = field(default_factory=CheckpointerSettings)
+    accumulation: AccumulationSettings = field(default_factory=AccumulationSettings)
+    ends: EndsSettings = field(default_factory=EndsSettings)
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
+
+
+@dataclass
+class Config:
+    """The type of a whole config in annotations: its nodes have these attributes."""
+
+    data: DataSettings
+    init: InitSettings
+    sweep: SweepSettings
+    train: TrainSettings
+    dataloader: Any
+    lr_multiplier: Any
+    model: Any
+    optimizer: Any
+    sampler: Any
+
+
+GROUPS = (DataSettings, InitSettings, SweepSettings, TrainSettings)
+_OFF_BY_NULL = (EndsSettings.key, DistillationSettings.key)
+_TYPES = {bool: lambda: FLAG, int: whole, float: number, str: lambda: TEXT}
+
+
+def settings_of(group: type[Settings]) -> Iterator[tuple[str, Field]]:
+    """Yields dotted name and field of every setting of a group and of the groups in it."""
+    for item in fields(group):
+        if item.default_factory is not MISSING:
+            yield from settings_of(item.default_factory)
+        else:
+            yield f"{group.key}.{item.name}", item
+
+
+def _validator(item: Field) -> Validator | None:
+    """The validator of a field's type; None of a group."""
+
+    def of_type(annotation: Any) -> Validator:
+        if get_origin(annotation) is Annotated:
+            return annotation.__metadata__[0]
+        if get_origin(annotation) is Literal:
+            return one_of(*get_args(annotation))
+        if type(None) in get_args(annotation):
+            return or_null(of_type(get_args(annotation)[0]))
+        return _TYPES[annotation](**item.metadata["limits"])
+
+    is_group = item.default_factory is not MISSING or item.metadata["optional"]
+    return None if is_group else of_type(item.type)
+
+
+_SETTINGS = [setting for group in GROUPS for setting in settings_of(group)]
+
+OWN_VALIDATORS = {key: validator for key, item in _SETTINGS if (validator := _validator(item))}
+"""The validator of every setting of this project that is not a group."""
+
+DEFAULTS = {key: item.default for key, item in _SETTINGS if not item.metadata["optional"]}
+"""What each key is in a config that does not have it, as those of earlier versions."""
+
+
+def as_config(settings: Settings) -> DictConfig:
+    """Returns settings as a node of a config.
+
+    It is a plain node. A structured one of OmegaConf would refuse the keys that a user adds, and
+    detectron2 would save it as a Python object instead of readable YAML.
     """
-    for group in _GROUPS:
-        value = _at(config, group)
-        if value is not _ABSENT and not isinstance(value, Mapping):
-            raise InputError(
-                f"{group}={written(value)} must be a group of settings: leave it as it is, and "
-                "change settings in it one by one"
-            )
-    # What is referred to before what refers to it, which would be blamed for it.
-    for key, value, _ in sorted(_settings(config), key=lambda setting: setting[2]):
-        for kind in _kinds(key):
-            check(key, value, kind)
-        if not isinstance(value, DictConfig) and not all(map(_is_finite, _parts(value))):
-            raise InputError(f"{key}={written(value)} must be a finite number")
-    absent = [key for key in required if _at(config, key) is _ABSENT]
-    if absent:
-        raise InputError(
-            f"the config has no {absent[0]}: begin with a config of configs/, which has all keys"
-        )
+    content = {
+        item.name: as_config(value) if isinstance(value, Settings) else value
+        for item in fields(settings)
+        if (value := getattr(settings, item.name)) is not None or not item.metadata["optional"]
+    }
+    return DictConfig(content, flags={"allow_objects": True})
 
 
-def check_like(key: str, before: DictConfig, after: DictConfig) -> None:
-    """Checks that an override is of the type of what it takes the place of.
+def add_defaults(config: DictConfig) -> None:
+    """Gives the settings that a config lacks their defaults, in place."""
+    for group in GROUPS:
+        defaults = OmegaConf.to_container(as_config(group()))
+        _add_default(config, group.key, defaults, group.key)
 
-    Null and anything in the place of null are left to whatever takes them. A number may become a
-    list, as a size of images that becomes several.
 
-    Args:
-        key: Of the override.
-        before: The config without it.
-        after: The config with it.
-
-    Raises:
-        InputError: If it is not.
-    """
-    old, new = _at(before, key), _at(after, key)
-    if old is _ABSENT or new is _ABSENT or _kinds(key):
+def _add_default(node: DictConfig, name: str, default: object, key: str) -> None:
+    # "in" does not see a key that is left to the user.
+    is_there = name in node.keys()  # noqa: SIM118
+    if OmegaConf.is_interpolation(node, name) or (is_there and not isinstance(default, Mapping)):
         return
-    if must_be := _must_be(old, new, texts=_takes_text(after, key)):
-        raise InputError(f"{key}={written(new)} must be {must_be}, as {written(old)} is")
-
-
-def _must_be(old: object, new: object, texts: bool) -> str:
-    """What a value must be to take the place of another; empty if it is that."""
-    if old is None or new is None or callable(old):
-        return ""
-    if isinstance(old, Mapping):
-        # What is built may as well be given.
-        fits = isinstance(new, Mapping) or "_target_" in old
-        return "" if fits else "a group of settings"
-    if isinstance(old, bool):
-        return "" if isinstance(new, bool) or (texts and isinstance(new, str)) else "true or false"
-    if isinstance(old, str):
-        return "" if isinstance(new, str | Mapping) else "a text"
-    of_numbers = all(map(is_number, _parts(old)))
-    if isinstance(old, Sequence):
-        if not isinstance(new, Sequence) or isinstance(new, str):
-            return "a list"
-        if not of_numbers:
-            return ""
-        return "" if all(map(is_number, _parts(new))) else "a list of numbers"
-    return "" if isinstance(new, Mapping) or all(map(is_number, _parts(new))) else "a number"
-
-
-def _kinds(key: str) -> list[Kind]:
-    """What is said of a key; nothing of keys that are not ours."""
-    return [kind for pattern, kind in SETTINGS.items() if fnmatchcase(key, pattern)]
-
-
-def _settings(node: object, path: str = "") -> Iterator[tuple[str, object, bool]]:
-    """Dotted names and values of all that is in a config, and whether they refer to other keys."""
-    names = range(len(node)) if isinstance(node, ListConfig) else node
-    for name in names:
-        key = f"{path}.{name}" if path else str(name)
-        if OmegaConf.is_missing(node, name):
-            continue
-        try:
-            value = node[name]
-            if isinstance(value, ListConfig) and not _has_nodes(value):
-                value = OmegaConf.to_container(value, resolve=True)
-        except InterpolationToMissingValueError:
-            continue
-        except OmegaConfBaseException as error:
-            # Of other keys, whatever uses them will say it, if anything does.
-            if _kinds(key) or key in _GROUPS:
-                raise InputError(
-                    f"{key} refers to what is not there ({first_line(error)}): correct it"
-                ) from error
-            continue
-        yield key, value, OmegaConf.is_interpolation(node, name)
-        if isinstance(value, DictConfig | ListConfig):
-            yield from _settings(value, key)
-
-
-def _has_nodes(value: ListConfig) -> bool:
-    return any(isinstance(part, Mapping) for part in OmegaConf.to_container(value, resolve=False))
-
-
-def _at(config: DictConfig, key: str) -> object:
-    try:
-        value = OmegaConf.select(config, key, default=_ABSENT, throw_on_missing=True)
-        if isinstance(value, DictConfig):
-            return OmegaConf.to_container(value, resolve=False)
-        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_list(value) else value
-    except OmegaConfBaseException:
-        return _ABSENT
-
-
-def _takes_text(config: DictConfig, key: str) -> bool:
-    """Whether the parameter of a key is a text or something else, such as a flag."""
-    node, _, name = key.rpartition(".")
-    parameter = parameters_of(OmegaConf.select(config, node)).get(name)
-    return parameter is not None and str in get_args(parameter.annotation)
-
-
-def _parts(value: object) -> Iterator[object]:
-    """All that is in a list of lists, or the value itself."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        for part in value:
-            yield from _parts(part)
-    else:
-        yield value
-
-
-def _is_finite(value: object) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
+    value = node[name] if is_there else None
+    if not is_there or (value is None and key in _OFF_BY_NULL):
+        with open_dict(node):
+            node[name] = default
+    elif isinstance(value, DictConfig):
+        for child in default:
+            _add_default(value, child, default[child], f"{key}.{child}")

@@ -18,7 +18,6 @@ from snnet_vitdet.modeling import StitchedViT
 from snnet_vitdet.stitching import Stitch
 
 from .resuming import check_resumed_optimizer
-from .settings import ACCUMULATION_STITCHES, SCOPES
 
 __all__ = ["StitchedAMPTrainer", "StitchedTrainer"]
 
@@ -32,6 +31,9 @@ def _has_no_sentence(record: logging.LogRecord) -> bool:
 
 # detectron2 logs the traceback of whatever ends a training.
 logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_sentence)
+
+_SCOPES = ("shared", "process")
+_ACCUMULATION_STITCHES = ("own", "same")
 
 
 class StitchedTrainer(SimpleTrainer):
@@ -86,11 +88,11 @@ class StitchedTrainer(SimpleTrainer):
             InputError: For an unknown scope or accumulation_stitch, or a norm that is not above 0.
         """
         super().__init__(model, data_loader, optimizer, **kwargs)
-        if scope not in SCOPES:
-            raise InputError(f"train.stitch_scope must be one of {SCOPES}, got {scope!r}")
-        if accumulation_stitch not in ACCUMULATION_STITCHES:
+        if scope not in _SCOPES:
+            raise InputError(f"train.stitch_scope must be one of {_SCOPES}, got {scope!r}")
+        if accumulation_stitch not in _ACCUMULATION_STITCHES:
             raise InputError(
-                f"train.accumulation.stitch must be one of {ACCUMULATION_STITCHES}, got "
+                f"train.accumulation.stitch must be one of {_ACCUMULATION_STITCHES}, got "
                 f"{accumulation_stitch!r}"
             )
         if clip_grad_norm is not None and not clip_grad_norm > 0:

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.stitching import LowRankLinear, updating
-from snnet_vitdet.values import FLAG, TEXT, number, whole, written
+from snnet_vitdet.validators import FLAG, TEXT, number, whole, written
 
 from .attention import Attention
 from .pretraining import Pretraining

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.values import FLAG, number, numbers, or_null, whole, written
+from snnet_vitdet.validators import FLAG, number, numbers, or_null, whole, written
 
 __all__ = ["Pretraining"]
 

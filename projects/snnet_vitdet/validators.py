@@ -1,4 +1,4 @@
-"""What single values may be, and the sentence for one that is not."""
+"""Validators of single values, and the sentence for a value that is not allowed."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ __all__ = [
     "PATH",
     "STITCHES",
     "TEXT",
-    "Kind",
+    "Validator",
     "check",
     "is_number",
     "number",
@@ -23,31 +23,31 @@ __all__ = [
     "written",
 ]
 
-Kind = Callable[[object], str]
-"""Says of a value what it must be instead; nothing if it is that already."""
+Validator = Callable[[object], str]
+"""Returns what a value must be; an empty text if the value is allowed."""
 
-# Beyond this, numbers do not fit where libraries keep them.
+# Larger numbers do not fit where libraries keep them: in 32 bits, and in integers of 64 bits.
 _MOST = 2**31 - 1
 _LARGEST = 1e18
 
 
-def check(key: str, value: object, kind: Kind) -> None:
+def check(key: str, value: object, validator: Validator) -> None:
     """Checks a value.
 
     Args:
-        key: Its name in the config.
+        key: The name of the value in the config.
         value: The value.
-        kind: What it may be.
+        validator: Which values are allowed.
 
     Raises:
-        InputError: If it is anything else.
+        InputError: If the value is not allowed.
     """
-    if must_be := kind(value):
+    if must_be := validator(value):
         raise InputError(f"{key}={written(value)} must be {must_be}")
 
 
 def written(value: object) -> str:
-    """A value as it is written in an override; never long."""
+    """Returns a value as an override writes it, cut after 200 characters."""
     if value is None:
         return "null"
     text = str(value) if isinstance(value, str | bool | Real) else _in_config(value)
@@ -63,15 +63,15 @@ def _in_config(value: object) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a finite number; True and False are none."""
+    """Returns whether a value is a finite number; True and False are not numbers."""
     try:
         return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number beyond all floats
+    except OverflowError:  # an integer beyond the range of float
         return False
 
 
-def whole(lowest: int, highest: int = _MOST) -> Kind:
-    """Whole numbers, both ends included."""
+def whole(lowest: int, highest: int = _MOST) -> Validator:
+    """Allows whole numbers from ``lowest`` to ``highest``, both included."""
 
     def must_be(value: object) -> str:
         if type(value) is not int or value < lowest:
@@ -87,14 +87,14 @@ def number(
     *,
     above: float | None = None,
     below: float | None = None,
-) -> Kind:
-    """Finite numbers, which may have decimals.
+) -> Validator:
+    """Allows finite numbers that fit into 64 bits.
 
     Args:
-        lowest: The lowest that is allowed.
-        highest: The highest that is allowed; what does not fit into 64 bits never is.
-        above: What it must be more than.
-        below: What it must be less than.
+        lowest: Lowest number that is allowed.
+        highest: Highest number that is allowed.
+        above: The number must be greater than this.
+        below: The number must be less than this.
     """
     ends = {"of at least": lowest, "of at most": highest, "above": above, "below": below}
     given = " and ".join(f"{end} {limit:g}" for end, limit in ends.items() if limit is not None)
@@ -114,48 +114,48 @@ def number(
     return must_be
 
 
-def numbers(count: int, kind: Kind) -> Kind:
-    """Lists of so many numbers of a kind."""
+def numbers(count: int, validator: Validator) -> Validator:
+    """Allows lists of ``count`` numbers that a validator allows."""
 
     def must_be(value: object) -> str:
-        fits = _is_list(value) and len(value) == count and not any(map(kind, value))
-        return "" if fits else f"a list of {count}, each {kind(None)}"
+        fits = _is_list(value) and len(value) == count and not any(map(validator, value))
+        return "" if fits else f"a list of {count}, each {validator(None)}"
 
     return must_be
 
 
-def one_of(*values: object) -> Kind:
-    """These values alone."""
+def one_of(*values: object) -> Validator:
+    """Allows these values."""
     return lambda value: "" if value in values else f"one of {list(values)}"
 
 
-def or_null(kind: Kind) -> Kind:
-    """What is of a kind, or null."""
+def or_null(validator: Validator) -> Validator:
+    """Allows null and what a validator allows."""
 
     def must_be(value: object) -> str:
-        wrong = "" if value is None else kind(value)
+        wrong = "" if value is None else validator(value)
         return f"{wrong}, or null" if wrong else ""
 
     return must_be
 
 
-def FLAG(value: object) -> str:  # noqa: N802  (as the other kinds without parameters)
-    """True or False."""
+def FLAG(value: object) -> str:  # noqa: N802  (a constant, like the other validators)
+    """Allows True and False."""
     return "" if isinstance(value, bool) else "true or false"
 
 
 def TEXT(value: object) -> str:  # noqa: N802
-    """A text; it may be empty."""
+    """Allows texts, the empty text included."""
     return "" if isinstance(value, str) else "a text"
 
 
 def PATH(value: object) -> str:  # noqa: N802
-    """Where a file or a folder is."""
+    """Allows texts that are not empty."""
     return "" if isinstance(value, str) and value.strip() else "a path"
 
 
 def STITCHES(value: object) -> str:  # noqa: N802
-    """A selection of stitches, see :func:`snnet_vitdet.stitching.select_stitches`."""
+    """Allows what :func:`snnet_vitdet.stitching.select_stitches` may be given, by its type."""
     items = value if _is_list(value) else [value]
     fits = items and all(type(item) is int or (isinstance(item, str) and item) for item in items)
     return "" if fits else "ids, names or ranges of stitches, such as 'all' or '0-12,40'"
