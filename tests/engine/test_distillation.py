@@ -13,15 +13,9 @@ from detectron2.utils.analysis import FlopCountAnalysis
 from detectron2.utils.events import EventStorage
 from in_process import run_main
 
-from snnet_vitdet.engine import (
-    InPlaceDistillation,
-    StitchedTrainer,
-    launch_here,
-    load_config,
-    rehearse,
-    synthetic_batch,
-)
-from snnet_vitdet.engine.distillation import distils, rpn_distance, teacher_of
+from snnet_vitdet.engine import StitchedTrainer, launch_here, load_config, synthetic_batch
+from snnet_vitdet.engine.distillation import InPlaceDistillation, distils, rpn_distance, teacher_of
+from snnet_vitdet.engine.memory_probe import run_most_expensive
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import (
     anchor_alone,
@@ -441,7 +435,7 @@ def test_the_rehearsal_runs_a_stitch_that_is_taught(make, tiny_config, monkeypat
     ran = []
     model.backbone.net.register_forward_hook(lambda net, *_: ran.append(net.stitch.name))
     optimizer = torch.optim.AdamW(model.parameters())
-    rehearse(model, optimizer, gflops, batch_of(model), num_stitches=2)
+    run_most_expensive(model, optimizer, gflops, batch_of(model), num_stitches=2)
     assert found[0] == "L" and found[1] != "L" and len(found) == 2
     assert ran == [*found, "L"]
     assert all(p.grad is None for p in model.parameters())

@@ -31,14 +31,13 @@ from snnet_vitdet.values import check, whole, written
 
 from .checkpoint import checkpoint_to_evaluate, last_checkpoint
 from .data_nodes import check_data_nodes
-from .detectors import check_detectors
 from .distillation import check_distillation
 from .dry_run import try_evaluator, try_heads, try_loader
-from .initialise import anchors_of
+from .initialise import anchors_of, check_detectors
+from .learning_rate import check_schedule
 from .masks import BOXES_ALONE, settle_masks
 from .resuming import check_resumed_settings
 from .samplers import build_sampler
-from .schedule import check_schedule
 from .settings import HIGHEST_SEED, check_settings, needed
 
 __all__ = ["preflight"]

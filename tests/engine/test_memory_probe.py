@@ -2,8 +2,8 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
-from snnet_vitdet.engine import rehearse, synthetic_batch
-from snnet_vitdet.engine.rehearsal import memory_to_come
+from snnet_vitdet.engine import synthetic_batch
+from snnet_vitdet.engine.memory_probe import memory_to_come, run_most_expensive
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import stitch_costs
 
@@ -29,7 +29,7 @@ def test_the_most_expensive_stitch_runs_and_leaves_nothing_behind(detector, mask
         if parameter.requires_grad:
             parameter.register_hook(lambda _, name=name: trained.add(name))
     batch = synthetic_batch(2, 64, model.roi_heads.num_classes, mask_format)
-    assert rehearse(model, optimizer, costs, batch) is None
+    assert run_most_expensive(model, optimizer, costs, batch) is None
     dearest = max(backbone.space, key=lambda stitch: costs[stitch.id])
     assert ran == [dearest.name] == ["L"]
     # The backward pass has gone through backbone, pyramid and every head.
@@ -68,7 +68,7 @@ def test_too_little_memory_is_an_error_that_says_what_to_change(detector, monkey
 
     monkeypatch.setattr(model.roi_heads, "forward", out_of_memory)
     with pytest.raises(InputError) as info:
-        rehearse(model, optimizer, costs, synthetic_batch(1, 64, 6))
+        run_most_expensive(model, optimizer, costs, synthetic_batch(1, 64, 6))
     message = str(info.value)
     assert message.startswith("1 image of 64 x 64 pixels through the most expensive stitch do")
     assert "(CUDA out of memory. Tried to allocate 3 GiB.): try train.accumulation.steps" in message
