@@ -210,13 +210,14 @@ class StrictCheckpointer(DetectionCheckpointer):
             if saved[key].is_floating_point() != own[key].is_floating_point()
         ]
         result = super()._load_model(checkpoint)
-        new = {
-            key
-            for key in (*result.missing_keys, *(key for key, *_ in result.incorrect_shapes))
-            if self.new_classes and _is_class_layer(key)
-        }
+        # detectron2 counts a key of another shape among the missing ones, too.
+        misshapen = {key for key, *_ in result.incorrect_shapes}
+        missing = set(result.missing_keys) - misshapen
+        new = set()
+        if self.new_classes:
+            new = {key for key in missing | misshapen if _is_class_layer(key)}
         problems = {
-            "missing": sorted(set(result.missing_keys) - new - new_head),
+            "missing": sorted(missing - new - new_head),
             "unexpected": sorted(result.unexpected_keys),
             "misshapen": [
                 f"{key} {saved_shape} instead of {own_shape}"

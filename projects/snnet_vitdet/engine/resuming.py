@@ -139,8 +139,8 @@ def save_resumed_config(config: DictConfig, iteration: int) -> None:
             with open(path, "rb") as file:
                 write_atomically(before, file.read())
         logger.warning(
-            "From iteration %d on, other settings than before: %s instead of %s. Those of before "
-            "are in %s.",
+            "From iteration %d on, other settings than before: %s instead of %s. The earlier "
+            "config is %s.",
             iteration,
             _text(changes, 1),
             _text(changes, 0),
@@ -192,7 +192,7 @@ def _read(path: str) -> Mapping[str, object]:
             raise ValueError("it is incomplete")
     except (OSError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path} cannot be read ({first_line(error)}), so that the settings of now cannot be "
+            f"{path} cannot be read ({first_line(error)}), so that the current settings cannot be "
             "compared with those the training began with: restore it, or remove it to go on "
             "without comparing"
         ) from error

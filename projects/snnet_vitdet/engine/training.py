@@ -103,7 +103,7 @@ def train(config: DictConfig, resume: bool) -> None:
         if start_iter:
             logger.info("The training in %s is complete: %d iterations.", folder, start_iter)
         else:
-            logger.info("train.max_iter=0: the detectors in %s are joined, not trained.", folder)
+            logger.info("The detectors are joined in %s; train.max_iter=0 trains nothing.", folder)
         # A training killed after its last periodic checkpoint lacks this file alone.
         if not os.path.isfile(os.path.join(folder, "model_final.pth")):
             checkpointer.save_copy(found, "model_final")
