@@ -13,6 +13,7 @@ from snnet_vitdet.engine import (
     checkpoint_to_evaluate,
     checkpoint_to_resume,
 )
+from snnet_vitdet.engine.checkpoint import periodic_checkpoints
 from snnet_vitdet.errors import InputError
 
 NAMES = ["fig", "nut", "pea"]
@@ -381,7 +382,7 @@ def test_of_the_checkpoints_to_keep_those_from_before_a_resume_are_a_part(tmp_pa
     def train(first, last):
         checkpointer = StrictCheckpointer(make_model(), str(tmp_path))
         keeper = PeriodicCheckpointer(checkpointer, period=1, max_iter=20, max_to_keep=2)
-        keeper.recent_checkpoints = checkpointer.periodic_checkpoints()
+        keeper.recent_checkpoints = periodic_checkpoints(str(tmp_path))
         for iteration in range(first, last):
             keeper.step(iteration)
         checkpointer.save("model_init", tag=False)
