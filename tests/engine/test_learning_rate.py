@@ -174,21 +174,18 @@ def test_value_that_cannot_be_scaled_is_refused(override, expected, load):
 
 
 def test_plan_says_how_the_batch_is_shared_and_how_many_epochs_it_makes():
-    plan = {
-        "batch": 8,
-        "num_processes": 1,
-        "accumulation_steps": 8,
-        "learning_rate": 1e-4,
-        "start_iter": 0,
-        "max_iter": 177000,
-        "num_images": 118000,
-    }
-    assert training_plan(**plan) == (
+    config = OmegaConf.create(
+        {
+            "dataloader": {"train": {"total_batch_size": 8}},
+            "train": {"max_iter": 177000, "accumulation": {"steps": 8}},
+        }
+    )
+    assert training_plan(config, 1, 1e-4, 0, 118000) == (
         "8 images an iteration (1 process x 8 micro-batches of 1), learning rate 0.0001, 177000 "
         "iterations: 12.00 epochs of 118000 images."
     )
-    plan |= {"num_processes": 2, "accumulation_steps": 1, "start_iter": 40, "num_images": 117266}
-    assert training_plan(**plan) == (
+    config.train.accumulation.steps = 1
+    assert training_plan(config, 2, 1e-4, 40, 117266) == (
         "8 images an iteration (2 processes x 1 micro-batch of 4), learning rate 0.0001, 177000 "
         "iterations, from 40 on: 12.08 epochs of 117266 images."
     )

@@ -92,7 +92,7 @@ def test_without_masks_a_faster_rcnn_learns_boxes(masks, tiny_config, data, tmp_
     assert first.read_text() == second.read_text()
 
 
-def test_the_rehearsal_of_boxes_alone_has_no_masks(tiny_config, data):
+def test_the_memory_probe_of_boxes_alone_has_no_masks(tiny_config, data):
     config = tiny_config(*data(without_masks))
     model, batches = instantiate(config.model), []
     model.register_forward_pre_hook(lambda model, given: batches.extend(given))

@@ -5,7 +5,6 @@ for hours before it fails. The probe fails in the first minute.
 """
 
 import logging
-from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -23,7 +22,7 @@ from snnet_vitdet.stitching import CostTable
 from .distillation import distils
 from .precision import autocast, training_precision
 
-__all__ = ["memory_to_come", "probe_memory", "run_most_expensive", "synthetic_batch"]
+__all__ = ["memory_to_come", "probe_memory", "synthetic_batch"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,109 +40,70 @@ def probe_memory(
     optimizer: torch.optim.Optimizer,
     costs: CostTable | None,
 ) -> None:
-    """Checks that the most expensive stitch of a training fits into the memory of the GPU.
+    """Runs the most expensive stitch once forward and backward, on as many images as the training.
+
+    With distillation, the second most expensive stitch runs, too: the first is the teacher, which
+    is not taught itself. Meanwhile the memory that the optimizer's state and accumulated gradients
+    will take is occupied. No gradient stays, and the selected stitch does not change. Draws from
+    torch's generator.
 
     Args:
         config: The whole config.
-        model: The detector, not wrapped for several processes.
-        optimizer: Optimizer of its parameters.
+        model: The detector, not wrapped for several processes; set to training mode.
+        optimizer: Optimizer of its parameters; makes no step.
         costs: Costs of its stitches; None for a baseline.
 
     Raises:
-        InputError: If it does not fit.
+        InputError: If the memory of the GPU does not suffice; names what to change.
     """
-    train, steps = config.train, config.train.accumulation.steps
+    steps, num_processes = config.train.accumulation.steps, comm.get_world_size()
     mask_format = config.dataloader.train.mapper.get("instance_mask_format", "polygon")
     batch = synthetic_batch(
-        config.dataloader.train.total_batch_size // (comm.get_world_size() * steps),
+        config.dataloader.train.total_batch_size // (num_processes * steps),
         config.data.image_size,
         model.roi_heads.num_classes,
         mask_format if config.data.masks else None,
     )
-    peak = run_most_expensive(
-        model.train(),
-        optimizer,
-        () if costs is None else costs.gflops,
-        batch,
-        precision=training_precision(config),
-        accumulates=steps > 1,
-        num_processes=comm.get_world_size(),
-        # The most expensive stitch is the teacher, which runs alone; the next one runs with it.
-        num_stitches=2 if distils(train.distillation) else 1,
-    )
-    if peak is not None:
-        total = torch.cuda.get_device_properties(train.device).total_memory
-        logger.info(
-            "Memory of the most expensive stitch, optimizer's state included: peak %.1f of %.1f "
-            "GiB.",
-            peak / 2**30,
-            total / 2**30,
-        )
-
-
-def run_most_expensive(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    gflops: Sequence[float],
-    batch: Sequence[dict],
-    *,
-    precision: torch.dtype = torch.float32,
-    accumulates: bool = False,
-    num_processes: int = 1,
-    num_stitches: int = 1,
-) -> int | None:
-    """Runs the most expensive stitches of a detector forward and backward, once each.
-
-    Meanwhile it occupies the memory that the optimizer's state and accumulated gradients will take.
-    Leaves no gradient behind and the selected stitch unchanged. Draws from torch's generator.
-
-    Args:
-        model: The detector in training mode, not wrapped for several processes.
-        optimizer: Optimizer of its parameters; makes no step.
-        gflops: Cost of every stitch by id; not used for a detector without stitches.
-        batch: Training images, as many as a process runs at once.
-        precision: Precision of the training.
-        accumulates: Whether gradients of other stitches may exist already.
-        num_processes: Number of training processes.
-        num_stitches: Number of stitches to run, one after the other.
-
-    Returns:
-        Peak memory of the device in bytes; None on a CPU.
-
-    Raises:
-        InputError: If the memory does not suffice; names what to change.
-    """
     device = next(model.parameters()).device
-    backbone = find_stitched_vit(model)
-    selected = [nullcontext()]
-    if backbone is not None:
-        by_cost = sorted(range(len(gflops)), key=gflops.__getitem__, reverse=True)
-        selected = [backbone.using_stitch(stitch) for stitch in by_cost[:num_stitches]]
     on_gpu = device.type == "cuda"
+    selected = [nullcontext()]
+    if costs is not None:
+        num_stitches = 2 if distils(config.train.distillation) else 1
+        by_cost = sorted(range(len(costs)), key=costs.gflops.__getitem__, reverse=True)
+        net = find_stitched_vit(model)
+        selected = [net.using_stitch(stitch) for stitch in by_cost[:num_stitches]]
+    model.train()
     reserved = None
     try:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
-            size = memory_to_come(model, optimizer, accumulates, num_processes)
+            size = memory_to_come(model, optimizer, steps > 1, num_processes)
             reserved = torch.empty(size, dtype=torch.uint8, device=device)
         for stitch in selected:
             with stitch, EventStorage():
-                with autocast(device, precision):
-                    loss = sum(model(list(batch)).values())
+                with autocast(device, training_precision(config)):
+                    loss = sum(model(batch).values())
                 loss.backward()
             del loss
             model.zero_grad(set_to_none=True)
-        return torch.cuda.max_memory_allocated(device) if on_gpu else None
     except torch.OutOfMemoryError as error:
-        side = batch[0]["image"].shape[-1]
+        images = f"{len(batch)} image{'s' if len(batch) > 1 else ''}"
+        side = config.data.image_size
         raise InputError(
-            f"{len(batch)} image{'s' if len(batch) > 1 else ''} of {side} x {side} pixels through "
-            f"the most expensive stitch do not fit into the memory of {device} together with the "
-            f"optimizer's state ({first_line(error)}): try {_REMEDIES}"
+            f"{images} of {side} x {side} pixels through the most expensive stitch do not fit into "
+            f"the memory of {device} together with the optimizer's state ({first_line(error)}): "
+            f"try {_REMEDIES}"
         ) from error
     finally:
         del reserved
         model.zero_grad(set_to_none=True)
+    if on_gpu:
+        logger.info(
+            "Memory of the most expensive stitch, optimizer's state included: peak %.1f of %.1f "
+            "GiB.",
+            torch.cuda.max_memory_allocated(device) / 2**30,
+            torch.cuda.get_device_properties(device).total_memory / 2**30,
+        )
 
 
 def memory_to_come(

@@ -201,16 +201,9 @@ def _log_plan(
     start_iter: int,
     num_images: int,
 ) -> None:
-    plan = training_plan(
-        batch=config.dataloader.train.total_batch_size,
-        num_processes=comm.get_world_size(),
-        accumulation_steps=config.train.accumulation.steps,
-        # After a resume, the checkpoint's counts.
-        learning_rate=max(g.get("initial_lr", g["lr"]) for g in trainer.optimizer.param_groups),
-        start_iter=start_iter,
-        max_iter=config.train.max_iter,
-        num_images=num_images,
-    )
+    # After a resume, the checkpoint's learning rate counts.
+    lr = max(group.get("initial_lr", group["lr"]) for group in trainer.optimizer.param_groups)
+    plan = training_plan(config, comm.get_world_size(), lr, start_iter, num_images)
     logger.info("Training: %s", plan)
     if costs is not None and (crowded := crowded_anchors(trainer.sampler, costs)):
         logger.warning("Training: %s.", crowded)
@@ -219,32 +212,23 @@ def _log_plan(
 
 
 def training_plan(
-    *,
-    batch: int,
-    num_processes: int,
-    accumulation_steps: int,
-    learning_rate: float,
-    start_iter: int,
-    max_iter: int,
-    num_images: int,
+    config: DictConfig, num_processes: int, learning_rate: float, start_iter: int, num_images: int
 ) -> str:
     """Describes a training in one sentence.
 
     Args:
-        batch: Images per iteration over all processes.
-        num_processes: Number of processes that share them.
-        accumulation_steps: Micro-batches per iteration in each process.
+        config: The whole config.
+        num_processes: Number of training processes.
         learning_rate: Rate before warm-up, milestones and layer-wise decay.
         start_iter: First iteration; above 0 if the training continues.
-        max_iter: Number of iterations in all.
         num_images: Number of training images.
     """
-    size = batch // (num_processes * accumulation_steps)
+    batch, max_iter = config.dataloader.train.total_batch_size, config.train.max_iter
+    steps = config.train.accumulation.steps
     places = f"{num_processes} process{'es' if num_processes > 1 else ''}"
-    micro = f"{accumulation_steps} micro-batch{'es' if accumulation_steps > 1 else ''}"
+    micro = f"{steps} micro-batch{'es' if steps > 1 else ''} of {batch // (num_processes * steps)}"
     length = f"{max_iter} iterations" + (f", from {start_iter} on" if start_iter else "")
     return (
-        f"{batch} images an iteration ({places} x {micro} of {size}), learning rate "
-        f"{learning_rate:g}, {length}: {max_iter * batch / num_images:.2f} epochs of {num_images} "
-        "images."
+        f"{batch} images an iteration ({places} x {micro}), learning rate {learning_rate:g}, "
+        f"{length}: {max_iter * batch / num_images:.2f} epochs of {num_images} images."
     )
