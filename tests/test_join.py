@@ -212,6 +212,9 @@ def test_after_the_fit_the_two_detectors_are_in_it_and_need_not_be_there(
     model.load_state_dict(weights(fitted))
     for exit_anchor, size in enumerate(SIZES):
         assert_same_tensors(model.detector(exit_anchor).state_dict(), source(config, size))
+    assert (
+        f"joined in {fitted}; train.max_iter=0 trains nothing" in (fitted / "log.txt").read_text()
+    )
     # A sweep and a longer training go on without the files.
     shutil.copytree(fitted, tmp_path / "moved")
     gone = [f"train.output_dir={tmp_path / 'moved'}"]
@@ -219,6 +222,8 @@ def test_after_the_fit_the_two_detectors_are_in_it_and_need_not_be_there(
     run_main(joined_config(*gone, "sweep.stitch_ids='S,FS-2'"), "--eval-only")
     assert (tmp_path / "moved" / "sweep" / "stitches.csv").exists()
     run_main(joined_config(*gone, "train.max_iter=2", "train.eval_stitches=S"), "--resume")
+    log = (tmp_path / "moved" / "log.txt").read_text()
+    assert "init.detectors.small=gone.pth have no effect" in log
     trained = weights(tmp_path / "moved")
     moved = {k for k, v in weights(fitted).items() if not torch.equal(v, trained[k])}
     assert moved and all(key.startswith("backbone.net.stitching_layers.") for key in moved)

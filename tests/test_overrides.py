@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import train_net
 from in_process import run_main
 from runs import assert_same_tensors
 
-from snnet_vitdet.engine import load_config
+from snnet_vitdet import sweep_run
+from snnet_vitdet.engine import initialise, load_config
 from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.stitching import ResourceConstrainedSampler, StitchSpace, UniformSampler
 
@@ -200,7 +200,7 @@ def test_random_start_leaves_out_the_fit_alone(trained):
 
 def test_num_images_reach_the_fit(tiny_config, tmp_path, monkeypatch, restored_logging):
     seen = []
-    fit = train_net.fit_stitching_layers
+    fit = initialise.fit_stitching_layers
 
     def spy(model, samples, *rest):
         seen.append([])
@@ -212,7 +212,7 @@ def test_num_images_reach_the_fit(tiny_config, tmp_path, monkeypatch, restored_l
 
         return fit(model, recorded(), *rest)
 
-    monkeypatch.setattr(train_net, "fit_stitching_layers", spy)
+    monkeypatch.setattr(initialise, "fit_stitching_layers", spy)
     for count in (1, 5):
         output = f"train.output_dir={tmp_path / str(count)}"
         changes = (f"init.num_images={count}", "train.max_iter=1", "train.eval_stitches=[0]")
@@ -268,13 +268,13 @@ def test_the_sweep_at_initialisation_runs_every_stitch_of_what_a_training_starts
     tiny_config, trained, tmp_path, monkeypatch, restored_logging
 ):
     swept = {}
-    sweep = train_net.sweep
+    sweep = sweep_run.sweep
 
     def spy(model, *args, **kwargs):
         swept.update({name: value.clone() for name, value in model.state_dict().items()})
         return sweep(model, *args, **kwargs)
 
-    monkeypatch.setattr(train_net, "sweep", spy)
+    monkeypatch.setattr(sweep_run, "sweep", spy)
     changes = ("init.num_images=2", "sweep.at_initialisation=True")
     run_main(tiny_config(f"train.output_dir={tmp_path}", *changes), "--eval-only")
     # The fit, bit by bit; untrained heads would score as badly without it.

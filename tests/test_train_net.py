@@ -34,8 +34,9 @@ from runs import (
     weights,
 )
 
-from snnet_vitdet.engine import STOPPED, StitchedTrainer, assembly, load_config
+from snnet_vitdet.engine import STOPPED, StitchedTrainer, initialise, load_config, trainer, training
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.evaluation import provenance_of
 from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.stitching import ResourceConstrainedSampler, StitchSpace
 
@@ -140,7 +141,7 @@ def test_tuning_by_lora_trains_updates_stitching_layers_and_heads_alone(
 def test_a_sweep_belongs_to_weights_data_and_settings(tiny_config, tiny_scenes):
     def digest(*overrides):
         config = tiny_config(*overrides)
-        return train_net.provenance_of(config, tiny_scenes.test_json)["settings"]
+        return provenance_of(config, tiny_scenes.test_json)["settings"]
 
     assert digest() == digest("train.output_dir=elsewhere", "optimizer.lr=1")
     assert digest() != digest("model.roi_heads.box_predictor.test_score_thresh=0.1")
@@ -312,7 +313,7 @@ def test_resume_before_the_first_checkpoint_starts_from_the_initial_one(
     shutil.copy(uninterrupted / "model_init.pth", tmp_path)
     (tmp_path / "last_checkpoint").write_text("model_init.pth")
     # What took pretrained weights and images the first time is not done again.
-    monkeypatch.delattr(train_net, "initialise")
+    monkeypatch.delattr(training, "initialise_weights")
     run_main(tiny_config(*training_overrides(tmp_path)), "--resume")
     assert_same_tensors(weights(tmp_path), weights(uninterrupted))
 
@@ -424,8 +425,8 @@ def test_weights_are_there_before_the_model_is_wrapped(
 
         monkeypatch.setattr(module, name, call)
 
-    recording(train_net, "fit_stitching_layers")
-    recording(assembly, "create_ddp_model")
+    recording(initialise, "fit_stitching_layers")
+    recording(trainer, "create_ddp_model")
     changes = ("train.max_iter=1", "init.num_images=1", "train.eval_stitches=[S]")
     run_main(tiny_config(*changes, f"train.output_dir={tmp_path / 'fitted'}"))
     assert order == ["fit_stitching_layers", "create_ddp_model"]
@@ -435,7 +436,7 @@ def test_weights_are_there_before_the_model_is_wrapped(
         assert_same_tensors(state, weights(uninterrupted))
         return model
 
-    monkeypatch.setattr(assembly, "create_ddp_model", wrap)
+    monkeypatch.setattr(trainer, "create_ddp_model", wrap)
     run_main(
         tiny_config(
             *changes,

@@ -9,7 +9,6 @@ import detectron2.data.transforms as T
 import numpy as np
 import pytest
 import torch
-import train_net
 from bad_images import BASE, HANDLED, HEIGHT, REFUSED, WIDTH, Case, save
 from detectron2.config import instantiate
 from detectron2.data import DatasetMapper
@@ -25,7 +24,9 @@ from snnet_vitdet.data import (
     coco_dicts,
 )
 from snnet_vitdet.deploy import to_rgb
+from snnet_vitdet.engine import build_model
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.evaluation import evaluate_stitch
 
 ROOT = Path(__file__).parent.parent.parent
 DOCUMENT = ROOT / "docs/bad_input.md"
@@ -557,7 +558,7 @@ def test_images_in_training_and_test_are_named(folder, check_dataset, tiny_overr
 @pytest.fixture(scope="module")
 def model(config):
     """A detector of random weights."""
-    return train_net.build_model(config)
+    return build_model(config)
 
 
 def assert_trains(model, samples):
@@ -633,7 +634,7 @@ def test_500_objects_on_an_image_train_and_are_scored(
     path = write(coco)
     evaluator = config.dataloader.evaluator.copy()
     evaluator.dataset_name.update(json_file=path, image_root=str(folder))
-    scores = train_net.evaluate_stitch(
+    scores = evaluate_stitch(
         model,
         model.backbone.net.space[0],
         build_evaluation_loader(coco_dicts(path, str(folder), False), mappers[1]),
@@ -704,7 +705,7 @@ def test_checkpoint_of_other_anchors_is_told_with_the_data(tiny_config, check_da
     narrow = tiny_config("model.backbone.net.small.embed_dim=16", "model.backbone.net.lora_rank=2")
     path, own = tmp_path / "other.pth", tmp_path / "own.pth"
     for config, file in ((narrow, path), (tiny_config(), own)):
-        torch.save({"model": train_net.build_model(config).state_dict()}, file)
+        torch.save({"model": build_model(config).state_dict()}, file)
     finished = check_dataset(whole(), "train", f"train.init_checkpoint='{path}'")
     assert finished.code == 2
     assert "other.pth cannot be used: the checkpoint is not one of this model" in finished.printed

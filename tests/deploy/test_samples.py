@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import train_net
 from detectron2.structures import Boxes, BoxMode
 from in_process import run_main, run_program
 from PIL import Image
 
+from snnet_vitdet import sweep_run
 from snnet_vitdet.deploy import (
     ClassNames,
     Detections,
@@ -265,13 +265,13 @@ def test_a_sweep_survives_a_page_that_cannot_be_made(monkeypatch, caplog):
         def write(config, make_predictor):
             raise error
 
-        monkeypatch.setattr(train_net, "write_sweep_report", write)
+        monkeypatch.setattr(sweep_run, "write_sweep_report", write)
 
     fails(InputError("the disk is full"))
     with caplog.at_level(logging.WARNING, logger="snnet_vitdet"):
-        train_net.report_sweep(SimpleNamespace(), None)
+        sweep_run.report_sweep(SimpleNamespace(), None)
     assert "There is no report: the disk is full" in caplog.text
     fails(KeyError("of ours"))
     with caplog.at_level(logging.WARNING, logger="snnet_vitdet"):
-        train_net.report_sweep(SimpleNamespace(), None)
+        sweep_run.report_sweep(SimpleNamespace(), None)
     assert "There is no report: report.html cannot be made (KeyError: 'of ours')" in caplog.text

@@ -13,6 +13,7 @@ from snnet_vitdet.engine import (
     checkpoint_to_evaluate,
     checkpoint_to_resume,
 )
+from snnet_vitdet.engine.checkpoint import periodic_checkpoints
 from snnet_vitdet.errors import InputError
 
 NAMES = ["fig", "nut", "pea"]
@@ -114,7 +115,7 @@ def test_new_classes_leave_the_class_layers_alone_and_load_everything_else(check
     model = make_model(num_classes=5)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     saved = torch.load(checkpoint)["model"]
-    with caplog.at_level(logging.WARNING, "snnet_vitdet.engine.checkpoint"):
+    with caplog.at_level(logging.WARNING, "snnet_vitdet.engine"):
         load(checkpoint, model, new_classes=True)
     kept = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
     assert kept == {name for name in before if "predictor" in name}
@@ -151,7 +152,7 @@ def test_a_mask_head_may_be_on_one_side_alone_where_new_classes_are_meant(
             nn.init.zeros_(parameter)
         with pytest.raises(InputError, match=r"2 (missing|unexpected) \(roi_heads.mask_head"):
             load(path, model)
-        with caplog.at_level(logging.INFO, "snnet_vitdet.engine.checkpoint"):
+        with caplog.at_level(logging.INFO, "snnet_vitdet.engine"):
             load(path, model, new_classes=True)
         assert message in caplog.text and "Other classes" not in caplog.text
         for name, value in model.state_dict().items():
@@ -381,7 +382,7 @@ def test_of_the_checkpoints_to_keep_those_from_before_a_resume_are_a_part(tmp_pa
     def train(first, last):
         checkpointer = StrictCheckpointer(make_model(), str(tmp_path))
         keeper = PeriodicCheckpointer(checkpointer, period=1, max_iter=20, max_to_keep=2)
-        keeper.recent_checkpoints = checkpointer.periodic_checkpoints()
+        keeper.recent_checkpoints = periodic_checkpoints(str(tmp_path))
         for iteration in range(first, last):
             keeper.step(iteration)
         checkpointer.save("model_init", tag=False)

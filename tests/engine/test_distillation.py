@@ -13,15 +13,9 @@ from detectron2.utils.analysis import FlopCountAnalysis
 from detectron2.utils.events import EventStorage
 from in_process import run_main
 
-from snnet_vitdet.engine import (
-    InPlaceDistillation,
-    StitchedTrainer,
-    launch_here,
-    load_config,
-    rehearse,
-    synthetic_batch,
-)
-from snnet_vitdet.engine.distillation import distils, rpn_distance, teacher_of
+from snnet_vitdet.engine import StitchedTrainer, launch_here, load_config, synthetic_batch
+from snnet_vitdet.engine.distillation import InPlaceDistillation, distils, rpn_distance, teacher_of
+from snnet_vitdet.engine.memory_probe import probe_memory
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import (
     anchor_alone,
@@ -426,9 +420,9 @@ def test_a_training_by_train_net_has_the_losses_in_its_metrics(
 # -------------------------------------------------------------------------- memory, cost, refusals
 
 
-def test_the_rehearsal_runs_a_stitch_that_is_taught(make, tiny_config, monkeypatch):
+def test_the_memory_probe_runs_a_stitch_that_is_taught(make, tiny_config, monkeypatch):
     model = make(weight=1.0)
-    gflops = stitch_costs(tiny_config().model).gflops
+    config = tiny_config("train.distillation.weight=1")
     found = []
     forward = GeneralizedRCNN.forward
 
@@ -441,7 +435,7 @@ def test_the_rehearsal_runs_a_stitch_that_is_taught(make, tiny_config, monkeypat
     ran = []
     model.backbone.net.register_forward_hook(lambda net, *_: ran.append(net.stitch.name))
     optimizer = torch.optim.AdamW(model.parameters())
-    rehearse(model, optimizer, gflops, batch_of(model), num_stitches=2)
+    probe_memory(config, model, optimizer, stitch_costs(config.model))
     assert found[0] == "L" and found[1] != "L" and len(found) == 2
     assert ran == [*found, "L"]
     assert all(p.grad is None for p in model.parameters())

@@ -9,8 +9,12 @@ from detectron2.config import LazyConfig
 from in_process import run_main
 from omegaconf import OmegaConf
 
-from snnet_vitdet.engine import load_config, save_config, save_resumed_config
-from snnet_vitdet.engine.resuming import check_resumed_optimizer, check_resumed_settings
+from snnet_vitdet.engine import load_config, save_config
+from snnet_vitdet.engine.resuming import (
+    check_resumed_optimizer,
+    check_resumed_settings,
+    save_resumed_config,
+)
 from snnet_vitdet.errors import InputError
 
 # Each line stands for ten, or two, of the one before it.
@@ -113,7 +117,6 @@ def test_what_changes_from_now_on_is_a_warning_and_the_config_of_before_stays(
         "train.eval_period=7",
         "train.checkpointer.period=7",
         "sweep.stitch_ids=[0]",
-        "init.num_images=3",
         "dataloader.train.num_workers=1",
     ],
 )
@@ -135,6 +138,20 @@ def test_what_a_training_was_started_from_stays_on_record(folder, resumed, caplo
         assert ("other.pth has no effect" in caplog.text) == warned == bool(caplog.records)
         saved = LazyConfig.load(str(folder / "config.yaml"))
         assert saved.train.init_checkpoint == "first.pth"
+
+
+def test_another_start_has_no_effect_which_is_said(folder, resumed, caplog):
+    was = LazyConfig.load(str(folder / "config.yaml")).init
+    config = resumed("init.num_images=3", "init.stitching_layers=random")
+    check_resumed_settings(config)
+    with caplog.at_level(logging.WARNING):
+        save_resumed_config(config, 10)
+    (record,) = caplog.records
+    said = "init.num_images=3, init.stitching_layers=random have no effect: the training goes on"
+    assert said in record.getMessage()
+    # How it was started stays on record.
+    assert LazyConfig.load(str(folder / "config.yaml")).init == was
+    assert not list(folder.glob("config_until_*"))
 
 
 def test_a_config_of_an_earlier_version_has_the_values_of_then(folder, resumed, caplog):
@@ -256,7 +273,7 @@ def training_state(damage):
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (torch.ones(3, 2), r"exp_avg' of a parameter of the shape \(2, 3\) has the shape \(3, 2\)"),
+        (torch.ones(3, 2), r"of the shape \(2, 3\) its 'exp_avg' has the shape \(3, 2\)"),
         (torch.full((2, 3), float("nan")), "has other than finite values"),
         (torch.ones(2, 3).to_sparse(), "has other than finite values"),
         (torch.nested.nested_tensor([torch.ones(2)]), "is a nested tensor"),

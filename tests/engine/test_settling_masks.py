@@ -8,14 +8,9 @@ import torch
 from detectron2.config import instantiate
 from detectron2.modeling.roi_heads import CascadeROIHeads
 
-from snnet_vitdet.engine import (
-    load_config,
-    preflight,
-    prepare_run,
-    rehearse_training,
-    save_config,
-)
-from snnet_vitdet.engine.checkpoint import StrictCheckpointer
+from snnet_vitdet.engine import load_config, preflight, prepare_run, save_config
+from snnet_vitdet.engine.checkpointer import StrictCheckpointer
+from snnet_vitdet.engine.memory_probe import probe_memory
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.modeling.cost import build_on_meta
@@ -98,12 +93,12 @@ def test_without_masks_a_faster_rcnn_learns_boxes(masks, tiny_config, data, tmp_
     assert first.read_text() == second.read_text()
 
 
-def test_the_rehearsal_of_boxes_alone_has_no_masks(tiny_config, data):
+def test_the_memory_probe_of_boxes_alone_has_no_masks(tiny_config, data):
     config = tiny_config(*data(without_masks))
     model, batches = instantiate(config.model), []
     model.register_forward_pre_hook(lambda model, given: batches.extend(given))
     optimizer = torch.optim.AdamW(model.parameters())
-    rehearse_training(config, model, optimizer, stitch_costs(config.model))
+    probe_memory(config, model, optimizer, stitch_costs(config.model))
     ((sample, _),) = batches
     assert not sample["instances"].has("gt_masks") and len(sample["instances"])
 

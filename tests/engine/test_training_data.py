@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from in_process import run_main
 
-from snnet_vitdet.engine import note_training_data
+from snnet_vitdet.engine.run_data import note_training_data
 
 
 @pytest.fixture

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import train_net
 from detectron2.config import instantiate
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from in_process import run_main, run_program
 
 from snnet_vitdet.deploy import Predictor, StitchTable
-from snnet_vitdet.engine import StrictCheckpointer
+from snnet_vitdet.engine import StrictCheckpointer, build_model
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.results import AP_NAMES, ResultsTable
 from snnet_vitdet.stitching import merged
@@ -111,7 +110,7 @@ def test_box_ap_is_that_of_detectron2s_evaluator(
     checkpoint = f"train.init_checkpoint={box_detector}"
     found = scores(boxes_alone, "one_pass", checkpoint)
     config = trained_tiny(tmp_path, *of_file(boxes_alone), LOW, checkpoint)
-    model = train_net.build_model(config)
+    model = build_model(config)
     StrictCheckpointer(model).load(str(box_detector))
     name = instantiate(config.dataloader.evaluator.dataset_name)
     for stitch, row in found.items():

@@ -1,32 +1,17 @@
-"""Training: what is checked before it, how it starts, one stitch an iteration, its checkpoints."""
+"""Training: settings and checks, launch, initialisation, one stitch an iteration, checkpoints."""
 
-from .assembly import build_trainer, distil, rehearse_training
-from .averaging import AveragedWeights
-from .checkpoint import (
-    ClassNames,
-    StrictCheckpointer,
-    checkpoint_to_evaluate,
-    checkpoint_to_resume,
-    saved_facts,
-)
+from .checkpoint import checkpoint_to_evaluate, checkpoint_to_resume, saved_facts
+from .checkpointer import ClassNames, StrictCheckpointer
 from .config import load_config, save_config
-from .detectors import load_detectors
-from .distillation import InPlaceDistillation
-from .folder_lock import alone_in
-from .freezing import FreezeAnchors
-from .initialise import fit_stitching_layers, load_anchors
-from .lr_decay import LayerwiseDecay
-from .metrics import MetricsFile, TensorBoardFile, WriteMetrics
-from .precision import set_float32_arithmetic, training_precision
-from .preemption import STOPPED, StopOnSignal, passing_on_to_children
+from .hooks import STOPPED
+from .initialise import fit_stitching_layers, initialise_weights, load_anchors, load_detectors
+from .launch import AUTO, launch_here, run_in_processes
+from .learning_rate import LayerwiseDecay, apply_linear_scaling
+from .memory_probe import synthetic_batch
+from .precision import set_float32_arithmetic
 from .preflight import preflight, prepare_run
-from .processes import AUTO, launch_here, run_in_processes
-from .rehearsal import rehearse, synthetic_batch
-from .resuming import save_resumed_config
-from .run_data import note_training_data
-from .run_folder import run_folder, set_up
+from .run_folder import alone_in, folder_of_run, set_up
 from .samplers import build_sampler, crowded_anchors, ends_plan, mean_gflops, training_shares
-from .schedule import apply_linear_scaling, build_schedule, training_plan
 from .settings import (
     Config,
     DataSettings,
@@ -35,60 +20,46 @@ from .settings import (
     TrainSettings,
     as_config,
 )
-from .trainer import StitchedAMPTrainer, StitchedTrainer
+from .trainer import StitchedTrainer
+from .training import build_model, train
 
 __all__ = [
     "AUTO",
     "STOPPED",
-    "AveragedWeights",
     "ClassNames",
     "Config",
     "DataSettings",
-    "FreezeAnchors",
-    "InPlaceDistillation",
     "InitSettings",
     "LayerwiseDecay",
-    "MetricsFile",
-    "StopOnSignal",
-    "StitchedAMPTrainer",
     "StitchedTrainer",
     "StrictCheckpointer",
     "SweepSettings",
-    "TensorBoardFile",
     "TrainSettings",
-    "WriteMetrics",
     "alone_in",
     "apply_linear_scaling",
     "as_config",
+    "build_model",
     "build_sampler",
-    "build_schedule",
-    "build_trainer",
     "checkpoint_to_evaluate",
     "checkpoint_to_resume",
     "crowded_anchors",
-    "distil",
     "ends_plan",
     "fit_stitching_layers",
+    "folder_of_run",
+    "initialise_weights",
+    "launch_here",
     "load_anchors",
     "load_config",
-    "note_training_data",
     "load_detectors",
     "mean_gflops",
-    "passing_on_to_children",
     "preflight",
     "prepare_run",
-    "rehearse",
-    "rehearse_training",
-    "run_folder",
-    "launch_here",
     "run_in_processes",
     "save_config",
-    "save_resumed_config",
     "saved_facts",
     "set_float32_arithmetic",
     "set_up",
     "synthetic_batch",
-    "training_plan",
-    "training_precision",
+    "train",
     "training_shares",
 ]

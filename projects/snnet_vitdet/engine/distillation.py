@@ -1,4 +1,4 @@
-"""The largest stitch teaches the others while all of them are trained: in-place distillation."""
+"""In-place distillation: the largest stitch teaches the others while all of them are trained."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +19,7 @@ from snnet_vitdet.stitching import CostTable, Sampler, StitchSpace
 __all__ = [
     "InPlaceDistillation",
     "check_distillation",
+    "distil",
     "distillation_cost",
     "distils",
     "rpn_distance",
@@ -26,17 +27,17 @@ __all__ = [
 ]
 
 _KEY = "train.distillation"
-# Box deltas of the RPN are a fraction of a box's side; errors above this count linearly.
+# Box deltas of the RPN are fractions of a box's side; larger errors count linearly.
 _BETA = 1 / 9
 
 
 def distils(settings: Mapping[str, object]) -> bool:
-    """Whether the ``train.distillation`` of a config asks for any."""
+    """Whether ``train.distillation`` of a config is on."""
     return bool(settings["weight"] or settings["rpn_weight"])
 
 
 def teacher_of(space: StitchSpace, gflops: Sequence[float]) -> int:
-    """Id of the stitch that teaches: the large anchor, or the dearest in a space without it.
+    """Id of the teacher: the large anchor, or the most expensive stitch in a space without it.
 
     Args:
         space: The stitching space.
@@ -49,14 +50,14 @@ def teacher_of(space: StitchSpace, gflops: Sequence[float]) -> int:
 
 
 def check_distillation(settings: Mapping[str, object], model: nn.Module) -> None:
-    """Checks what a training asks for, and that its model can do it.
+    """Checks that the model of a training can do what ``train.distillation`` asks for.
 
     Args:
-        settings: ``train.distillation`` of its config.
+        settings: ``train.distillation`` of the config.
         model: The detector.
 
     Raises:
-        InputError: For a model that has nothing to distil.
+        InputError: If it cannot.
     """
     if not distils(settings):
         return
@@ -82,22 +83,35 @@ def check_distillation(settings: Mapping[str, object], model: nn.Module) -> None
         )
 
 
+def distil(config: DictConfig, model: GeneralizedRCNN, costs: CostTable | None) -> None:
+    """Adds distillation to a detector, if the config asks for it.
+
+    Args:
+        config: The whole config.
+        model: The detector, not wrapped for several processes.
+        costs: Costs of its stitches; None for a baseline, which has nothing to distil.
+    """
+    settings = config.train.distillation
+    if distils(settings):
+        InPlaceDistillation(model, teacher_of(costs.space, costs.gflops), **settings)
+
+
 class InPlaceDistillation:
-    """Adds losses to those of a detector in training that pull a stitch towards the teacher.
+    """Adds losses to a detector in training that pull a stitch (the student) towards the teacher.
 
-    The teacher is a stitch of the same detector. It sees the same images without gradient, in
-    evaluation mode (no stochastic depth, nothing drawn), after the stitch in effect has run.
+    The teacher is a stitch of the same detector. It runs after the student, on the same images,
+    without gradient and in evaluation mode (no stochastic depth, no random draws).
 
-    * ``loss_distill``: the mean over the levels of the mean squared difference of the pyramid's
-      features, which end in a normalisation, so their scale is that of one. p6 is a part of p5.
-      The backbone alone learns from it: the pyramid, which both share, would bring them together by
-      giving features of hardly any scale to all stitches, which the heads can make up for.
-    * ``loss_distill_rpn``: see :func:`rpn_distance`. Of this, all that the student runs learns: the
-      scale of the RPN's outputs is held by its own losses.
+    * ``loss_distill``: mean over the pyramid's levels of the mean squared difference of their
+      features, which are normalised. p6 is left out, as it is a part of p5. Only the backbone
+      learns from this loss: the shared pyramid could lower it by scaling the features of all
+      stitches down, which the heads can undo.
+    * ``loss_distill_rpn``: see :func:`rpn_distance`. All parts of the student learn from it: the
+      RPN's own losses fix the scale of its outputs.
 
-    Both are 0 where nothing is distilled, so that all processes have the same losses whatever
-    stitch they train. They are added by forward hooks, so they are outputs of the detector, which a
-    wrapper for several processes finds. Nothing is added in evaluation mode or to the state.
+    Both are 0 where nothing is distilled, so all processes have the same losses whatever stitch
+    they train. Forward hooks add them, so they are outputs of the detector, where a wrapper for
+    several processes finds them. Nothing is added in evaluation mode or to the state.
     """
 
     def __init__(
@@ -110,11 +124,11 @@ class InPlaceDistillation:
     ) -> None:
         """
         Args:
-            model: The detector, on a stitched backbone, not wrapped; stays as it is but for hooks.
+            model: The detector on a stitched backbone, not wrapped; only hooks are added.
             teacher: Id of the stitch that teaches.
-            weight: Of ``loss_distill``; 0 leaves it out.
-            rpn_weight: Of ``loss_distill_rpn``; 0 leaves it out.
-            every: Distils in the iterations that it divides, by detectron2's event storage.
+            weight: Weight of ``loss_distill``; 0 leaves it out.
+            rpn_weight: Weight of ``loss_distill_rpn``; 0 leaves it out.
+            every: Distils in iterations that are multiples of it, by detectron2's event storage.
 
         Raises:
             InputError: As :func:`check_distillation`.
@@ -125,7 +139,7 @@ class InPlaceDistillation:
         self._weights = {"loss_distill": weight, "loss_distill_rpn": rpn_weight}
         self._model = model
         self._stitched = find_stitched_vit(model)
-        # Of the forward that is under way.
+        # State of the current forward.
         self._losses: dict[str, torch.Tensor] = {}
         self._tokens: dict[str, torch.Tensor] = {}
         self._taught: dict[str, torch.Tensor] | None = None
@@ -161,13 +175,13 @@ class InPlaceDistillation:
             self._stitched.using_stitch(self.teacher),
             _evaluating(backbone),
         ):
-            # Not the module's call, whose hook this is.
+            # Not the module's call, which would run this hook again.
             self._taught = backbone.forward(*inputs)
         self._tokens = {}
         if weight := self._weights["loss_distill"]:
             pyramid = pyramid_of_exit(backbone, self._stitched.stitch.exit)
             own = _as_given(pyramid, tokens[backbone.in_feature])
-            # The levels come before what is made of the last one.
+            # The levels come first; p6, made of the last one, has no pair.
             pairs = zip(own, self._taught.values(), strict=False)
             distances = [F.mse_loss(level.float(), taught.float()) for level, taught in pairs]
             self._losses["loss_distill"] = weight * torch.stack(distances).mean()
@@ -190,15 +204,15 @@ class InPlaceDistillation:
         self, model: nn.Module, inputs: tuple[object], losses: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor] | None:
         added, self._losses, self._taught = self._losses, {}, None
-        # None leaves the output as it is.
+        # None keeps the output.
         return {**losses, **added} if added else None
 
     @contextmanager
     def _without_trace(self) -> Iterator[None]:
-        """For a forward that has no gradient and leaves nothing behind."""
+        """No gradient, and nothing left in autocast's cache."""
         device = self._model.device.type
-        # Autocast's cache would keep the teacher's weights of the lower precision, which have no
-        # gradient, until the student's forward is over.
+        # The cache would keep the teacher's cast weights, which have no gradient, and the rest of
+        # the student's forward would use them.
         autocast = torch.autocast(
             device,
             dtype=torch.get_autocast_dtype(device),
@@ -210,7 +224,7 @@ class InPlaceDistillation:
 
 
 def _as_given(pyramid: SimpleFeaturePyramid, tokens: torch.Tensor) -> list[torch.Tensor]:
-    """The levels of a pyramid that takes no gradient itself and hands it on; its state stays."""
+    """Levels of a pyramid that passes gradients on but gets none; its buffers do not change."""
     levels = []
     for stage in pyramid.stages:
         state = {name: parameter.detach() for name, parameter in stage.named_parameters()}
@@ -221,7 +235,7 @@ def _as_given(pyramid: SimpleFeaturePyramid, tokens: torch.Tensor) -> list[torch
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; parts that were in it before stay in it after."""
+    """Evaluation mode inside a ``with`` block; each part returns to its own mode."""
     training = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -235,13 +249,12 @@ def rpn_distance(
     student: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]],
     teacher: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]],
 ) -> torch.Tensor:
-    """How far an RPN's outputs are from a teacher's.
+    """Distance of an RPN's outputs from a teacher's.
 
-    Of objectness, the Kullback-Leibler divergence, whose gradient is that of the cross entropy with
-    the teacher's objectness and which is 0 where they agree; of box deltas, the smooth L1 distance
-    where the teacher sees an object. Both are sums over all RPN anchors, divided by the teacher's
-    sum of objectness (at least 1): most RPN anchors are background, on which nothing is learnt, and
-    a mean over them would be the smaller the larger the image is.
+    The Kullback-Leibler divergence of objectness (the gradient of the cross entropy, and 0 where
+    both agree) plus the smooth L1 distance of box deltas where the teacher sees an object. Both are
+    sums over all RPN anchors, divided by the teacher's sum of objectness (at least 1): most RPN
+    anchors are background, so a mean over them would shrink with the size of the image.
 
     Args:
         student: Logits, (N, A, H, W), and deltas, (N, A * box, H, W), of every level.
@@ -267,17 +280,16 @@ def _cross_entropy(logits: torch.Tensor, objectness: torch.Tensor) -> torch.Tens
 
 
 def distillation_cost(train: DictConfig, costs: CostTable, sampler: Sampler) -> float:
-    """What distillation adds to the mean cost of the stitches in training, in GFLOPs of a forward.
+    """Mean cost per draw that distillation adds to a training, in GFLOPs of a forward pass.
 
-    A backward pass costs two forward passes. The teacher makes a forward pass only, through all but
-    the heads, so it adds a third of it to each draw that is taught. The student's pyramid is run
-    again, forward and back to what goes into it: two thirds. The draws are counted, not expected:
-    stitches may take turns, and ``every`` may then meet some more often than others.
+    A forward with backward costs three forward passes. The teacher makes one forward, without the
+    heads: a third. The student's pyramid runs again, forward and back to its input: two thirds.
+    The draws of the training are counted, since ``every`` may coincide with the turns of the ends.
 
     Args:
-        train: Of the config.
-        costs: Of every stitch.
-        sampler: Of the training.
+        train: ``train`` of the config.
+        costs: Costs of every stitch.
+        sampler: Sampler of the training.
     """
     settings = train.distillation
     if not distils(settings):

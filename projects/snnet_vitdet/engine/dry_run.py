@@ -28,7 +28,7 @@ from snnet_vitdet.errors import InputError
 from snnet_vitdet.files import temporary_folder
 from snnet_vitdet.modeling import PerExit
 
-from .rehearsal import synthetic_batch
+from .memory_probe import synthetic_batch
 from .settings import Config
 
 __all__ = ["try_evaluator", "try_heads", "try_loader"]

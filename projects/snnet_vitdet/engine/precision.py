@@ -1,4 +1,4 @@
-"""The arithmetic of a run: its mixed precision, and what float32 means on a GPU."""
+"""Mixed precision of a run, and the arithmetic of float32 on a GPU."""
 
 import contextlib
 
@@ -12,26 +12,21 @@ _TF32_EPSILON = 2.0**-10
 
 
 def training_precision(config: DictConfig) -> torch.dtype:
-    """The type that a training computes in: that of mixed precision on a GPU, else float32.
-
-    Args:
-        config: The whole config.
-    """
+    """The type a training computes in: that of mixed precision on a GPU, else float32."""
     if not (config.train.amp.enabled and config.train.device.startswith("cuda")):
         return torch.float32
     name = config.train.amp.precision
     if name == "auto":
-        # Older GPUs only emulate it, slowly.
+        # Older GPUs emulate it, slowly.
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         name = "bfloat16" if native else "float16"
     return getattr(torch, name)
 
 
 def set_float32_arithmetic(tf32: bool) -> None:
-    """Says how a GPU multiplies in float32, in matrix products and convolutions alike.
+    """Allows or forbids TF32 on a GPU, in matrix products and convolutions alike.
 
-    torch's own defaults round the convolutions to TF32 and the matrix products not at all. Nothing
-    changes on a CPU or under autocast.
+    torch's defaults use TF32 for convolutions only. Nothing changes on a CPU or under autocast.
 
     Args:
         tf32: Whether inputs are rounded to the 10 bits of TF32 (``train.tf32``).
@@ -41,20 +36,19 @@ def set_float32_arithmetic(tf32: bool) -> None:
 
 
 def machine_epsilon(precision: torch.dtype) -> float:
-    """The relative spacing of the values that enter a matrix product.
+    """The relative spacing of the inputs of a matrix product.
 
     Args:
-        precision: Of autocast; float32 stands for none, and is TF32 where that is allowed.
+        precision: Type of autocast; float32 for none, which is TF32 where that is allowed.
     """
-    if precision == torch.float32 and torch.cuda.is_available():
-        return (
-            _TF32_EPSILON if torch.backends.cuda.matmul.allow_tf32 else torch.finfo(precision).eps
-        )
+    tf32 = torch.cuda.is_available() and torch.backends.cuda.matmul.allow_tf32
+    if precision == torch.float32 and tf32:
+        return _TF32_EPSILON
     return torch.finfo(precision).eps
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> contextlib.AbstractContextManager:
-    """Mixed precision for a while; float32 is none."""
+    """Autocast to a precision; nothing for float32."""
     if precision == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=precision)

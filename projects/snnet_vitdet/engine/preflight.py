@@ -27,14 +27,13 @@ from snnet_vitdet.stitching import select_stitches
 from snnet_vitdet.validators import check, whole, written
 
 from .checkpoint import checkpoint_to_evaluate, last_checkpoint
-from .detectors import check_detectors
 from .distillation import check_distillation
 from .dry_run import try_evaluator, try_heads, try_loader
-from .initialise import anchors_of
+from .initialise import anchors_of, check_detectors
+from .learning_rate import check_schedule
 from .resuming import check_resumed_settings
 from .run_data import check_data, check_data_nodes, settle_masks
 from .samplers import build_sampler
-from .schedule import check_schedule
 from .setting_checks import check_present, check_settings, flat
 from .settings import HIGHEST_SEED, LEFT_TO_USER, Config, TrainSettings
 

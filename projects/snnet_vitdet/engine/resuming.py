@@ -1,4 +1,4 @@
-"""The settings of a resumed training, beside those it began with."""
+"""Compares the settings of a resumed training with those it began with."""
 
 import copy
 import logging
@@ -19,28 +19,24 @@ __all__ = ["check_resumed_optimizer", "check_resumed_settings", "save_resumed_co
 
 logger = logging.getLogger(__name__)
 
-# What the checkpoint has, so that a config that says otherwise would not be followed; and the
-# number of images that an iteration of the checkpoint stands for.
+# Settings that the checkpoint overrides, and the number of images in its iterations.
 _REFUSED = ("optimizer", "data.masks", "dataloader.train.total_batch_size")
-# Without influence on what is trained from now on.
+# Settings that do not change the training from now on.
 _FREE = (
     *("train.output_dir", "train.init_checkpoint", "train.device", "train.rehearsal", "train.ddp"),
     *("train.eval_period", "train.eval_stitches", "train.log_period", "train.checkpointer"),
     *("dataloader.test", "dataloader.evaluator", "dataloader.train.num_workers", "init", "sweep"),
     *("data.test_json", "data.test_images", "data.check", "data.prepare.num_test"),
 )
-# In the place of the value of a key that is not there.
+# Value of a key that does not exist.
 _ABSENT = object()
 
 
 def check_resumed_settings(config: DictConfig) -> None:
-    """Refuses to go on with settings that the checkpoint overrides.
-
-    Args:
-        config: The whole config of a run that resumes ``train.output_dir``.
+    """Refuses to resume ``train.output_dir`` with changed settings that its checkpoint overrides.
 
     Raises:
-        InputError: If there are such settings, by name, or the training's config.yaml is broken.
+        InputError: If there are such settings, or the training's config.yaml cannot be read.
     """
     folder = config.train.output_dir
     if not last_checkpoint(folder):
@@ -56,24 +52,24 @@ def check_resumed_settings(config: DictConfig) -> None:
 
 
 def check_resumed_optimizer(optimizer: torch.optim.Optimizer, state: Mapping) -> None:
-    """Refuses to go on with a checkpoint whose optimizer has other settings than the config gave.
+    """Refuses a checkpoint whose optimizer has other settings than the config, or is damaged.
 
-    This holds whatever a config.yaml says, which somebody may have edited.
+    In contrast to config.yaml, which can be edited, this state is what would be used.
 
     Args:
-        optimizer: As the config has built it.
-        state: Of the checkpoint's optimizer, which would replace these settings.
+        optimizer: The optimizer that the config builds.
+        state: State of the checkpoint's optimizer, which would replace the settings.
 
     Raises:
-        InputError: If a number of a group differs, or what the optimizer keeps of a parameter is
-            of another shape or not finite.
+        InputError: If a setting of a group differs, or the state of a parameter is incomplete, of
+            another shape or not finite.
     """
-    # What each parameter that has been trained has.
+    # Keys that every trained parameter has.
     wanted = {key for kept in state["state"].values() for key in kept}
     if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         wanted |= {"step", "exp_avg", "exp_avg_sq"}
     for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):
-        # The schedule changes the one, and keeps the other.
+        # The schedule changes lr and keeps initial_lr.
         saved = {**saved, "lr": saved.get("initial_lr", saved.get("lr"))}
         for key in ("lr", "weight_decay", "betas", "momentum", "eps"):
             if key in own and key in saved and not _same(own[key], saved[key]):
@@ -85,30 +81,28 @@ def check_resumed_optimizer(optimizer: torch.optim.Optimizer, state: Mapping) ->
                 )
         for parameter, index in zip(own["params"], saved["params"], strict=False):
             kept = state["state"].get(index, {})
-            if kept and (missing := sorted(wanted - kept.keys())):
+            missing = sorted(wanted - kept.keys()) if kept else []
+            faults = [f"it has no {listed(missing)}"] if missing else []
+            faults += [
+                f"its {shown(key)} {fault}"
+                for key, value in kept.items()
+                if (fault := _fault(value, parameter))
+            ]
+            if faults:
                 raise InputError(
                     f"the optimizer of the checkpoint is damaged: of a parameter of the shape "
-                    f"{tuple(parameter.shape)} it has no {listed(missing)}; resume from an earlier "
-                    "checkpoint, or start another training from this one with "
-                    "train.init_checkpoint"
+                    f"{tuple(parameter.shape)} {faults[0]}; resume from an earlier checkpoint, or "
+                    "start another training from this one with train.init_checkpoint"
                 )
-            for key, value in kept.items():
-                if fault := _fault(value, parameter):
-                    raise InputError(
-                        f"the optimizer of the checkpoint is damaged: its {shown(key)} of a "
-                        f"parameter of the shape {tuple(parameter.shape)} {fault}; resume from an "
-                        "earlier checkpoint, or start another training from this one with "
-                        "train.init_checkpoint"
-                    )
 
 
 def _fault(value: object, parameter: torch.Tensor) -> str:
-    """What is wrong with what an optimizer keeps of a parameter, if anything."""
+    """What is wrong with a value in the optimizer's state of a parameter, if anything."""
     if not torch.is_tensor(value):
         return "" if value is None or isinstance(value, int | float) else "is no tensor"
     if value.is_nested:
         return "is a nested tensor"
-    # One number is a count of steps.
+    # A single number is the count of steps.
     if value.ndim and value.shape != parameter.shape:
         return f"has the shape {tuple(value.shape)}"
     if value.layout != torch.strided or value.is_meta or not torch.isfinite(value.float()).all():
@@ -121,50 +115,60 @@ def _same(own: object, saved: object) -> bool:
 
 
 def save_resumed_config(config: DictConfig, iteration: int) -> None:
-    """Writes the config.yaml of a training that goes on, and says what it changes.
+    """Writes the config.yaml of a resumed training, and warns of changed settings.
 
-    If anything that matters is changed, the one of before stays as ``config_until_….yaml``.
+    If a change affects the training, the earlier file stays as ``config_until_….yaml``. How the
+    training was initialised stays on record.
 
     Args:
         config: The whole config.
-        iteration: The first one that is trained with it.
+        iteration: The first iteration with this config.
 
     Raises:
-        InputError: If it cannot be written, or that of before cannot be read.
+        InputError: If it cannot be written, or the earlier one cannot be read.
     """
     folder = config.train.output_dir
     path = os.path.join(folder, "config.yaml")
-    changes = [change for change in _changes(folder, config) if not _is_in(change[0], _FREE)]
+    all_changes = _changes(folder, config)
+    changes = [change for change in all_changes if not _is_in(change[0], _FREE)]
     if changes:
         before = os.path.join(folder, f"config_until_{iteration:07d}.yaml")
-        # One that is there has had iterations, and that of now has not had any.
+        # A file that exists was used in an iteration; the current one was not.
         if not os.path.exists(before):
             with open(path, "rb") as file:
                 write_atomically(before, file.read())
         logger.warning(
-            "From iteration %d on, other settings than before: %s instead of %s. Those of before "
-            "are in %s.",
+            "From iteration %d on, other settings than before: %s instead of %s. The earlier "
+            "config is %s.",
             iteration,
             _text(changes, 1),
             _text(changes, 0),
             before,
         )
-    # What the training was started from stays on record.
     config = copy.deepcopy(config)
     if os.path.isfile(path):
-        given = config.train.init_checkpoint
-        config.train.init_checkpoint = _read(path).get("train", {}).get("init_checkpoint", "")
+        start = [
+            change
+            for change in all_changes
+            if change[0].startswith("init.") and change[2] not in (None, _ABSENT)
+        ]
+        given, saved = config.train.init_checkpoint, _read(path)
+        config.train.init_checkpoint = saved.get("train", {}).get("init_checkpoint", "")
         if given and given != config.train.init_checkpoint:
+            start.append(("train.init_checkpoint", config.train.init_checkpoint, given))
+        if "init" in saved:
+            config.init = saved["init"]
+        if start:
             logger.warning(
-                "train.init_checkpoint=%s has no effect: the training goes on from its own last "
-                "checkpoint.",
-                given,
+                "%s %s no effect: the training goes on from its own last checkpoint.",
+                _text(start, 1),
+                "has" if len(start) == 1 else "have",
             )
     save_config(config, path)
 
 
 def _changes(folder: str, config: DictConfig) -> list[tuple[str, object, object]]:
-    """Name, value before and value now of what differs."""
+    """Name, earlier value and current value of the settings that differ."""
     path = os.path.join(folder, "config.yaml")
     if not os.path.isfile(path):
         return []
@@ -181,12 +185,12 @@ def _changes(folder: str, config: DictConfig) -> list[tuple[str, object, object]
 def _read(path: str) -> Mapping[str, object]:
     try:
         content = read_yaml(path)
-        # Its keys are sorted: a file that was cut off between two lines has not the last ones.
+        # Keys are sorted: a file that was cut off between two lines lacks the last ones.
         if "stitch_scope" not in (content.get("train") or {}):
             raise ValueError("it is incomplete")
     except (OSError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path} cannot be read ({first_line(error)}), so that the settings of now cannot be "
+            f"{path} cannot be read ({first_line(error)}), so that the current settings cannot be "
             "compared with those the training began with: restore it, or remove it to go on "
             "without comparing"
         ) from error
@@ -218,8 +222,8 @@ def _text(changes: list[tuple[str, object, object]], place: int) -> str:
 
 
 def _remedy(changes: list[tuple[str, object, object]]) -> str:
-    """How to have the values of before."""
-    # What the config has not, + adds.
+    """The overrides that restore the earlier values."""
+    # + adds a key that the config does not have.
     given = [
         f"{'+' * (now is _ABSENT)}{key}={before}"
         for key, before, now in changes

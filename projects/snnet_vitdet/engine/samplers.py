@@ -1,4 +1,4 @@
-"""The sampler of a config, and what a training by it costs."""
+"""The sampler of a training, how often it draws each stitch, and the mean cost of a draw."""
 
 from collections.abc import Sequence
 
@@ -26,17 +26,17 @@ __all__ = [
 
 
 def build_sampler(config: DictConfig, costs: CostTable) -> Sampler:
-    """The sampler of a training: that of the config, in turn with the ends if they have turns.
+    """Builds the sampler of a config; with ``train.ends``, it alternates with the ends.
 
     Args:
         config: The whole config, not changed.
-        costs: Of the stitches of its model.
+        costs: Costs of the stitches of its model.
 
     Raises:
-        InputError: For settings of the sampler, or of ``train.ends``, that cannot be.
+        InputError: For invalid settings of the sampler or of ``train.ends``.
     """
     node = config.sampler.copy()
-    # Nothing that the stitches of a single ViT run is trained in a joined detector.
+    # In a joined detector, the stitches of a single ViT have nothing to train.
     ids = [s.id for s in costs.space if s.cuts or not is_joined(config.model)]
     if not ids:
         raise InputError(
@@ -48,7 +48,7 @@ def build_sampler(config: DictConfig, costs: CostTable) -> Sampler:
     if len(ids) < len(costs):
         sampler = SubsetSampler(sampler, ids, len(costs))
     with told_as("sampler cannot draw with its config"):
-        sampler(0)  # a seed is looked at when it is used
+        sampler(0)  # the seed is used, and checked, at the first draw
     period, first = config.train.ends.period, config.train.ends.first
     if not period and not first:
         return sampler
@@ -74,10 +74,10 @@ def build_sampler(config: DictConfig, costs: CostTable) -> Sampler:
 
 
 def crowded_anchors(sampler: Sampler, costs: CostTable) -> str:
-    """Says that an anchor shares its group with other stitches, if one does; empty if none.
+    """Warns that an anchor shares its group with other stitches; empty if none does.
 
-    A step that is wide for the costs, as the default is for small images, gives one end of the
-    space hundreds of times the iterations of the other.
+    A step that is wide for the costs, such as the default for small images, draws one end of the
+    space hundreds of times as often as the other.
     """
     sampler = sampler.of if isinstance(sampler, EndsSampler) else sampler
     groups = getattr(sampler, "groups", ())
@@ -99,7 +99,7 @@ def crowded_anchors(sampler: Sampler, costs: CostTable) -> str:
 
 
 def ends_plan(sampler: EndsSampler, space: StitchSpace) -> str:
-    """How often the ends are trained, in one sentence."""
+    """Says how often the ends are trained, in one sentence."""
     turns = []
     if sampler.first:
         turns.append(f"the first {sampler.first} iterations are theirs alone")
@@ -111,22 +111,12 @@ def ends_plan(sampler: EndsSampler, space: StitchSpace) -> str:
 
 
 def training_shares(sampler: Sampler, max_iter: int) -> tuple[float, ...]:
-    """Share of every stitch, by id, among the draws of a whole training.
-
-    Args:
-        sampler: Of the training.
-        max_iter: Its number of iterations.
-    """
+    """Share of every stitch, by id, among the draws of a training of ``max_iter`` iterations."""
     if isinstance(sampler, EndsSampler):
         return sampler.shares(max_iter)
     return sampler.probabilities()
 
 
 def mean_gflops(shares: Sequence[float], costs: CostTable) -> float:
-    """GFLOPs of an image in training, on average.
-
-    Args:
-        shares: Of every stitch among the draws, by id.
-        costs: Of the stitches.
-    """
+    """Mean GFLOPs of an image in training, by the stitches' :func:`training_shares`."""
     return sum(share * gflops for share, gflops in zip(shares, costs.gflops, strict=True))

@@ -1,4 +1,4 @@
-"""detectron2's trainers, with a sampled stitch and accumulated gradients."""
+"""detectron2's trainers, with a sampled stitch per iteration and accumulated gradients."""
 
 import contextlib
 import hashlib
@@ -9,43 +9,105 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
+from omegaconf import DictConfig
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
+    bf16_compress_hook,
+    fp16_compress_hook,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.modeling import StitchedViT
-from snnet_vitdet.stitching import Stitch
+from snnet_vitdet.modeling import StitchedViT, find_stitched_vit, train_on_given_masks
+from snnet_vitdet.stitching import CostTable, Stitch
 
+from .precision import training_precision
 from .resuming import check_resumed_optimizer
+from .samplers import build_sampler
 
-__all__ = ["StitchedAMPTrainer", "StitchedTrainer"]
+__all__ = ["StitchedAMPTrainer", "StitchedTrainer", "build_trainer", "wrap_for_processes"]
 
 logger = logging.getLogger(__name__)
 
+_COMPRESSION = {torch.float16: fp16_compress_hook, torch.bfloat16: bf16_compress_hook}
 
-def _has_no_sentence(record: logging.LogRecord) -> bool:
-    """Whether an error that is logged is not one that ends the program in a sentence of its own."""
-    return not (record.exc_info and isinstance(record.exc_info[1], InputError))
+# detectron2 logs a traceback of the error that ends a training; an InputError needs none.
+logging.getLogger("detectron2.engine.train_loop").addFilter(
+    lambda record: not (record.exc_info and isinstance(record.exc_info[1], InputError))
+)
 
 
-# detectron2 logs the traceback of whatever ends a training.
-logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_sentence)
+def build_trainer(
+    config: DictConfig,
+    model: nn.Module,
+    data_loader: Iterable[Sequence],
+    optimizer: torch.optim.Optimizer,
+    costs: CostTable | None,
+) -> "StitchedTrainer":
+    """Builds the trainer for the precision of a config, with its sampler.
+
+    Args:
+        config: The whole config.
+        model: The detector; wrapped here if there are several processes. Its mask head will learn
+            from the objects that have a mask.
+        data_loader: Loader of this process.
+        optimizer: Optimizer of the model's parameters.
+        costs: Costs of its stitches; None for a baseline, which has none.
+    """
+    kwargs = {
+        "scope": config.train.stitch_scope,
+        "accumulation_steps": config.train.accumulation.steps,
+        "accumulation_stitch": config.train.accumulation.stitch,
+        "clip_grad_norm": config.train.clip_grad_norm,
+        "seed": config.train.seed,
+        "backbone": find_stitched_vit(model),
+    }
+    if costs is not None:
+        kwargs["sampler"] = build_sampler(config, costs)
+    precision = training_precision(config)
+    train_on_given_masks(model)
+    model = wrap_for_processes(config, model, precision)
+    if precision == torch.float32:
+        return StitchedTrainer(model, data_loader, optimizer, **kwargs)
+    scaler = torch.amp.GradScaler(enabled=precision == torch.float16)
+    return StitchedAMPTrainer(
+        model, data_loader, optimizer, precision=precision, grad_scaler=scaler, **kwargs
+    )
+
+
+def wrap_for_processes(config: DictConfig, model: nn.Module, precision: torch.dtype) -> nn.Module:
+    """Wraps a model for several processes; returns it unchanged for one process.
+
+    With ``train.ddp.fp16_compression``, gradients are exchanged in the type of mixed precision.
+    Float16 is only safe for gradients that loss scaling has brought into its range; bfloat16
+    training has no loss scaling and would get zero or infinite gradients from it.
+    """
+    ddp = dict(config.train.ddp)
+    compressed = ddp.pop("fp16_compression", False)
+    if not config.train.device.startswith("cuda"):
+        ddp["device_ids"] = None  # a CPU has no index
+    model = create_ddp_model(model, **ddp)
+    if compressed and precision in _COMPRESSION and isinstance(model, DistributedDataParallel):
+        model.register_comm_hook(None, _COMPRESSION[precision])
+    return model
+
 
 _SCOPES = ("shared", "process")
 _ACCUMULATION_STITCHES = ("own", "same")
 
 
 class StitchedTrainer(SimpleTrainer):
-    """Full precision; on a CPU too.
+    """Trains a sampled stitch per iteration in full precision.
 
-    An iteration is one step of the optimizer. The batch of a process is split into micro-batches,
-    whose gradients are accumulated: as much arithmetic, less memory, and with a stitch for each of
-    them one process trains as many stitches an iteration as that many processes.
+    An iteration is one step of the optimizer. The batch of a process is split into micro-batches
+    whose gradients are accumulated: the same arithmetic in less memory. With a stitch for each
+    micro-batch, one process trains as many stitches per iteration as several processes.
 
     Attributes:
         trained_iter: Index of the iteration whose step the weights and the optimizer have; None
-            before the first step of this process, and while a step is under way.
+            before the first step of this process, and during a step.
     """
 
     trained_iter: int | None = None
@@ -67,36 +129,25 @@ class StitchedTrainer(SimpleTrainer):
     ) -> None:
         """
         Args:
-            model: Gives a dict of losses for a micro-batch; wrapped for several processes or not.
-            data_loader: Gives the batch of this process for each iteration.
-            optimizer: Of the model's parameters.
-            backbone: The stitched backbone inside the model, not wrapped; None trains a model
-                without stitches (a baseline) with everything else alike.
-            sampler: Gives the stitch id of (iteration, slot).
+            model: Returns a dict of losses for a micro-batch; wrapped for several processes or
+                not.
+            data_loader: Yields the batch of this process for each iteration.
+            optimizer: Optimizer of the model's parameters.
+            backbone: The stitched backbone inside the model, not wrapped; None for a model without
+                stitches (a baseline).
+            sampler: Returns the stitch id of (iteration, slot).
             scope: ``shared``: all processes train the same stitch in an iteration, so none waits
-                for another. ``process``: each draws its own.
+                for another. ``process``: each process draws its own.
             accumulation_steps: Number of equal micro-batches of a process's batch.
             accumulation_stitch: ``own``: each micro-batch draws its own stitch. ``same``: one
                 stitch for the whole iteration.
-            clip_grad_norm: Largest norm of the gradient of all parameters together; a larger one
-                is scaled down to it. None leaves it as it is.
+            clip_grad_norm: Largest norm of the gradient of all parameters together, above 0; None
+                clips nothing.
             seed: Seed of the model's own randomness.
-            **kwargs: Of detectron2's trainer. Gradients are always cleared before the forward, and
-                metrics written before the next iteration.
-
-        Raises:
-            InputError: For an unknown scope or accumulation_stitch, or a norm that is not above 0.
+            **kwargs: Arguments of detectron2's trainer. Gradients are always cleared before the
+                forward, and metrics written before the next iteration.
         """
         super().__init__(model, data_loader, optimizer, **kwargs)
-        if scope not in _SCOPES:
-            raise InputError(f"train.stitch_scope must be one of {_SCOPES}, got {scope!r}")
-        if accumulation_stitch not in _ACCUMULATION_STITCHES:
-            raise InputError(
-                f"train.accumulation.stitch must be one of {_ACCUMULATION_STITCHES}, got "
-                f"{accumulation_stitch!r}"
-            )
-        if clip_grad_norm is not None and not clip_grad_norm > 0:
-            raise InputError(f"train.clip_grad_norm must be above 0 or null, got {clip_grad_norm}")
         self.clip_grad_norm = clip_grad_norm
         self.backbone = backbone
         self.sampler = sampler
@@ -108,10 +159,10 @@ class StitchedTrainer(SimpleTrainer):
         self.seed = seed
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        """Takes over the state of a training, before hooks are registered.
+        """Loads the state of a training, before hooks are registered.
 
-        The only one of them with a state is detectron2's of the learning rate, which finds its
-        place by the iteration; that its state is not used would be a warning at every resume.
+        The states of hooks are left out: detectron2 would warn that it has no such hooks. The only
+        hook with a state is that of the learning rate, which follows from the iteration.
 
         Raises:
             InputError: If its optimizer has other settings than that of this trainer.
@@ -140,12 +191,12 @@ class StitchedTrainer(SimpleTrainer):
             if self.backbone is not None:
                 stitch_id = self.sampler(self.iter, self.slots[step])
                 stitches.append(self.backbone.set_stitch(stitch_id))
-            # Forward included: that is where DDP decides whether the backward will reduce.
+            # The forward is inside: DDP decides there whether the backward will reduce.
             with self._reduced_in_the_last_of(step):
                 try:
                     loss_dict = self._forward(micro_batch)
                 except FloatingPointError as error:
-                    # detectron2 looks at what it proposes, which goes wrong before the losses do.
+                    # detectron2 checks its proposals, which are not finite before the losses are.
                     where = self._what_was_trained(stitches, losses, batch)
                     raise FloatingPointError(f"{error}\n{where}") from error
                 self._backward(sum(loss_dict.values()) / self.accumulation_steps)
@@ -169,15 +220,14 @@ class StitchedTrainer(SimpleTrainer):
         return [batch[i * size : (i + 1) * size] for i in range(self.accumulation_steps)]
 
     def _seed_model(self, step: int) -> None:
-        # Stochastic depth and the sampling of anchors and proposals draw from torch's global
-        # generator. Seeding it by iteration makes them, like the draw of the stitch, exact after a
-        # resume; by the place of the micro-batch in the batch of all processes, because each has
-        # other images, and the same ones however they are shared out.
+        # Stochastic depth and the sampling of RPN anchors and proposals draw from torch's global
+        # generator. Its seed depends on the iteration, so a resume is exact, and on the place of
+        # the micro-batch in the batch of all processes, which have different images.
         place = comm.get_rank() * self.accumulation_steps + step
         torch.manual_seed(_step_seed(self.seed, self.iter, place))
 
     def _reduced_in_the_last_of(self, step: int) -> contextlib.AbstractContextManager:
-        """Without exchange of gradients between processes, unless the step is the last."""
+        """No exchange of gradients between processes except in the last step."""
         if step + 1 < self.accumulation_steps and isinstance(self.model, DistributedDataParallel):
             return self.model.no_sync()
         return contextlib.nullcontext()
@@ -212,8 +262,8 @@ class StitchedTrainer(SimpleTrainer):
                 stitch_kind=self.backbone.space.kinds.index(stitches[-1].kind),
                 smoothing_hint=False,
             )
-        # The metrics are means over the processes; this tells which of them it was. One look at
-        # the device for all losses: this is done in every iteration.
+        # The metrics are means over the processes; this log names the process. One transfer from
+        # the device for all losses, as this runs in every iteration.
         finite = torch.isfinite(torch.stack(list(losses.values()))).all().item()
         if not finite:
             where = self._what_was_trained(stitches, losses, batch)
@@ -238,12 +288,9 @@ class StitchedTrainer(SimpleTrainer):
         if losses is None:
             return where
         parts = "".join(f", {name} {loss.item():g}" for name, loss in losses.items())
-        return f"{where}{parts}; images: {', '.join(_file_names(batch)) or 'without file names'}"
-
-
-def _file_names(batch: Sequence) -> list[str]:
-    samples = (sample for sample in batch if isinstance(sample, Mapping))
-    return [str(sample["file_name"]) for sample in samples if "file_name" in sample]
+        samples = (sample for sample in batch if isinstance(sample, Mapping))
+        files = [str(sample["file_name"]) for sample in samples if "file_name" in sample]
+        return f"{where}{parts}; images: {', '.join(files) or 'without file names'}"
 
 
 def _step_seed(seed: int, iteration: int, place: int) -> int:
@@ -255,17 +302,16 @@ def _step_seed(seed: int, iteration: int, place: int) -> int:
 class StitchedAMPTrainer(StitchedTrainer, AMPTrainer):
     """Automatic mixed precision; takes ``precision`` and ``grad_scaler`` as AMPTrainer does.
 
-    The state of the scaler is in the checkpoints as detectron2's trainer writes it. The metric
-    ``skipped_steps`` counts, since the start or the last resume, the steps that were left out
-    because the scaled gradient overflowed.
+    Checkpoints hold the state of the scaler as detectron2's do. The metric ``skipped_steps`` counts
+    the steps since the start or the last resume that were skipped because a gradient overflowed.
     """
 
     _skipped = 0
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        """Takes over the state of a training, of another precision, too."""
+        """Loads the state of a training, also of one in another precision."""
         if not state_dict.get("grad_scaler"):
-            # Of bfloat16, which needs no scaling.
+            # bfloat16 needs no scaling.
             state_dict = {**state_dict, "grad_scaler": self.grad_scaler.state_dict()}
         super().load_state_dict(state_dict)
 
@@ -285,6 +331,6 @@ class StitchedAMPTrainer(StitchedTrainer, AMPTrainer):
         before = self.grad_scaler.get_scale()
         self.grad_scaler.update()
         if self.grad_scaler.is_enabled():
-            # The scale falls where the gradient has overflowed, and then alone.
+            # The scale falls if, and only if, a gradient has overflowed.
             self._skipped += self.grad_scaler.get_scale() < before
             self.storage.put_scalar("skipped_steps", self._skipped, smoothing_hint=False)

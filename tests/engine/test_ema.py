@@ -10,16 +10,18 @@ import signal
 
 import pytest
 import torch
-import train_net
 from detectron2.config import instantiate
 from in_process import run_main
 from runs import assert_same_tensors, weights
 from torch import nn
 
 from snnet_vitdet.deploy import Predictor
-from snnet_vitdet.engine import STOPPED, AveragedWeights, load_config, save_config
+from snnet_vitdet.engine import STOPPED, load_config, save_config, training
+from snnet_vitdet.engine.ema import AveragedWeights
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.evaluation import provenance_of
 from snnet_vitdet.modeling import find_stitched_vit
+from snnet_vitdet.sweep_run import load_for_sweep
 
 DECAY = 0.4
 
@@ -133,7 +135,7 @@ def test_without_an_average_in_the_checkpoint_it_begins_at_the_weights(followed,
 
     with caplog.at_level(logging.INFO, "snnet_vitdet"):
         average.resume({})
-    assert "no moving average of the weights: it begins at these" in caplog.text
+    assert "no moving average of the weights: it starts from them" in caplog.text
     assert average.num_steps == 0
     assert_same_tensors(average.model.state_dict(), model.state_dict())
 
@@ -214,7 +216,7 @@ def trained(tiny_config, tmp_path_factory, restored_logging):
     folders = [tmp_path_factory.mktemp(name) for name in ("without", "with")]
     for folder, decay in zip(folders, (0, 0.3), strict=True):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train_net, "evaluate_stitch", lambda *_: {"bbox_AP": 0.0})
+            patch.setattr(training, "evaluate_stitch", lambda *_: {"bbox_AP": 0.0})
             run_main(tiny_config(*overrides_of(folder, f"train.ema_decay={decay}")))
     return folders
 
@@ -271,10 +273,10 @@ def test_training_and_average_resume_bitwise(trained, tiny_config, tmp_path, res
 def test_average_may_be_turned_on_and_off_at_a_resume(
     trained, tiny_config, tmp_path, restored_logging, monkeypatch
 ):
-    monkeypatch.setattr(train_net, "evaluate_stitch", lambda *_: {"bbox_AP": 0.0})
+    monkeypatch.setattr(training, "evaluate_stitch", lambda *_: {"bbox_AP": 0.0})
     folder = from_iteration(trained[0], 2, tmp_path / "on")
     run_main(tiny_config(*overrides_of(folder, "train.ema_decay=0.3")), "--resume")
-    assert "has no moving average of the weights: it begins" in (folder / "log.txt").read_text()
+    assert "has no moving average of the weights: it starts" in (folder / "log.txt").read_text()
     start = checkpoint(folder, "model_0000002")["model"]
     saved = checkpoint(folder, "model_0000003")
     assert saved["ema"]["num_steps"] == 1
@@ -306,7 +308,7 @@ def test_what_is_evaluated_is_the_average_and_what_is_saved_and_trained_are_the_
             os.kill(os.getpid(), signal.SIGTERM)
         return {"bbox_AP": 0.0}
 
-    monkeypatch.setattr(train_net, "evaluate_stitch", evaluate)
+    monkeypatch.setattr(training, "evaluate_stitch", evaluate)
     config = tiny_config(
         *overrides_of(tmp_path, "train.ema_decay=0.3", "train.checkpointer.period=100"),
         "train.eval_period=3",
@@ -340,7 +342,7 @@ def test_sweep_scores_the_average_or_the_weights_and_does_not_mix_them(
     for averaged, expected in ((True, saved["ema"]["weights"]), (False, saved["model"])):
         config = tiny_config(*shared, f"sweep.averaged={averaged}")
         model = instantiate(config.model)
-        assert train_net.load_for_sweep(config, model) == (str(path), ITERATIONS, averaged)
+        assert load_for_sweep(config, model) == (str(path), ITERATIONS, averaged)
         assert_same_tensors(model.state_dict(), expected)
     run_main(tiny_config(*shared, "sweep.stitch_ids=S", "sweep.averaged=False"), "--eval-only")
     assert json.loads((tmp_path / "sweep/sweep.json").read_text())["averaged"] is False
@@ -349,9 +351,9 @@ def test_sweep_scores_the_average_or_the_weights_and_does_not_mix_them(
 
     # A sweep of a checkpoint without an average depends on what it did before there were any.
     config = tiny_config(f"train.init_checkpoint={trained[0] / 'model_final.pth'}")
-    *_, averaged = train_net.load_for_sweep(config, instantiate(config.model))
+    *_, averaged = load_for_sweep(config, instantiate(config.model))
     assert averaged is None
-    assert "averaged" not in train_net.provenance_of(config, str(path), averaged)
+    assert "averaged" not in provenance_of(config, str(path), averaged)
 
 
 @pytest.mark.slow

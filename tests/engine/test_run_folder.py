@@ -1,5 +1,7 @@
 """One run at a time in a folder."""
 
+import logging
+import os
 import subprocess
 import sys
 import textwrap
@@ -7,12 +9,13 @@ import textwrap
 import pytest
 
 from snnet_vitdet.engine import alone_in
+from snnet_vitdet.engine.run_folder import log_to_file
 from snnet_vitdet.errors import InputError
 
 HOLDER = """
     import sys, time
     from multiprocessing import get_context
-    from snnet_vitdet.engine.folder_lock import alone_in
+    from snnet_vitdet.engine.run_folder import alone_in
 
     if __name__ == "__main__":
         with alone_in(sys.argv[1]):
@@ -63,3 +66,23 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
         alone_in(str(tmp_path / "file" / "folder")),
     ):
         pass
+
+
+def test_a_log_on_a_full_disk_is_said_once_and_the_run_goes_on(tmp_path, capsys, restored_logging):
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    log_to_file(str(tmp_path), 0, ("some.library",))
+    for _ in range(3):
+        logging.getLogger("some.library").info("what is going on")
+    said = capsys.readouterr().err
+    assert said.count("cannot write") == 1 and "log.txt: No space left on device" in said
+    assert "Traceback" not in said
+
+
+def test_each_process_has_its_log_and_a_second_run_no_second_line(tmp_path, restored_logging):
+    for rank in (0, 0, 1):
+        log_to_file(str(tmp_path), rank, ("some.program", "some.library"))
+        logging.getLogger("some.library").info("process %d", rank)
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.partition(": ")[2] for line in lines] == ["process 0", "process 0", "process 1"]
+    assert (tmp_path / "log.txt.rank1").read_text().count("process 1") == 1
+    assert sorted(os.listdir(tmp_path)) == ["log.txt", "log.txt.rank1"]

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which is often better than the last weights."""
+"""Exponential moving average (EMA) of the weights, often better than the last weights."""
 
 import copy
 import logging
@@ -17,29 +17,28 @@ logger = logging.getLogger(__name__)
 
 
 class AveragedWeights:
-    """Averages all parameters and buffers of a model, once after every step of its optimizer.
+    """Averages all parameters and buffers of a model after every step of its optimizer.
 
-    The decay of step t = 1, 2, … is min(decay, (1 + t) / (10 + t)), so that a short training is not
-    ruled by its start. Follows the optimizer itself, so it has what the weights have at any moment:
-    a step that loss scaling leaves out, or that an error prevents, is none.
+    The decay of step t = 1, 2, … is min(decay, (1 + t) / (10 + t)), so that the start does not
+    dominate a short training. A hook of the optimizer updates the average: a step that loss scaling
+    skips, or that an error prevents, is not counted.
 
-    A model of its own holds the average, which can be evaluated while the other one stays as it
-    is, to be trained and saved. What is never trained is one tensor in both, in the memory and in
-    a checkpoint. The rest takes memory and room in checkpoints once more.
+    The average lives in a model of its own, which can be evaluated while the other is trained and
+    saved. Tensors that are never trained are shared by both models, in memory and in checkpoints.
+    torch's ``AveragedModel`` shares none and has no warm-up.
 
     Attributes:
         model: The averaged model, in evaluation mode.
-        num_steps: How many steps were averaged.
+        num_steps: Number of steps averaged.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, decay: float) -> None:
         """
         Args:
-            model: The detector, not wrapped for several processes; what is trainable of it now is
-                what will be trained. The average begins at its weights.
-            optimizer: Of its parameters.
-            decay: The part of the average that stays in a step, late in the training; from 0 to
-                less than 1.
+            model: The detector, not wrapped for several processes. The average starts at its
+                weights and follows what is trainable now.
+            optimizer: Optimizer of its parameters.
+            decay: Part of the average that a late step keeps; in [0, 1).
         """
         frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
         self.model = copy.deepcopy(model, frozen).eval().requires_grad_(False)
@@ -51,17 +50,12 @@ class AveragedWeights:
             if own is not source
         ]
         self._averaged = [(own, source) for own, source in pairs if own.is_floating_point()]
-        # Such as a count.
+        # Integers, such as counters.
         self._copied = [(own, source) for own, source in pairs if not own.is_floating_point()]
         optimizer.register_step_post_hook(lambda *_: self._update())
 
-    def restart(self) -> None:
-        """Begins anew at the weights that the model has now."""
-        self.num_steps = 0
-        _copy(self._averaged + self._copied)
-
     def resume(self, checkpoint: Mapping[str, object]) -> None:
-        """Goes on from the average of a checkpoint, or without one begins at the model's weights.
+        """Continues the average of a checkpoint; without one, restarts at the model's weights.
 
         Args:
             checkpoint: What is left of a checkpoint whose weights have been loaded.
@@ -72,15 +66,16 @@ class AveragedWeights:
         if "ema" in checkpoint:
             self.load_state_dict(checkpoint["ema"])
             return
-        self.restart()
-        logger.info("The checkpoint has no moving average of the weights: it begins at these.")
+        self.num_steps = 0
+        _copy(self._averaged + self._copied)
+        logger.info("The checkpoint has no moving average of the weights: it starts from them.")
 
     def state_dict(self) -> dict[str, object]:
-        """What a checkpoint keeps."""
+        """The part of a checkpoint."""
         return {"weights": self.model.state_dict(), "num_steps": self.num_steps}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Takes over what a checkpoint has kept.
+        """Loads the part of a checkpoint.
 
         Raises:
             InputError: If it is of another model.

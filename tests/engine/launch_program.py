@@ -1,4 +1,4 @@
-"""What the processes of test_processes.py do, and a program that starts them."""
+"""What the processes of test_launch.py do, and a program that starts them."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import snnet_vitdet.omp  # noqa: F401  # isort: skip
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
-from snnet_vitdet.engine.processes import AUTO, run_in_processes
+from snnet_vitdet.engine.launch import AUTO, run_in_processes
 from snnet_vitdet.errors import InputError, exit_on_input_error
 
 

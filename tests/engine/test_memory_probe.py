@@ -2,25 +2,24 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
-from snnet_vitdet.engine import rehearse, synthetic_batch
-from snnet_vitdet.engine.rehearsal import memory_to_come
+from snnet_vitdet.engine import synthetic_batch
+from snnet_vitdet.engine.memory_probe import memory_to_come, probe_memory
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import stitch_costs
 
 
-@pytest.fixture
-def detector(tiny_config):
-    """The tiny detector in training mode, its optimizer, and what its stitches cost."""
+def detector(config):
+    """The detector of a config, and its optimizer."""
     torch.manual_seed(0)
-    config = tiny_config()
-    costs = stitch_costs(config.model).gflops
-    model = instantiate(config.model).train()
-    return model, torch.optim.AdamW(p for p in model.parameters() if p.requires_grad), costs
+    model = instantiate(config.model)
+    return model, torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
-def test_the_most_expensive_stitch_runs_and_leaves_nothing_behind(detector, mask_format):
-    model, optimizer, costs = detector
+def test_the_most_expensive_stitch_runs_and_leaves_nothing_behind(tiny_config, mask_format):
+    config = tiny_config(f"dataloader.train.mapper.instance_mask_format={mask_format}")
+    costs = stitch_costs(config.model)
+    model, optimizer = detector(config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     backbone, ran, trained = model.backbone.net, [], set()
     backbone.set_stitch("FS-2")
@@ -28,10 +27,9 @@ def test_the_most_expensive_stitch_runs_and_leaves_nothing_behind(detector, mask
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.register_hook(lambda _, name=name: trained.add(name))
-    batch = synthetic_batch(2, 64, model.roi_heads.num_classes, mask_format)
-    assert rehearse(model, optimizer, costs, batch) is None
-    dearest = max(backbone.space, key=lambda stitch: costs[stitch.id])
-    assert ran == [dearest.name] == ["L"]
+    probe_memory(config, model, optimizer, costs)
+    most_expensive = max(backbone.space, key=lambda stitch: costs.gflops[stitch.id])
+    assert ran == [most_expensive.name] == ["L"]
     # The backward pass has gone through backbone, pyramid and every head.
     for part in ("backbone.net.large.blocks.0", "proposal_generator", "roi_heads.mask_head"):
         assert any(name.startswith(part) for name in trained), part
@@ -59,8 +57,9 @@ def test_the_synthetic_batch_is_what_the_mapper_gives_and_always_the_same():
     assert not torch.equal(first[0]["image"], first[1]["image"])
 
 
-def test_too_little_memory_is_an_error_that_says_what_to_change(detector, monkeypatch):
-    model, optimizer, costs = detector
+def test_too_little_memory_is_an_error_that_says_what_to_change(tiny_config, monkeypatch):
+    config = tiny_config("dataloader.train.total_batch_size=1")
+    model, optimizer = detector(config)
     model.backbone.net.set_stitch("S")
 
     def out_of_memory(*_):
@@ -68,7 +67,7 @@ def test_too_little_memory_is_an_error_that_says_what_to_change(detector, monkey
 
     monkeypatch.setattr(model.roi_heads, "forward", out_of_memory)
     with pytest.raises(InputError) as info:
-        rehearse(model, optimizer, costs, synthetic_batch(1, 64, 6))
+        probe_memory(config, model, optimizer, stitch_costs(config.model))
     message = str(info.value)
     assert message.startswith("1 image of 64 x 64 pixels through the most expensive stitch do")
     assert "(CUDA out of memory. Tried to allocate 3 GiB.): try train.accumulation.steps" in message
@@ -76,8 +75,8 @@ def test_too_little_memory_is_an_error_that_says_what_to_change(detector, monkey
     assert model.backbone.net.stitch.name == "S"
 
 
-def test_the_memory_to_come_is_that_of_the_state_of_all_parameters(detector):
-    model, optimizer, costs = detector
+def test_the_memory_to_come_is_that_of_the_state_of_all_parameters(tiny_config):
+    model, optimizer = detector(tiny_config())
     trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert memory_to_come(model, optimizer) == 2 * trained
     assert memory_to_come(model, optimizer, accumulates=True) == 3 * trained

@@ -2,12 +2,16 @@
 
 import os
 import signal
+import threading
+import time
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
-import processes_program
+import launch_program
 import pytest
 import torch.distributed as dist
-from processes_program import (
+from launch_program import (
     death_of_one,
     death_once,
     failure_of_one,
@@ -17,9 +21,10 @@ from processes_program import (
     wait,
 )
 from runs import finish, start_program, wait_until
+from torch.distributed import HashStore
 from torch.multiprocessing import ProcessRaisedException
 
-from snnet_vitdet.engine.processes import AUTO, run_in_processes
+from snnet_vitdet.engine.launch import AUTO, run_in_processes, store_of_attempt
 from snnet_vitdet.errors import InputError
 
 
@@ -67,7 +72,7 @@ def test_what_befalls_one_process_ends_them_all(main, raised, message, monkeypat
 
 def start(main, folder, *flags, **changes):
     """The program that runs a function in processes."""
-    return start_program(processes_program.__file__, main.__name__, folder, *flags, **changes)
+    return start_program(launch_program.__file__, main.__name__, folder, *flags, **changes)
 
 
 def is_there(pid):
@@ -148,3 +153,35 @@ def test_what_contradicts_torchrun_is_refused(variables, arguments_, message, mo
     with pytest.raises(InputError, match=message):
         run_in_processes(lambda _: (), wait, arguments(**arguments_))
     assert not dist.is_initialized()
+
+
+# ------------------------------------------------------------------- the store of an attempt
+
+
+def attempt(shared, name, delays):
+    """What each process finds in the store of an attempt, where each writes its rank."""
+    ready, done = threading.Barrier(len(delays)), []
+
+    def process(rank):
+        time.sleep(delays[rank])
+        store = store_of_attempt(shared, "localhost", rank, timedelta(minutes=1))
+        store.set(f"address/{rank}", f"{name} {rank}")
+        done.append({other: store.get(f"address/{other}").decode() for other in range(len(delays))})
+        ready.wait()  # the first process has the server
+
+    with ThreadPoolExecutor(len(delays)) as pool:
+        list(pool.map(process, range(len(delays))))
+    return done
+
+
+def test_all_processes_of_an_attempt_meet_and_none_of_an_earlier_one():
+    shared = HashStore()
+    # The first process comes last, first and in between: its port of before may still be noted.
+    for name, delays in (("first", [0.3, 0, 0]), ("second", [0, 0.2, 0]), ("third", [0.4, 0, 0.6])):
+        expected = {rank: f"{name} {rank}" for rank in range(3)}
+        assert attempt(shared, name, delays) == [expected] * 3
+
+
+def test_a_first_process_that_does_not_come_is_not_waited_for_forever():
+    with pytest.raises(TimeoutError, match="does not come"):
+        store_of_attempt(HashStore(), "localhost", 1, timedelta(seconds=0.1))
