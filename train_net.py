@@ -312,7 +312,7 @@ def do_sweep(config, resume):
     else:
         table = run(ids, output_dir, 0)
     if comm.is_main_process():
-        logger.info("Results in %s:\n%s", output_dir, format_table(table))
+        logger.info("Results in %s:\n%s", output_dir, format_table(table.rows()))
         picture = os.path.join(output_dir, "pareto.png")
         try:
             with drawing(picture):

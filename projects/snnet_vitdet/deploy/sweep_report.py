@@ -8,12 +8,11 @@ from omegaconf import DictConfig
 
 from snnet_vitdet.data import category_names, coco_dicts
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation import ResultsTable, ScoreCurves
+from snnet_vitdet.evaluation import StitchTable
 from snnet_vitdet.report import Samples, drawing, read_training, write_report
 
 from .predictor import Predictor
 from .samples import sample_detections, stitches_to_show
-from .table import StitchTable
 
 __all__ = ["REPORT_FILE", "write_sweep_report"]
 
@@ -69,9 +68,9 @@ def _read(folder: Path) -> StitchTable:
         return StitchTable.read(folder)
     except InputError as error:
         # Such as measurements of an earlier sweep; without them there is still a page.
-        results, curves = ResultsTable.read(folder), ScoreCurves.read(folder)
+        table = StitchTable.read_results(folder)
         logger.warning("The report has no latency and memory: %s", error)
-        return StitchTable(results, None, str(folder), curves)
+        return table
 
 
 def _samples(
