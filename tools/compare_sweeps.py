@@ -22,17 +22,13 @@ from tabulate import tabulate
 
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.evaluation import (
-    METRICS,
-    SCORES,
-    TASKS,
     Candidate,
     StitchTable,
     common_range,
     equal_cost_budgets,
-    has_value,
-    num_images,
     same_stitches,
 )
+from snnet_vitdet.evaluation.results import METRICS, SCORES, TASKS, has_value, num_images
 from snnet_vitdet.files import read_json, write_csv
 from snnet_vitdet.report import drawing, plot_comparison
 

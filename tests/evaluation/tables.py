@@ -2,7 +2,8 @@
 
 import math
 
-from snnet_vitdet.evaluation import METRICS, StitchResult, StitchTable
+from snnet_vitdet.evaluation import StitchResult, StitchTable
+from snnet_vitdet.evaluation.results import METRICS
 
 HEADER = (
     "stitch_id,name,kind,cuts,gflops,params_m,"

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from tables import make_result
 
-from snnet_vitdet.evaluation import METRICS, best_row, comparable, on_frontier, pareto_front
+from snnet_vitdet.evaluation.results import (
+    METRICS,
+    best_row,
+    comparable,
+    on_frontier,
+    pareto_front,
+)
 
 
 def test_values_of_any_number_type_become_plain_ones():

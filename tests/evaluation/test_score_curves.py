@@ -151,7 +151,7 @@ def test_thresholds_are_what_the_curve_says():
     points += [(0.3, True)] * 4 + [(0.3, False)] * 10
     curve = curve_of(points)
     assert curve.matched[0] == 10 and curve.detections[0] == 22
-    assert curve.recall()[60] == 0.6 and curve.precision()[60] == 0.75
+    assert curve.matched[60] == 6 and curve.precision()[60] == 0.75
     # F1: 0.67 at 0.9 and 0.67 at 0.6 (12/18), 0.625 at all; of equal ones the higher score.
     assert curve.threshold("f1") == 0.9
     assert curve.threshold("precision=1") == 0.9

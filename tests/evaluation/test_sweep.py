@@ -12,7 +12,6 @@ from snnet_vitdet.engine import StrictCheckpointer
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import (
     BASELINE,
-    METRICS,
     CocoScorer,
     ScoreCurve,
     StitchResult,
@@ -21,7 +20,7 @@ from snnet_vitdet.evaluation import (
     sweep,
     two_stage_sweep,
 )
-from snnet_vitdet.evaluation.results import COLUMNS
+from snnet_vitdet.evaluation.results import COLUMNS, METRICS
 from snnet_vitdet.evaluation.sweep import frontier_candidates
 from snnet_vitdet.modeling import AnchorViT, StitchedViT, find_stitched_vit, stitch_costs
 from snnet_vitdet.stitching import Cost, StitchingLayer, merged

@@ -3,7 +3,8 @@
 import math
 import random
 
-from snnet_vitdet.evaluation import METRICS, StitchResult, StitchTable
+from snnet_vitdet.evaluation import StitchResult, StitchTable
+from snnet_vitdet.evaluation.results import METRICS
 from snnet_vitdet.stitching import StitchSpace
 
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation import SCORES, StitchTable, comparable, has_value
+from snnet_vitdet.evaluation import StitchTable
+from snnet_vitdet.evaluation.results import SCORES, comparable, has_value
 from snnet_vitdet.stitching import Cost, Stitch
 
 __all__ = ["BUDGETS", "Choices", "Point"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import gradio as gr
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation import SCORES
+from snnet_vitdet.evaluation.results import SCORES
 from snnet_vitdet.text import escaped, neutral
 
 from .answers import BY_NAME, F1, Answers, Wish, message

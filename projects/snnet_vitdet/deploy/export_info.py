@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from detectron2.data import transforms as T
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation import METRICS, ScoreCurve, StitchResult, StitchTable
+from snnet_vitdet.evaluation import ScoreCurve, StitchResult, StitchTable
+from snnet_vitdet.evaluation.results import METRICS
 from snnet_vitdet.evaluation.score_curves import NUM_SCORES
 from snnet_vitdet.stitching import LARGE, SMALL, Segment, Stitch, Transition
 

@@ -85,10 +85,6 @@ class ScoreCurve:
         both = zip(self.matched, self.detections, strict=True)
         return [hit / shown if shown else math.nan for hit, shown in both]
 
-    def recall(self) -> list[float]:
-        """Share of the objects that are matched at or above each score; NaN without objects."""
-        return [hit / self.num_objects if self.num_objects else math.nan for hit in self.matched]
-
 
 def write_curves(folder: str | os.PathLike[str], curves: Mapping[int, ScoreCurve]) -> None:
     """Writes ``score_curves.json`` from curves by stitch id, as a whole or not at all.

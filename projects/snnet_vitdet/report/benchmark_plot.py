@@ -1,4 +1,4 @@
-"""The picture of a benchmark: what each network takes, beside detectron2's own."""
+"""The picture of a benchmark: the time of each network, next to detectron2's own."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ _TOP_INCHES = 0.4
 
 
 def plot_benchmark(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Writes a PNG with one panel for each kind of measurement, a bar for each network.
+    """Writes a PNG with one panel per kind of measurement and one bar per network.
 
     Args:
         rows: The rows of ``benchmark.json``.
@@ -55,11 +55,11 @@ def plot_benchmark(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
         ]
         axes.set_yticks(range(len(group)), labels, fontsize=8)
         axes.invert_yaxis()
-        # A single stall of the machine must not squeeze all bars.
+        # Not the maxima: one stall of the machine would shorten all bars.
         axes.set_xlim(0, 1.25 * max(times))
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(axis="x", labelsize=8)
-        # From the left edge of the picture, over the labels.
+        # At the left edge of the picture, above the labels.
         axes.annotate(
             _TITLES[what],
             (0, 1),

@@ -23,11 +23,11 @@ class Gap:
     """A variant.
 
     Attributes:
-        name: Of the variant.
-        values: AP of its small end less that of the small ViT alone, one a seed.
-        mean: Of the values.
-        error: Standard error of the mean; NaN of a single value.
-        cost: Arithmetic of its training over that of the recipe it is compared with.
+        name: Name of the variant.
+        values: AP of its small end minus that of the small ViT alone, one value per seed.
+        mean: Mean of the values.
+        error: Standard error of the mean; NaN for a single value.
+        cost: Arithmetic of its training relative to that of the recipe it is compared with.
     """
 
     name: str
@@ -41,9 +41,9 @@ def plot_gaps(gaps: Sequence[Gap], path: str | os.PathLike[str], dear: float) ->
     """Writes the picture as a PNG file of 1280 pixels width.
 
     Args:
-        gaps: In any order.
-        path: The file to write; it is replaced as a whole or not at all.
-        dear: The cost above which a variant has another colour.
+        gaps: The variants, in any order.
+        path: The file to write.
+        dear: Cost above which a variant gets the other colour.
 
     Raises:
         InputError: If the file cannot be written.
@@ -52,7 +52,7 @@ def plot_gaps(gaps: Sequence[Gap], path: str | os.PathLike[str], dear: float) ->
 
 
 def gap_figure(gaps: Sequence[Gap], dear: float) -> Figure:
-    """Draws a row a variant, the best on top: a dot a seed, the mean with its standard error."""
+    """Draws one row per variant, the best on top: a dot per seed, and the mean with its error."""
     gaps = sorted(gaps, key=lambda gap: gap.mean, reverse=True)
     figure = new_figure(_WIDTH_INCHES, _REST_INCHES + _ROW_INCHES * len(gaps))
     axes = figure.subplots()

@@ -17,8 +17,14 @@ from importlib.resources import files
 from pathlib import Path
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation import TASKS, best_row, comparable, num_images, on_frontier
-from snnet_vitdet.evaluation.results import Row
+from snnet_vitdet.evaluation.results import (
+    TASKS,
+    Row,
+    best_row,
+    comparable,
+    num_images,
+    on_frontier,
+)
 from snnet_vitdet.files import write_atomically
 from snnet_vitdet.text import counted, escaped, neutral
 

@@ -10,8 +10,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation import TASKS, comparable, has_value, on_frontier
-from snnet_vitdet.evaluation.results import Row
+from snnet_vitdet.evaluation.results import TASKS, Row, comparable, has_value, on_frontier
 from snnet_vitdet.text import plot_text
 
 from .drawing import INK, new_figure, style_axes, write_png

@@ -59,7 +59,7 @@ function makeBands(state, data) {
     const what = value.value === "mean" ? "mean" : "best";
     return (
       `The costs are cut into ${bands.length} bands of equal width (${state.x.label}). By the ${what} ${state.y.title}, ` +
-      (leaders.length ? `${leaders.join(", ")} of the ${compared.length} bands that have several kinds.` : "no band has several kinds.")
+      (leaders.length ? `${leaders.join(", ")} of ${compared.length} ${compared.length === 1 ? "band" : "bands"} with several kinds.` : "no band has several kinds.")
     );
   }
 

@@ -81,6 +81,6 @@ for (const { kind, label, marker: shapeId } of data.kinds) {
 
 update();
 const spelt = data.kinds.filter(({ kind, label }) => label !== kind).map(({ kind, label }) => `${kind} is ${label}`);
-if (spelt.length) byId("kinds-spelt").textContent = `Of the kinds, ${spelt.join(", ")}.`;
+if (spelt.length) byId("kinds-spelt").textContent = `Kinds: ${spelt.join(", ")}.`;
 if (data.training) makeTraining(data.training);
 makePictures();

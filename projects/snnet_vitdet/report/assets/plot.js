@@ -125,7 +125,7 @@ function makePlot(state, data) {
     const parts = [];
     const visible = data.rows.filter((row) => !state.hidden.has(row.kind));
     const fewer = rows.filter((row) => row.num_images < most).length;
-    parts.push(`${state.front.length} of ${visible.length} stitches are on the frontier of ${state.y.title} over ${state.x.label}.`);
+    parts.push(`On the frontier of ${state.y.title} over ${state.x.label}: ${state.front.length} of ${visible.length}.`);
     if (fewer) parts.push(`${fewer} are pale: scored on fewer images, they take no part.`);
     if (rows.length < visible.length) parts.push(`${visible.length - rows.length} without one of the values are not shown.`);
     byId("chart-note").textContent = parts.join(" ");
