@@ -26,7 +26,7 @@ from .results import (
 from .score_curves import CURVES_FILE, ScoreCurve, read_curves, write_curves
 from .table_text import refuse_constant, results_of, to_csv, to_json
 
-__all__ = ["LATENCY_FILE", "MEASURED_CSV", "StitchEntry", "StitchTable", "score_column"]
+__all__ = ["LATENCY_FILE", "MEASURED_CSV", "StitchEntry", "StitchTable"]
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +181,11 @@ class StitchTable:
             InputError: If no stitch has the score, has a measurement that a budget needs, or is
                 within the budgets; the message names the cheapest stitch.
         """
-        metric = score_column(by)
+        metric = SCORES.get(by, by)
+        if metric not in METRICS:
+            raise InputError(
+                f"stitches are chosen by box, mask or one of {', '.join(METRICS)}, not by {by!r}"
+            )
         rows = [row for row in comparable(self.rows()) if has_value(row, metric)]
         if not rows:
             raise InputError(f"no stitch of {self._source} has a {metric}: choose by another score")
@@ -320,20 +324,6 @@ class StitchTable:
                 )
             measured = {name: row[name] for name in MEASURED}
             self._entries[entry.id] = replace(entry, **measured)
-
-
-def score_column(by: str) -> str:
-    """The column of a score that is called ``box``, ``mask`` or by its own name.
-
-    Raises:
-        InputError: If there is no such score.
-    """
-    metric = SCORES.get(by, by)
-    if metric not in METRICS:
-        raise InputError(
-            f"stitches are chosen by box, mask or one of {', '.join(METRICS)}, not by {by!r}"
-        )
-    return metric
 
 
 def _within(rows: Sequence[Row], limits: Mapping[str, float]) -> Sequence[Row]:
