@@ -150,7 +150,7 @@ def report_html(
     """
     if not rows:
         raise InputError("There is no result to report. Sweep at least one stitch first.")
-    columns = present_columns(rows)
+    columns, compared = present_columns(rows), comparable(rows)
     styles = kind_styles(str(row["kind"]) for row in rows)
     marker_ids = {kind: f"marker-{index}" for index, kind in enumerate(styles)}
     data = {
@@ -165,7 +165,7 @@ def report_html(
             }
             for kind, (colour, _) in styles.items()
         ],
-        "rows": [_plain(row, columns) for row in rows],
+        "rows": [_plain(row, columns, row in compared) for row in rows],
         "training": training and asdict(training),
     }
     assets = files(__package__) / "assets"
@@ -199,9 +199,9 @@ def report_html(
     )
 
 
-def _plain(row: Row, columns: Sequence[Column]) -> dict[str, object]:
+def _plain(row: Row, columns: Sequence[Column], is_compared: bool) -> dict[str, object]:
     """A row for the scripts: its values, and as ``text`` the cells of the table."""
-    plain = {"num_images": num_images(row), "text": {}}
+    plain = {"compared": is_compared, "text": {}}
     for column in columns:
         value = row.get(column.key)
         is_nan = isinstance(value, float) and math.isnan(value)

@@ -14,7 +14,7 @@ function makeBands(state, data) {
     const { key: xKey } = state.x;
     const { key: yKey } = state.y;
     const rows = data.rows.filter(
-      (row) => row.num_images === data.most && row[xKey] != null && row[yKey] != null && kinds.some(({ kind }) => kind === row.kind),
+      (row) => row.compared && row[xKey] != null && row[yKey] != null && kinds.some(({ kind }) => kind === row.kind),
     );
     const costs = rows.map((row) => row[xKey]);
     const low = costs.reduce((a, b) => Math.min(a, b), Infinity);
