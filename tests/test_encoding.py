@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from snnet_vitdet.evaluation.results import ResultsTable
+from snnet_vitdet import StitchTable
 
 ROOT = Path(__file__).parent.parent
 NANO = "configs/shapes/mask_rcnn_snnet_nano.py"
@@ -75,7 +75,7 @@ def test_a_run_in_any_locale_reads_and_writes_names_beyond_ascii(
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert "Traceback" not in finished.stderr + finished.stdout
     assert "Logging error" not in finished.stderr
-    assert [row.name for row in ResultsTable.read(output / "sweep")] == ["S"]
+    assert [entry.name for entry in StitchTable.read(output)] == ["S"]
     log = (output / "sweep/log.txt").read_text(encoding="utf-8")
     assert str(output) in log and NAMES[0][:10] in log + finished.stdout
     assert "ß☃" in (output / "sweep/report.html").read_text(encoding="utf-8")

@@ -5,14 +5,13 @@
     python tools/compare_sweeps.py ours=output/ours baselines=output/vit_s+output/vit_l
     python tools/compare_sweeps.py r16=output/a0 r16=output/a1 r4=output/b0 r4=output/b1 --by mask
 
-Each is the folder of a training or of its sweep, with a name before it if the folder's will not
-do. Folders joined by + are one thing to choose from, such as baselines trained apart. Equal names
-are runs of the same that differ by their seed: their scores are averaged, with the standard
-deviation. The first one is what all others are compared with.
+Each argument is the folder of a training or of its sweep, with an optional name before it. Folders
+joined by + form one set to choose from, such as baselines trained apart. Arguments with the same
+name are runs that differ in their seed: their scores are averaged, with the standard deviation. All
+others are compared with the first one.
 """
 
 import argparse
-import csv
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -21,11 +20,16 @@ import snnet_vitdet.omp  # noqa: F401  # isort: skip
 
 from tabulate import tabulate
 
-from snnet_vitdet.deploy import StitchTable
 from snnet_vitdet.errors import InputError, exit_on_input_error
-from snnet_vitdet.evaluation import Candidate, common_range, equal_cost_budgets, same_stitches
-from snnet_vitdet.evaluation.results import METRICS, SCORES, TASKS
-from snnet_vitdet.files import read_json
+from snnet_vitdet.evaluation import (
+    Candidate,
+    StitchTable,
+    common_range,
+    equal_cost_budgets,
+    same_stitches,
+)
+from snnet_vitdet.evaluation.results import METRICS, SCORES, TASKS, has_value, num_images
+from snnet_vitdet.files import read_json, write_csv
 from snnet_vitdet.report import drawing, plot_comparison
 
 COSTS = {
@@ -67,15 +71,15 @@ def split(argument):
 
 
 def rows_of(folders, metric, cost):
-    """The rows of one or several sweeps, and what they were scored on."""
+    """The rows of one or several sweeps, and the data they were scored on."""
     rows, scored_on = [], set()
     for folder in folders:
         table = StitchTable.read(folder)
         own = table.rows()
-        if not any(row[cost] is not None and row[metric] == row[metric] for row in own):
+        if not any(has_value(row, cost) and has_value(row, metric) for row in own):
             raise InputError(f"no stitch of {folder} has both {cost} and {metric}")
         rows += own
-        scored_on.add((test_file(folder), max(row["num_images"] or 0 for row in own)))
+        scored_on.add((test_file(folder), max(map(num_images, own))))
     return rows, scored_on
 
 
@@ -91,7 +95,7 @@ def test_file(folder):
 
 
 def candidates_of(arguments_, metric, cost):
-    """What is compared, in the order of the command line, and what is odd about it."""
+    """The candidates in the order of the command line, and notes on what cannot be compared."""
     runs, scored_on = defaultdict(list), {}
     for argument in arguments_:
         name, folders = split(argument)
@@ -143,35 +147,38 @@ def equal_cost_table(candidates, budgets, unit):
     return header, rows
 
 
+def mean_score(candidate, low, high):
+    """Mean of the best score over the budgets, and its standard deviation over the runs."""
+    if high == low:
+        return candidate.at(low)
+    return [value / (high - low) for value in candidate.area(low, high)]
+
+
 def area_table(candidates, low, high, unit):
-    """Header and rows: what each candidate gives over all budgets."""
+    """Header and rows: each candidate over all budgets."""
     header = ["", "stitches", "area", "mean AP", "Δ", f"best, at {unit}", "same stitches, Δ"]
-    first_mean = candidates[0].area(low, high)[0]
-    rows = []
+    first, rows = candidates[0], []
     for candidate in candidates:
-        area, spread = candidate.area(low, high)
-        width = high - low
-        mean, mean_spread = (area / width, spread / width) if width else candidate.at(low)
-        first = first_mean / width if width else candidates[0].at(low)[0]
-        best = max(
-            (point for run in candidate.points() for point in run),
-            key=lambda point: (point[2], -point[1]),
-        )
+        mean, spread = mean_score(candidate, low, high)
+        cost, metric = candidate.cost, candidate.metric
+        points = [row for run in candidate.points() for row in run]
+        best = max(points, key=lambda row: (row[metric], -row[cost]))
+        is_first = candidate is first
         row = [
             candidate.name,
             len(candidate.points()[0]),
-            with_spread(area, spread),
-            with_spread(mean, mean_spread, 2),
-            "" if candidate is candidates[0] else f"{mean - first:+.2f}",
-            f"{best[2]:.1f} ({best[0]['name']}), {best[1]:.4g}",
-            "" if candidate is candidates[0] else same_text(candidates[0], candidate),
+            with_spread(*candidate.area(low, high)),
+            with_spread(mean, spread, 2),
+            "" if is_first else f"{mean - mean_score(first, low, high)[0]:+.2f}",
+            f"{best[metric]:.1f} ({best['name']}), {best[cost]:.4g}",
+            "" if is_first else same_text(first, candidate),
         ]
         rows.append(row)
     return header, rows
 
 
 def same_text(first, other):
-    """How the stitches that both have compare."""
+    """How the scores of the stitches in both differ."""
     differences = same_stitches(first, other)
     if not differences:
         return "none in common"
@@ -196,21 +203,11 @@ def run(args):
     for note in notes:
         print(f"\nNote: {note}")
     if args.csv:
-        write_csv(header, rows, args.csv)
+        write_csv(args.csv, header, rows)
     task, _, ap = metric.partition("_")
     with drawing(args.output):
         plot_comparison(candidates, args.output, label, f"{TASKS[task]} {ap} (COCO, 0–100)")
     print(f"\nThe picture: {args.output}")
-
-
-def write_csv(header, rows, path):
-    """The table at equal cost as a file."""
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([header, *rows])
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def main():

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""Lists every stitch of a config: id, name, kind, cuts, GFLOPs, parameters, sampling probability;
-and what a training iteration costs on average.
+"""Lists the stitches of a config: id, name, kind, cuts, GFLOPs, parameters, sampling probability;
+then the mean cost of a training iteration.
 
     python tools/list_stitches.py --config-file configs/COCO/mask_rcnn_snnet_deit3_s_l_100ep.py
 
@@ -8,7 +8,6 @@ Needs neither weights nor data nor network: the model is built without memory (t
 """
 
 import argparse
-import csv
 
 import snnet_vitdet.omp  # noqa: F401  # isort: skip
 
@@ -23,9 +22,11 @@ from snnet_vitdet.engine import (
     training_shares,
 )
 from snnet_vitdet.errors import InputError, exit_on_input_error, first_line
+from snnet_vitdet.files import write_csv
 from snnet_vitdet.modeling import anchor_alone, baseline_cost, is_joined, stitch_costs
 from snnet_vitdet.modeling.cost import image_size_of
 from snnet_vitdet.stitching import EndsSampler
+from snnet_vitdet.text import counted
 
 COLUMNS = ("stitch_id", "name", "kind", "cuts", "gflops", "params_m", "probability")
 
@@ -47,7 +48,7 @@ def rows_of(costs, probabilities):
 
 
 def training_lines(sampler, shares, costs, large_alone):
-    """What a training of these stitches costs an iteration, and how often it trains the anchors."""
+    """Sentences on the mean cost of a training iteration and on the share of the anchors."""
     mean = mean_gflops(shares, costs)
     yield (
         f"Training iteration: {mean:.5g} GFLOPs an image on average, "
@@ -62,15 +63,6 @@ def training_lines(sampler, shares, costs, large_alone):
     if costs.space.anchors:
         share = sum(shares[anchor.id] for anchor in costs.space.anchors)
         yield f"Iterations that train an anchor alone: {100 * share:.1f} %"
-
-
-def write_csv(path, rows):
-    """Writes the table to a file."""
-    try:
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def main():
@@ -99,7 +91,7 @@ def run(args):
             name: baseline_cost(anchor_alone(config.model, name)) for name in ("small", "large")
         }
         if args.csv:
-            write_csv(args.csv, rows)
+            write_csv(args.csv, COLUMNS, rows)
     except InterpolationToMissingValueError as error:
         raise InputError(
             f"the config leaves data to you ({first_line(error)}); for the costs alone "
@@ -107,10 +99,10 @@ def run(args):
         ) from error
     print(tabulate(rows, COLUMNS, disable_numparse=[1, 2, 3]))
     print(
-        f"\n{len(rows)} stitches at {size} x {size} pixels. "
+        f"\n{counted(len(rows), 'stitch', 'stitches')} at {size} x {size} pixels. "
         "GFLOPs are multiply-accumulates / 1e9 of the whole detector,\n"
         "parameters are in millions, probability is that of being trained in an iteration,\n"
-        "on average over the training."
+        "averaged over the training."
     )
     whole = "joined detector" if is_joined(config.model) else "supernet"
     for anchor in costs.space.anchors:

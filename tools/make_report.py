@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Writes report.html beside the results of a sweep: what each stitch costs, scores and detects.
+"""Writes report.html beside the results of a sweep: cost, AP and sample detections of stitches.
 
     python tools/make_report.py --config-file output/my/config.yaml
 
-Every sweep ends with this page; made again after tools/measure_latency.py, it has latency and
-memory, too. It is one file, which needs no network and no server.
+Every sweep writes this page at its end. Run this program after tools/measure_latency.py to add
+latency and memory. The page is a single file that needs no network and no server.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def arguments():
     parser.add_argument(
         "--weights",
         metavar="FILE",
-        help="of the sample detections; default: the training's last checkpoint",
+        help="weights for the sample detections; default: the training's last checkpoint",
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--no-samples", action="store_true", help="no sample detections")

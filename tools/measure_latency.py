@@ -10,7 +10,6 @@ and stitches_measured.csv: the sweep's table with latency_ms, latency_ms_p90 and
 """
 
 import argparse
-import csv
 import json
 import os
 import platform
@@ -22,15 +21,15 @@ import numpy as np
 import torch
 
 from snnet_vitdet.data import coco_dicts
-from snnet_vitdet.deploy import LATENCY_FILE, Predictor, StitchTable, image_files, measure_stitches
+from snnet_vitdet.deploy import Predictor, image_files, measure_stitches
 from snnet_vitdet.engine import load_config, set_float32_arithmetic
 from snnet_vitdet.errors import InputError, exit_on_input_error
-from snnet_vitdet.evaluation.results import COLUMNS, MEASURED_CSV
+from snnet_vitdet.evaluation import LATENCY_FILE, MEASURED_CSV, StitchTable
+from snnet_vitdet.evaluation.results import MEASURED
 from snnet_vitdet.files import read_json, write_atomically
 from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.stitching import select_stitches
-
-MEASURED = ("latency_ms", "latency_ms_p90", "memory_mb")
+from snnet_vitdet.text import counted
 
 
 def arguments():
@@ -103,7 +102,7 @@ def run(args):
     device = predictor.device
     on_gpu = device.type == "cuda"
     rounds = f"{args.warmup} + {args.repeats} rounds"
-    print(f"{len(ids)} stitches, {rounds}, batches of {len(inputs)}")
+    print(f"{counted(len(ids), 'stitch', 'stitches')}, {rounds}, batches of {len(inputs)}")
     rows = measure_stitches(predictor, ids, costs, inputs, args.repeats, args.warmup)
     facts = {
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine() + " CPU",
@@ -127,8 +126,9 @@ def run(args):
             "time or memory takes them."
         )
     if swept:
-        rows = StitchTable.read(folder, output).rows()
-        write_csv(rows, output.with_name(MEASURED_CSV))
+        path = output.with_name(MEASURED_CSV)
+        StitchTable.read(folder, output).write_measured(path)
+        print(f"The sweep's table with it: {path}")
 
 
 def with_earlier(rows, facts, path):
@@ -143,15 +143,6 @@ def with_earlier(rows, facts, path):
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return rows  # there was none, or none to keep
     return [by_id[i] for i in sorted(by_id)]
-
-
-def write_csv(rows, path):
-    """The sweep's table with what was measured."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*COLUMNS, *MEASURED])
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"The sweep's table with it: {path}")
 
 
 def main():

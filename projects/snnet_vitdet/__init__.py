@@ -34,9 +34,9 @@ __all__ = ["InputError", "Predictor", "StitchTable"]
 def __getattr__(name: str) -> object:
     # Not imported before it is asked for: `snnet_vitdet.stitching` needs no detectron2.
     if name in __all__:
-        from snnet_vitdet import deploy
+        from snnet_vitdet import deploy, evaluation
 
-        return getattr(deploy, name)
+        return getattr(evaluation if name == "StitchTable" else deploy, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

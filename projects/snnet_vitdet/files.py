@@ -1,17 +1,25 @@
 """Files that are written as a whole or not at all: no crash and no reader meets half of one."""
 
+import csv
 import errno
 import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from snnet_vitdet.errors import InputError, cannot_write
 
-__all__ = ["read_file", "read_json", "replacing", "temporary_folder", "write_atomically"]
+__all__ = [
+    "read_file",
+    "read_json",
+    "replacing",
+    "temporary_folder",
+    "write_atomically",
+    "write_csv",
+]
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -67,6 +75,20 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_csv(path: str | os.PathLike[str], header: Sequence, rows: Iterable[Sequence]) -> None:
+    """Writes a table that a user asked for, to a file in a folder that is made, or to a device.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *rows])
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def read_json(path: str | os.PathLike[str], **kwargs: object) -> object:

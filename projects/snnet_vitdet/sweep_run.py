@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from snnet_vitdet.data import category_names
-from snnet_vitdet.deploy import Predictor, StitchTable, write_sweep_report
+from snnet_vitdet.deploy import Predictor, write_sweep_report
 from snnet_vitdet.engine import (
     ClassNames,
     StrictCheckpointer,
@@ -25,7 +25,7 @@ from snnet_vitdet.engine import (
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import (
     CocoScorer,
-    ResultsTable,
+    StitchTable,
     evaluators_of,
     format_table,
     provenance_of,
@@ -41,7 +41,7 @@ __all__ = ["load_for_sweep", "report_sweep", "run_sweep"]
 logger = logging.getLogger(__name__)
 
 
-def run_sweep(config: DictConfig, resume: bool) -> ResultsTable:
+def run_sweep(config: DictConfig, resume: bool) -> StitchTable:
     """Scores the stitches of ``sweep.stitch_ids``, and writes tables, picture and page.
 
     Args:
@@ -85,7 +85,7 @@ def run_sweep(config: DictConfig, resume: bool) -> ResultsTable:
     else:
         table = run(ids, output_dir, 0)
     if comm.is_main_process():
-        logger.info("Results in %s:\n%s", output_dir, format_table(table))
+        logger.info("Results in %s:\n%s", output_dir, format_table(table.rows()))
         picture = os.path.join(output_dir, "pareto.png")
         try:
             with drawing(picture):

@@ -9,7 +9,7 @@ import logging
 import unicodedata
 from collections.abc import Sequence
 
-__all__ = ["escaped", "listed", "log_neutrally", "neutral", "plot_text", "shown"]
+__all__ = ["counted", "escaped", "listed", "log_neutrally", "neutral", "plot_text", "shown"]
 
 # Control characters, lone halves of characters, and ends of lines and paragraphs.
 _CATEGORIES = ("Cc", "Cs", "Zl", "Zp")
@@ -61,6 +61,11 @@ def listed(names: Sequence[str], most: int = 5) -> str:
         ["…"] if len(names) > most else []
     )
     return ", ".join(names)
+
+
+def counted(count: int, one: str, many: str) -> str:
+    """A number with its noun: "1 stitch", "134 stitches"."""
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def escaped(text: object) -> str:

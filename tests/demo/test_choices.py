@@ -7,9 +7,8 @@ import pytest
 
 from snnet_vitdet.demo.choices import Choices
 from snnet_vitdet.demo.plot import plot_svg
-from snnet_vitdet.deploy import StitchTable
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation import ResultsTable, StitchResult
+from snnet_vitdet.evaluation import StitchResult, StitchTable
 from snnet_vitdet.stitching import Cost, StitchSpace
 
 SPACE = StitchSpace((4, 8))
@@ -18,11 +17,11 @@ COSTS = [Cost(flops=(100 + 10 * i) * 1e9, params=(50 - i) * 1e6) for i in range(
 
 def table_of(ids, measured=(), num_images=None):
     """Later stitches cost more; by box AP the even ones are better, by mask AP the odd ones."""
-    results = ResultsTable()
+    results = []
     for i in ids:
         stitch = SPACE[i]
         metrics = {"bbox_AP": 20 + i + 5 * (i % 2 == 0), "segm_AP": 20 + i + 5 * (i % 2)}
-        results.add(
+        results.append(
             StitchResult(
                 *(stitch.id, stitch.name, stitch.kind, stitch.cuts),
                 *(COSTS[i].gflops, COSTS[i].params_m, metrics),

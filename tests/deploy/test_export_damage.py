@@ -16,7 +16,7 @@ from snnet_vitdet.deploy import export_stitch, load_exported, read_export
 from snnet_vitdet.deploy.export_info import ExportInfo
 from snnet_vitdet.deploy.export_parts import PARTS, build, build_augmentations
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation import ResultsTable, ScoreCurve, ScoreCurves, StitchResult
+from snnet_vitdet.evaluation import ScoreCurve, StitchResult, StitchTable
 from snnet_vitdet.modeling import stitch_costs
 
 
@@ -34,16 +34,13 @@ def whole(tiny_config, tmp_path_factory):
     model = instantiate(config.model).eval()
     stitch = model.backbone.net.space["FS-2"]
     cost = stitch_costs(config.model)[stitch.id]
-    results, metrics = ResultsTable(), {"bbox_AP": 12.5}
-    results.add(
-        StitchResult(
-            stitch.id, stitch.name, stitch.kind, stitch.cuts, cost.gflops, cost.params_m, metrics
-        )
+    which = (stitch.id, stitch.name, stitch.kind, stitch.cuts)
+    table = StitchTable()
+    table.put(
+        StitchResult(*which, cost.gflops, cost.params_m, {"bbox_AP": 12.5}),
+        ScoreCurve(stitch.name, 20, tuple(range(200, 99, -1)), (10,) * 101),
     )
-    (folder / "sweep").mkdir()
-    results.write(folder / "sweep")
-    curve = ScoreCurve(stitch.name, 20, tuple(range(200, 99, -1)), (10,) * 101)
-    ScoreCurves({stitch.id: curve}).write(folder / "sweep")
+    table.write(folder / "sweep")
     path = folder / "FS-2.safetensors"
     export_stitch(path, model, config, stitch, ["a", "b", "c"])
     return path

@@ -10,10 +10,9 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
-from snnet_vitdet import Predictor
-from snnet_vitdet.deploy import StitchTable
+from snnet_vitdet import Predictor, StitchTable
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation import ResultsTable, ScoreCurve, ScoreCurves, StitchResult
+from snnet_vitdet.evaluation import ScoreCurve, StitchResult
 
 NUM_THREADS = 8
 
@@ -25,19 +24,19 @@ def predictor(tiny_config):
     few = "model.roi_heads.box_predictor.test_topk_per_image=5"
     config = tiny_config("model.roi_heads.num_classes=3", few)
     model = instantiate(config.model)
-    results, curves = ResultsTable(), ScoreCurves()
+    table = StitchTable()
     for stitch in model.backbone.net.space:
-        results.add(
-            StitchResult(stitch.id, stitch.name, stitch.kind, stitch.cuts, 1, 1, {"bbox_AP": 1})
-        )
-        # The largest F1 at 0.01 times the id: what is shown from there on is all right.
+        # The largest F1 is at 0.01 times the id: all detections from there on are right.
         shown = tuple(9 if i <= stitch.id else 5 for i in range(101))
-        curves.put(stitch.id, ScoreCurve(stitch.name, 9, shown, shown))
+        table.put(
+            StitchResult(stitch.id, stitch.name, stitch.kind, stitch.cuts, 1, 1, {"bbox_AP": 1}),
+            ScoreCurve(stitch.name, 9, shown, shown),
+        )
     return Predictor.of_model(
         model,
         ["a", "b", "c"],
         config.dataloader.test.mapper,
-        table=StitchTable(results, curves=curves),
+        table=table,
         device="cpu",
     )
 

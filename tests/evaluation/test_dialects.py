@@ -11,8 +11,7 @@ from pycocotools import mask as mask_util
 
 from snnet_vitdet.data import dataset_name
 from snnet_vitdet.data.coco_json import id_order
-from snnet_vitdet.evaluation import CocoScorer
-from snnet_vitdet.evaluation.results import ResultsTable
+from snnet_vitdet.evaluation import CocoScorer, StitchTable
 
 HASH = 0x9E3779B97F4A7C15
 
@@ -138,7 +137,7 @@ def scores(trained_tiny, tiny_scenes, tmp_path_factory, restored_logging):
         )
         run_main(config, "--eval-only")
         assert (folder / "sweep/report.html").is_file()
-        return {row.name: row.metrics for row in ResultsTable.read(folder / "sweep")}
+        return {each.name: each.result.metrics for each in StitchTable.read(folder)}
 
     return scores
 

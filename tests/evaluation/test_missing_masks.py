@@ -10,10 +10,10 @@ from detectron2.config import instantiate
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from in_process import run_main, run_program
 
-from snnet_vitdet.deploy import Predictor, StitchTable
+from snnet_vitdet import Predictor, StitchTable
 from snnet_vitdet.engine import StrictCheckpointer, build_model
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation.results import AP_NAMES, ResultsTable
+from snnet_vitdet.evaluation.results import AP_NAMES
 from snnet_vitdet.stitching import merged
 
 BOXES = [f"bbox_{name}" for name in AP_NAMES]
@@ -62,7 +62,7 @@ def scores(trained_tiny, tmp_path_factory, restored_logging):
         overrides = (*of_file(path), f"sweep.mode={mode}", stitches, LOW, *overrides)
         run_main(trained_tiny(folder, *overrides), "--eval-only")
         assert (folder / "sweep/report.html").is_file()
-        return {row.name: row.metrics for row in ResultsTable.read(folder / "sweep")}
+        return {each.name: each.result.metrics for each in StitchTable.read(folder)}
 
     return scores
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from in_process import run_main, run_program
 
-from snnet_vitdet.deploy import StitchTable
 from snnet_vitdet.engine.preflight import _num_rows
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation import ResultsTable, ScoreCurves
+from snnet_vitdet.evaluation import StitchTable
+from snnet_vitdet.evaluation.score_curves import read_curves
 from snnet_vitdet.report.training_curve import read_training
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -48,8 +48,8 @@ def folder(swept, tmp_path):
 def test_whoever_reads_it_has_a_sentence_or_goes_without(name, content, folder):
     put(folder / name, content)
     for read in (
-        lambda: ResultsTable.read(folder),
-        lambda: ScoreCurves.read(folder),
+        lambda: StitchTable.read_results(folder),
+        lambda: read_curves(folder),
         lambda: StitchTable.read(folder, folder / name),
         lambda: StitchTable.read(folder),
         lambda: read_training(folder / "metrics.json"),

@@ -10,8 +10,18 @@ from torch import nn
 
 from snnet_vitdet.engine import StrictCheckpointer
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation import BASELINE, CocoScorer, evaluate_stitch, sweep
+from snnet_vitdet.evaluation import (
+    BASELINE,
+    CocoScorer,
+    ScoreCurve,
+    StitchResult,
+    StitchTable,
+    evaluate_stitch,
+    sweep,
+    two_stage_sweep,
+)
 from snnet_vitdet.evaluation.results import COLUMNS, METRICS
+from snnet_vitdet.evaluation.sweep import frontier_candidates
 from snnet_vitdet.modeling import AnchorViT, StitchedViT, find_stitched_vit, stitch_costs
 from snnet_vitdet.stitching import Cost, StitchingLayer, merged
 
@@ -333,3 +343,85 @@ def test_every_ap_is_that_of_inference_on_dataset_with_the_stitch_alone(
     assert sum(row["bbox_AP"] > 1 for row in rows) >= 7
     assert len({row["bbox_AP"] for row in rows}) >= 7
     assert len({row["segm_AP"] for row in rows}) >= 4
+
+
+# Two stages
+
+NUM_IMAGES = 100
+KINDS = ["S", "L", "FS", "FS", "SF", "SF"]
+
+
+def scored(stitch_id, box, mask=math.nan, gflops=None, num_images=10):
+    kind = KINDS[stitch_id]
+    cuts = () if kind in "SL" else (stitch_id,)
+    gflops = float(stitch_id) if gflops is None else gflops
+    metrics = {"bbox_AP": box, "segm_AP": mask}
+    return StitchResult(stitch_id, kind, kind, cuts, gflops, 1.0, metrics, None, num_images)
+
+
+def test_candidates_are_the_anchors_and_both_frontiers():
+    results = [
+        scored(0, 10, 10, gflops=5.0),  # an anchor that is beaten
+        scored(1, math.nan),  # one without a score
+        scored(2, 20, 5, gflops=1.0),  # the best box AP at its cost
+        scored(3, 19, 6, gflops=2.0),  # the best mask AP at its cost
+        scored(4, 19, 6, gflops=3.0),  # beaten in both
+        scored(5, math.nan, math.nan, gflops=0.5),
+    ]
+    assert frontier_candidates(StitchTable(results)) == [0, 1, 2, 3]
+    assert frontier_candidates(StitchTable(results[4:5])) == [4]
+    assert frontier_candidates(StitchTable(results[5:])) == []
+
+
+@pytest.fixture
+def run_stages(tmp_path):
+    """Two stages with scores by stitch in place of a sweep's, and rows that were there before."""
+
+    def run_stages(scores, stitch_ids, earlier=(), earlier_in_subset=()):
+        calls = []
+
+        def sweep(ids, folder, subset):
+            calls.append((list(ids), folder, subset))
+            table = StitchTable()
+            for row in earlier_in_subset if subset else earlier:
+                table.put(row)
+            for i in ids:
+                result = scored(i, scores[i], num_images=subset or NUM_IMAGES)
+                table.put(result, ScoreCurve(f"{result.num_images}", 1, (1,) * 101, (1,) * 101))
+            return table
+
+        table = two_stage_sweep(sweep, stitch_ids, str(tmp_path), 10)
+        assert calls[0] == (list(stitch_ids), str(tmp_path / "subset"), 10)
+        assert calls[1][1:] == (str(tmp_path), 0)
+        assert list(StitchTable.read_results(tmp_path)) == list(table)
+        # Each stitch has the curve of the images that its scores are of.
+        curves = [(entry.curve.name, entry.result.num_images) for entry in table if entry.curve]
+        assert curves and all(name == str(num_images) for name, num_images in curves)
+        return calls[1][0], {entry.id: entry.result.num_images for entry in table}
+
+    return run_stages
+
+
+def test_the_best_of_a_subset_go_on_to_all_images(run_stages):
+    chosen, num_images = run_stages([10, 11, 30, 29, 31, 28], range(6))
+    assert chosen == [0, 1, 2, 4]
+    assert num_images == {0: 100, 1: 100, 2: 100, 3: 10, 4: 100, 5: 10}
+
+
+def test_stitches_of_an_earlier_sweep_are_not_asked_for_again(run_stages):
+    """Its rows, of which one is better than all, stand in the files that are gone on with."""
+    earlier = [scored(2, 99), scored(4, 50)]
+    chosen, num_images = run_stages([10, 11, 0, 29, 0, 28], [0, 1, 3, 5], earlier, earlier)
+    assert chosen == [0, 1, 3]
+    assert num_images == {0: 100, 1: 100, 2: 10, 3: 100, 4: 10, 5: 10}
+
+
+def test_what_was_scored_on_more_images_stays(run_stages):
+    earlier = [scored(3, 5, num_images=NUM_IMAGES), scored(5, 5, num_images=8)]
+    _, num_images = run_stages([10, 11, 30, 29, 31, 28], range(6), earlier)
+    assert num_images == {0: 100, 1: 100, 2: 100, 3: 100, 4: 100, 5: 10}
+
+
+def test_without_a_candidate_the_subset_is_all_there_is(run_stages):
+    chosen, num_images = run_stages([0, 0, math.nan, math.nan, 0, 0], [2, 3])
+    assert (chosen, num_images) == ([], {2: 10, 3: 10})

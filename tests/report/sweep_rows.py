@@ -3,7 +3,7 @@
 import math
 import random
 
-from snnet_vitdet.evaluation import ResultsTable, StitchResult
+from snnet_vitdet.evaluation import StitchResult, StitchTable
 from snnet_vitdet.evaluation.results import METRICS
 from snnet_vitdet.stitching import StitchSpace
 
@@ -19,14 +19,14 @@ def sweep_rows(depths=(12, 24), *, measured=True, seed=0, on_fewer_images=(), wi
         without_ap: Ids of stitches that have no score.
     """
     rng = random.Random(seed)
-    table = ResultsTable()
+    table = StitchTable()
     for stitch in StitchSpace(depths):
         gflops = rng.uniform(480, 1800)
         ap = 30 + gflops / 100 + rng.gauss(0, 1)
         metrics = {name: ap + rng.gauss(0, 1) - 4 * name.startswith("segm") for name in METRICS}
         if stitch.id in without_ap:
             metrics = {}
-        table.add(
+        table.put(
             StitchResult(
                 stitch.id,
                 stitch.name,

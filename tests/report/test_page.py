@@ -146,7 +146,9 @@ def test_facts_are_of_the_stitches_scored_on_all_images():
     rows = sweep_rows((4, 8), on_fewer_images=[5])
     full = [row for row in rows if row["stitch_id"] != 5]
     rows[5]["bbox_AP"] = 99.0
-    text = Page(report_html(rows, title="t", facts=[("Device", "a card")])).texts
+    html = report_html(rows, title="t", facts=[("Device", "a card")])
+    assert [row["compared"] for row in data_of(html)["rows"]] == [i != 5 for i in range(14)]
+    text = Page(html).texts
     best = max(full, key=lambda row: row["bbox_AP"])
     assert f"{best['bbox_AP']:.1f} ({best['name']})" in text["dd"]
     front = [row for row in full if row["on_pareto"]]

@@ -7,7 +7,7 @@ import pytest
 from in_process import run_program
 from PIL import Image
 
-from snnet_vitdet.evaluation import ResultsTable, StitchResult
+from snnet_vitdet.evaluation import StitchResult, StitchTable
 
 
 @pytest.fixture
@@ -15,12 +15,12 @@ def sweep(tmp_path):
     """Writes the results of a sweep into a training's folder of the test."""
 
     def write(folder, points, num_images=50, annotations="test.json", kind="FS"):
-        table = ResultsTable()
+        table = StitchTable()
         for i, (cost, box, mask) in enumerate(points):
             name = "baseline" if kind == "baseline" else f"{kind}-{i + 1}"
             scores = {"bbox_AP": box, "segm_AP": mask}
             cuts = () if kind == "baseline" else (i + 1,)
-            table.add(StitchResult(i, name, kind, cuts, cost, 1.0 + i, scores, 9, num_images))
+            table.put(StitchResult(i, name, kind, cuts, cost, 1.0 + i, scores, 9, num_images))
         table.write(tmp_path / folder / "sweep")
         facts = {"test_json": f"/data/{annotations}", "test_json_bytes": 7}
         (tmp_path / folder / "sweep" / "sweep.json").write_text(json.dumps(facts))

@@ -112,7 +112,7 @@ def config_file_of(args: argparse.Namespace) -> str:
 
 def table_of(folders: list[str]):
     """The results of the first sweep that is there, or None."""
-    from snnet_vitdet.deploy import StitchTable
+    from snnet_vitdet.evaluation import StitchTable
 
     for folder in folders:
         if Path(folder, "sweep", "stitches.json").is_file():

@@ -4,10 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from snnet_vitdet.deploy import StitchTable
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation import StitchResult
-from snnet_vitdet.evaluation.results import SCORES
+from snnet_vitdet.evaluation import StitchTable
+from snnet_vitdet.evaluation.results import SCORES, comparable, has_value
 from snnet_vitdet.stitching import Cost, Stitch
 
 __all__ = ["BUDGETS", "Choices", "Point"]
@@ -55,18 +54,16 @@ class Choices:
         """By id."""
         self.table = table
         self._costs = dict(zip(ids, costs, strict=True))
-        self._entries = {entry.id: entry for entry in table} if table else {}
-        names = {i: stitch.name for i, stitch in self.stitches.items()}
-        for entry in self._entries.values():
-            if names.get(entry.id) != entry.name:
+        rows = table.rows() if table else []
+        for row in rows:
+            stitch = self.stitches.get(row["stitch_id"])
+            if stitch is None or stitch.name != row["name"]:
                 raise InputError(
-                    f"the sweep has a stitch {entry.name} with id {entry.id} and the model has "
-                    "not: it is the sweep of another model"
+                    f"the sweep has a stitch {row['name']} with id {row['stitch_id']} and the "
+                    "model has not: it is the sweep of another model"
                 )
-        compared = [entry.result for entry in self._entries.values()]
-        most = max((result.num_images or 0 for result in compared), default=0)
-        # Scores of a subset of the images are no match for those of all.
-        self._compared = {r.stitch_id: r for r in compared if (r.num_images or 0) == most}
+        self._rows = {row["stitch_id"]: row for row in rows}
+        self._compared = {row["stitch_id"]: row for row in comparable(rows)}
 
     @property
     def is_choice(self) -> bool:
@@ -76,8 +73,8 @@ class Choices:
     @property
     def scores(self) -> list[str]:
         """Which of ``SCORES`` there are; none without a sweep."""
-        results = self._compared.values()
-        return [by for by in SCORES if any(_has(result, by) for result in results)]
+        rows = self._compared.values()
+        return [by for by, column in SCORES.items() if any(has_value(row, column) for row in rows)]
 
     @property
     def budgets(self) -> list[str]:
@@ -87,7 +84,7 @@ class Choices:
     @property
     def has_best_f1(self) -> bool:
         """Whether the sweep knows the score of the largest F1, of some stitch at least."""
-        return any(self._best_f1_known(stitch_id) for stitch_id in self._entries)
+        return any(self._best_f1_known(stitch_id) for stitch_id in self._rows)
 
     def best_f1(self, stitch_id: int) -> float:
         """The score from which on a stitch's detections have their largest F1.
@@ -101,14 +98,14 @@ class Choices:
 
     def score(self, stitch_id: int, by: str) -> float | None:
         """AP of a stitch, None where it was not scored."""
-        entry = self._entries.get(stitch_id)
-        return entry.result.metrics[SCORES[by]] if entry and _has(entry.result, by) else None
+        row = self._rows.get(stitch_id, {})
+        return row[SCORES[by]] if has_value(row, SCORES[by]) else None
 
     def cost(self, stitch_id: int, budget: str) -> float | None:
         """What a stitch takes of a budget, None where it was not measured."""
         if budget == "gflops":
             return self._costs[stitch_id].gflops
-        return getattr(self._entries.get(stitch_id), budget, None)
+        return self._rows.get(stitch_id, {}).get(budget)
 
     def params_m(self, stitch_id: int) -> float:
         """Parameters of a stitch in millions."""
@@ -165,7 +162,3 @@ class Choices:
         if self.scores:
             ids = [i for i in ids if i in self._compared]
         return [i for i in ids if self.cost(i, budget) is not None]
-
-
-def _has(result: StitchResult, by: str) -> bool:
-    return not math.isnan(result.metrics[SCORES[by]])

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from detectron2.structures import Instances
 
-from snnet_vitdet.deploy import Predictor, StitchTable, read_export
+from snnet_vitdet.deploy import Predictor, read_export
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation import ResultsTable, ScoreCurves
+from snnet_vitdet.evaluation import StitchTable
 from snnet_vitdet.stitching import Cost
 
 __all__ = ["ExportedStitches"]
@@ -77,10 +77,8 @@ class ExportedStitches:
 
 
 def _table(infos, source: str) -> StitchTable | None:
-    results, curves = ResultsTable(), ScoreCurves()
+    table = StitchTable(source=source)
     for info in infos:
         if info.result is not None:
-            results.add(info.result)
-            if info.curve is not None:
-                curves.put(info.stitch.id, info.curve)
-    return StitchTable(results, source=source, curves=curves) if len(results) else None
+            table.put(info.result, info.curve)
+    return table if len(table) else None

@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 
 from snnet_vitdet.evaluation import pareto_front
 from snnet_vitdet.report.kinds import ANCHORS, kind_label, kind_styles
-from snnet_vitdet.text import escaped
+from snnet_vitdet.text import counted, escaped
 
 from .choices import Point
 
@@ -46,7 +46,7 @@ def plot_svg(
     y_of = _scale(min(ys), max(ys), _HEIGHT - _BOTTOM, _TOP)
     styles = kind_styles(p.kind for p in points)
     marked = next((p for p in points if p.id == chosen), None)
-    said = f"{len(points)} stitches, {y_label} over {x_label}"
+    said = f"{counted(len(points), 'stitch', 'stitches')}, {y_label} over {x_label}"
     if marked:
         said += f"; chosen: {marked.name} with {amount(marked.y)} at {amount(marked.x)}"
     parts = [

@@ -13,11 +13,9 @@ from .masks import PastedMasks
 from .predictor import Predictor
 from .samples import sample_detections, stitches_to_show
 from .sweep_report import REPORT_FILE, write_sweep_report
-from .table import LATENCY_FILE, StitchEntry, StitchTable
 
 __all__ = [
     "IMAGE_SUFFIXES",
-    "LATENCY_FILE",
     "REPORT_FILE",
     "ClassNames",
     "CocoPredictions",
@@ -27,8 +25,6 @@ __all__ = [
     "PastedMasks",
     "PixelsToPyramid",
     "Predictor",
-    "StitchEntry",
-    "StitchTable",
     "draw_detections",
     "export_onnx",
     "export_program",

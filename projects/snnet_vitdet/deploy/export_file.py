@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation import ResultsTable, ScoreCurves
+from snnet_vitdet.evaluation import StitchTable
 from snnet_vitdet.files import replacing
 from snnet_vitdet.modeling import (
     JoinedRCNN,
@@ -184,12 +184,10 @@ def _with_sweep(info: ExportInfo, folder: Path) -> ExportInfo:
     if not (folder / "stitches.json").is_file():
         return info
     stitch_id = info.stitch.id if info.stitch else 0
-    found = [result for result in ResultsTable.read(folder) if result.stitch_id == stitch_id]
-    if not found or (info.stitch and found[0].name != info.name):
+    table = StitchTable.read_results(folder)
+    if stitch_id not in table or (info.stitch and table[stitch_id].name != info.name):
         return info
-    curves = ScoreCurves.read(folder)
-    info = replace(info, result=found[0])
-    return replace(info, curve=curves[stitch_id]) if stitch_id in curves else info
+    return replace(info, result=table[stitch_id].result, curve=table[stitch_id].curve)
 
 
 @contextmanager

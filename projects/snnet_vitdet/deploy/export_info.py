@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from detectron2.data import transforms as T
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation import ResultsTable, ScoreCurve, ScoreCurves, StitchResult
+from snnet_vitdet.evaluation import ScoreCurve, StitchResult, StitchTable
 from snnet_vitdet.evaluation.results import METRICS
 from snnet_vitdet.evaluation.score_curves import NUM_SCORES
 from snnet_vitdet.stitching import LARGE, SMALL, Segment, Stitch, Transition
@@ -26,7 +26,6 @@ from .export_values import (
     text,
     whole,
 )
-from .table import StitchTable
 
 __all__ = ["ExportInfo"]
 
@@ -81,11 +80,9 @@ class ExportInfo:
         """
         if self.result is None:
             return None
-        results, curves = ResultsTable(), ScoreCurves()
-        results.add(self.result)
-        if self.curve is not None:
-            curves.put(self.result.stitch_id, self.curve)
-        return StitchTable(results, source=source, curves=curves)
+        table = StitchTable(source=source)
+        table.put(self.result, self.curve)
+        return table
 
     def to_json(self, indent: int | None = None) -> str:
         """As text; scores that are not there are left out."""

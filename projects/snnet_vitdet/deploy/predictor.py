@@ -27,6 +27,7 @@ from snnet_vitdet.engine import (
     saved_facts,
 )
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.evaluation import StitchTable
 from snnet_vitdet.evaluation.score_curves import wanted_precision
 from snnet_vitdet.modeling import find_stitched_vit, is_joined, running_in
 from snnet_vitdet.stitching import Stitch, merged
@@ -35,7 +36,6 @@ from .export_file import load_exported, read_export
 from .images import ImageLike, to_rgb
 from .instances import ClassNames, Detections
 from .masks import PastedMasks
-from .table import StitchTable
 
 __all__ = ["Predictor"]
 

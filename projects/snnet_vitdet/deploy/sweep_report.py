@@ -1,4 +1,4 @@
-"""The page of a sweep, from the files in its folder and the model at hand."""
+"""Writes the report of a sweep from the files in its folder and a predictor of its model."""
 
 import logging
 from collections.abc import Callable
@@ -8,19 +8,18 @@ from omegaconf import DictConfig
 
 from snnet_vitdet.data import category_names, coco_dicts
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation import ResultsTable, ScoreCurves
+from snnet_vitdet.evaluation import StitchTable
 from snnet_vitdet.report import Samples, drawing, read_training, write_report
 
 from .predictor import Predictor
 from .samples import sample_detections, stitches_to_show
-from .table import StitchTable
 
 __all__ = ["REPORT_FILE", "write_sweep_report"]
 
 logger = logging.getLogger(__name__)
 
 REPORT_FILE = "report.html"
-"""Beside a sweep's results."""
+"""The file beside a sweep's results."""
 
 
 def write_sweep_report(
@@ -28,12 +27,12 @@ def write_sweep_report(
 ) -> Path:
     """Writes ``report.html`` beside the results of a sweep.
 
-    Without test images or weights it has no sample detections, and says so.
+    Without test images or weights, the page has no sample detections and says why.
 
     Args:
-        config: Of the training.
-        make_predictor: Gives the swept model as a predictor that has the table, or raises
-            InputError; None for no sample detections.
+        config: Config of the training.
+        make_predictor: Returns a predictor of the swept model with the table, or raises
+            InputError; None for a page without sample detections.
 
     Returns:
         The page's path.
@@ -49,7 +48,7 @@ def write_sweep_report(
             with drawing("their pictures"):
                 samples, reason = _samples(config, table, make_predictor), ""
         except InputError as error:
-            reason = f"There are none: {error}."
+            reason = f"There are none: {str(error).rstrip('.')}."
             logger.warning("The report has no sample detections: %s", error)
     path = folder / REPORT_FILE
     write_report(
@@ -68,10 +67,10 @@ def _read(folder: Path) -> StitchTable:
     try:
         return StitchTable.read(folder)
     except InputError as error:
-        # Such as measurements of an earlier sweep; without them there is still a page.
-        results, curves = ResultsTable.read(folder), ScoreCurves.read(folder)
+        # Measurements of an earlier sweep, for instance, must not prevent a page without them.
+        table = StitchTable.read_results(folder)
         logger.warning("The report has no latency and memory: %s", error)
-        return StitchTable(results, None, str(folder), curves)
+        return table
 
 
 def _samples(

@@ -1,26 +1,24 @@
-"""Evaluating the stitches of a trained model: the sweep, its results and their Pareto frontier."""
+"""Evaluating the stitches of a trained model: the sweep, its table, and several sweeps compared."""
 
-from .comparison import Candidate, common_range, equal_cost_budgets, same_stitches
-from .evaluators import evaluators_of
-from .frontier import Frontier
-from .pareto import pareto_front
+from .comparison import Candidate, Frontier, common_range, equal_cost_budgets, same_stitches
 from .provenance import provenance_of
-from .results import ResultsTable, StitchResult
-from .results_text import format_table
-from .score_curves import ScoreCurve, ScoreCurves
-from .scoring import CocoScorer
-from .sweep import BASELINE, evaluate_stitch, sweep
-from .two_stage import two_stage_sweep
+from .results import BASELINE, StitchResult, pareto_front
+from .score_curves import ScoreCurve
+from .scoring import CocoScorer, evaluators_of
+from .sweep import evaluate_stitch, sweep, two_stage_sweep
+from .table import LATENCY_FILE, MEASURED_CSV, StitchTable
+from .table_text import format_table
 
 __all__ = [
     "BASELINE",
+    "LATENCY_FILE",
+    "MEASURED_CSV",
     "Candidate",
     "CocoScorer",
     "Frontier",
-    "ResultsTable",
     "ScoreCurve",
-    "ScoreCurves",
     "StitchResult",
+    "StitchTable",
     "common_range",
     "equal_cost_budgets",
     "evaluate_stitch",

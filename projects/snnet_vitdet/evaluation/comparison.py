@@ -1,28 +1,77 @@
 """Several sweeps side by side: at equal cost, over all budgets, and stitch by stitch."""
 
+import bisect
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from .frontier import Frontier
-from .sweep import BASELINE
+from .results import BASELINE, Row, comparable, has_value, pareto_front
 
-__all__ = ["Candidate", "common_range", "equal_cost_budgets", "same_stitches"]
+__all__ = ["Candidate", "Frontier", "common_range", "equal_cost_budgets", "same_stitches"]
 
-Row = Mapping[str, Any]
+
+class Frontier:
+    """The best score within a budget, as a function of the budget.
+
+    It rises in steps: between two points of the frontier, a budget buys the cheaper one; above the
+    last point, a larger budget buys nothing more.
+
+    >>> frontier = Frontier([1.0, 3.0, 2.0], [10.0, 30.0, 5.0])
+    >>> frontier.at(2.9), frontier.at(3.0), frontier.mean(1.0, 5.0)
+    (10.0, 30.0, 20.0)
+    """
+
+    def __init__(self, costs: Sequence[float], scores: Sequence[float]) -> None:
+        """
+        Args:
+            costs: One per point, in any unit, not NaN.
+            scores: One per point; NaN if it has none.
+
+        Raises:
+            ValueError: If the lengths differ or no point has a score.
+        """
+        on_front = pareto_front(costs, scores)
+        both = zip(costs, scores, on_front, strict=True)
+        points = sorted({(cost, score) for cost, score, on in both if on})
+        if not points:
+            raise ValueError("no point has a score, so there is no frontier")
+        self.costs, self.scores = zip(*points, strict=True)
+
+    def at(self, budget: float) -> float:
+        """The best score within a budget; NaN below the cheapest point."""
+        index = bisect.bisect_right(self.costs, budget)
+        return self.scores[index - 1] if index else math.nan
+
+    def area(self, low: float, high: float) -> float:
+        """Integral of the best score over the budgets from ``low`` to ``high``.
+
+        Raises:
+            ValueError: If ``low`` is below the cheapest point or above ``high``.
+        """
+        if not self.costs[0] <= low <= high:
+            raise ValueError(
+                f"an area goes upwards from {self.costs[0]:g}, the cheapest point, or more; got "
+                f"{low:g} to {high:g}"
+            )
+        inside = [cost for cost in self.costs if low < cost < high]
+        edges = [low, *inside, high]
+        return math.fsum(self.at(a) * (b - a) for a, b in zip(edges, edges[1:], strict=False))
+
+    def mean(self, low: float, high: float) -> float:
+        """Mean of the best score over the budgets from ``low`` to ``high``."""
+        return self.area(low, high) / (high - low) if high > low else self.at(low)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One of the things compared: a training, or several that differ by their seed alone.
+    """One of the things compared: a training, or several that differ only in their seed.
 
     Attributes:
-        name: How it is called.
-        runs: The rows of each run's sweep, none empty; of more than one run the scores are means.
-        cost: The column of the cost.
-        metric: The column of the score.
+        name: Name in tables and legends.
+        runs: The rows of each run's sweep, none empty; scores of several runs are averaged.
+        cost: Column of the cost.
+        metric: Column of the score.
     """
 
     name: str
@@ -30,24 +79,20 @@ class Candidate:
     cost: str
     metric: str
 
-    def points(self) -> list[list[tuple[Row, float, float]]]:
-        """Row, cost and score of each run's stitches that can be compared.
+    def points(self) -> list[list[Row]]:
+        """For each run, the comparable rows that have both the cost and the score."""
+        return [
+            [
+                row
+                for row in comparable(rows)
+                if has_value(row, self.cost) and has_value(row, self.metric)
+            ]
+            for rows in self.runs
+        ]
 
-        Those are the ones scored on the most images of their run.
-        """
-        chosen = []
-        for rows in self.runs:
-            most = max(row["num_images"] or 0 for row in rows)
-            chosen.append(
-                [
-                    (row, row[self.cost], row[self.metric])
-                    for row in rows
-                    if (row["num_images"] or 0) == most
-                    and row[self.cost] is not None
-                    and not math.isnan(row[self.metric])
-                ]
-            )
-        return chosen
+    def costs(self) -> list[float]:
+        """The costs of all points."""
+        return [row[self.cost] for points in self.points() for row in points]
 
     def frontiers(self) -> list[Frontier]:
         """The frontier of each run.
@@ -56,7 +101,7 @@ class Candidate:
             ValueError: If a run has no stitch with this cost and score.
         """
         return [
-            Frontier([cost for _, cost, _ in points], [score for *_, score in points])
+            Frontier([row[self.cost] for row in points], [row[self.metric] for row in points])
             for points in self.points()
         ]
 
@@ -70,37 +115,36 @@ class Candidate:
 
 
 def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """The standard deviation is 0 for one value."""
+    """The standard deviation of a single value is 0."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def common_range(candidates: Sequence[Candidate]) -> tuple[float, float]:
-    """The budgets at which every candidate has something to offer, up to the dearest point of all.
+    """The lowest budget at which every candidate has a stitch, and the highest cost of any stitch.
 
-    Above its own dearest point a candidate offers that one.
+    Above its own most expensive stitch, a candidate still offers the best of its frontier.
     """
     frontiers = [frontier for candidate in candidates for frontier in candidate.frontiers()]
     low = max(frontier.costs[0] for frontier in frontiers)
-    costs = [cost for c in candidates for points in c.points() for _, cost, _ in points]
-    return low, max(low, *costs)
+    return low, max(low, *(cost for candidate in candidates for cost in candidate.costs()))
 
 
 def equal_cost_budgets(low: float, high: float, count: int = 8) -> list[float]:
-    """Evenly spread budgets, both ends among them."""
+    """Evenly spaced budgets, including both ends."""
     if high == low:
         return [low]
     return [low + (high - low) * i / (count - 1) for i in range(count)]
 
 
 def same_stitches(one: Candidate, other: Candidate) -> list[float]:
-    """By how much each stitch scores higher in ``other`` than in ``one``, means over the runs.
+    """By how much each stitch scores higher in ``other`` than in ``one``; means over the runs.
 
-    Only stitches of equal name that every run of both has scored. Baselines are none.
+    Only stitches with the same name that every run of both has scored are compared, no baselines.
     """
 
     def by_name(candidate: Candidate) -> dict[str, float]:
         runs = [
-            {row["name"]: score for row, _, score in run if row["kind"] != BASELINE.kind}
+            {row["name"]: row[candidate.metric] for row in run if row["kind"] != BASELINE.kind}
             for run in candidate.points()
         ]
         shared = set(runs[0]).intersection(*runs[1:])

@@ -1,8 +1,8 @@
 """The detections of many stitches, packed into arrays and kept on disk until they are scored.
 
-134 stitches on COCO's 5,000 images find tens of millions of objects; as the dictionaries that
-COCO's scorers take they would need tens of GB. Packed, and written every few images, a process
-holds those of a few images, and later those of one stitch.
+134 stitches find tens of millions of objects in COCO's 5,000 images. As the dictionaries that
+COCO's scorers take, these would need tens of GB of memory. Here a process holds the packed
+detections of a few images while it detects, and those of one stitch while it scores.
 """
 
 import json
@@ -24,8 +24,8 @@ _FIELDS = ("image_ids", "classes", "boxes", "scores", "sizes", "lengths", "rles"
 class DetectionStore:
     """A folder of files, each with the detections of all stitches in some images.
 
-    A file appears under its name when it is whole, so after an interruption what is there can be
-    built upon. The numbers are kept to the bit: what comes out is what went in.
+    A file gets its name when it is complete, so an interrupted pass can go on from the files that
+    are there. All numbers are kept exactly.
     """
 
     def __init__(
@@ -33,10 +33,10 @@ class DetectionStore:
     ) -> None:
         """
         Args:
-            folder: The folder; processes share it.
+            folder: The folder, shared by all processes.
             rank: Index of this process.
-            images_per_file: After so many images, or the batch that reaches them, a file is
-                written, which bounds the memory.
+            images_per_file: Number of images after which a file is written, at the end of a batch;
+                bounds the memory.
         """
         self.folder = Path(folder)
         self.rank = rank
@@ -45,15 +45,15 @@ class DetectionStore:
         self._pending_images: list[int] = []
 
     def open(self, plan: Mapping[str, object], stitch_ids: Iterable[int]) -> list[int]:
-        """Gets the folder ready; on one process, before the others use it.
+        """Prepares the folder. One process calls this before the others use it.
 
         Args:
-            plan: What the files depend on besides the stitches: what is in the folder is kept if
-                it has the same plan.
-            stitch_ids: Whose detections are wanted.
+            plan: What the files depend on besides the stitches. Files with the same plan are kept.
+            stitch_ids: The stitches whose detections are needed.
 
         Returns:
-            Whose detections are in the files: those wanted or, in a folder that is kept, more.
+            The stitches whose detections are in the files: those needed, perhaps more if files
+            were kept.
         """
         plan, wanted = json.loads(json.dumps(plan)), sorted(stitch_ids)
         path = self.folder / _MANIFEST
@@ -62,18 +62,18 @@ class DetectionStore:
             if manifest["plan"] == plan and set(wanted) <= set(manifest["stitch_ids"]):
                 return manifest["stitch_ids"]
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # none, or not one of ours: made anew
+            pass  # no manifest, or another program's: start over
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         path.write_text(json.dumps({"plan": plan, "stitch_ids": wanted}), encoding="utf-8")
         return wanted
 
     def num_images_done(self) -> int:
-        """How many images of this process are in the files."""
+        """Number of images of this process in the files."""
         return len(self._image_ids(self.rank))
 
     def add(self, stitch_id: int, detections: Sequence[Mapping[str, object]]) -> None:
-        """Takes the detections of a stitch in an image that the next :meth:`end_batch` ends.
+        """Adds the detections of a stitch in an image of the current batch.
 
         Args:
             stitch_id: The stitch.
@@ -83,16 +83,16 @@ class DetectionStore:
         self._pending.setdefault(stitch_id, []).append(_pack(detections))
 
     def end_batch(self, image_ids: Iterable[int]) -> None:
-        """Says that all stitches have seen these images, of which no other has been added yet.
+        """Ends a batch: the detections of all stitches in these images have been added.
 
-        A file never has a part of a batch: resumed, the batch would be counted twice in part.
+        A file never has part of a batch, because a resumed pass would detect in that part again.
         """
         self._pending_images.extend(image_ids)
         if len(self._pending_images) >= self.images_per_file:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is pending."""
+        """Writes the detections that are still in memory."""
         if not self._pending_images:
             return
         arrays = {"images": np.array(self._pending_images, dtype=np.int64)}
@@ -116,7 +116,7 @@ class DetectionStore:
         return detections
 
     def image_ids(self) -> list[int]:
-        """The images that are in the files of all processes."""
+        """The ids of the images in the files of all processes."""
         return self._image_ids()
 
     def delete(self) -> None:
@@ -140,7 +140,7 @@ def _pack(detections: Sequence[Mapping[str, object]]) -> dict[str, np.ndarray]:
     return {
         "image_ids": np.array([d["image_id"] for d in detections], dtype=np.int64),
         "classes": np.array([d["category_id"] for d in detections], dtype=np.int32),
-        # detectron2's are single precision; Python has them as doubles of the same value.
+        # detectron2 computes them in single precision, so no digit is lost.
         "boxes": np.array([d["bbox"] for d in detections], dtype=np.float32).reshape(-1, 4),
         "scores": np.array([d["score"] for d in detections], dtype=np.float32),
         "sizes": np.array([rle["size"] for rle in rles], dtype=np.int32).reshape(-1, 2),

@@ -1,7 +1,7 @@
-"""All stitches of a detector on each image in turn, with the shared beginnings of walks run once.
+"""All stitches of a detector in one pass over the images; shared beginnings of walks run once.
 
-An image is read and resized once, its backbone features come from one walk along a tree of all
-stitches, and only pyramid and heads run for each. What comes out is what the stitch alone gives.
+An image is read and resized once, and one walk along a tree of all stitches computes its backbone
+features; only pyramid and heads run per stitch. The detections equal those of the stitch alone.
 """
 
 import datetime
@@ -56,20 +56,20 @@ def evaluate_in_one_pass(
     images: Sequence[int] | None = None,
     resume: bool = False,
 ) -> Iterator[tuple[Stitch, dict[str, float], ScoreCurve]]:
-    """Scores many stitches with one reading of the images. All processes must run through it.
+    """Scores many stitches in one pass over the images. All processes must exhaust this iterator.
 
-    Detections wait in a folder that all processes share, until every image is done; an interrupted
-    pass can go on from what is there. Then each process scores a part of the stitches.
+    Detections are kept in a folder that all processes share until every image is done; an
+    interrupted pass can go on from them. Then each process scores a part of the stitches.
 
     Args:
-        model: The detector; put into evaluation mode for the while.
-        stitches: Which stitches.
+        model: The detector; in evaluation mode during the pass.
+        stitches: The stitches to score.
         data_loader: A test loader as detectron2 builds it.
-        scorer: Of the loader's annotations.
-        folder: Where the detections wait; deleted when all stitches are scored.
-        plan: What they depend on besides the stitches, as plain JSON.
-        images: Indexes of the images to take from the loader's data set, None for all.
-        resume: Whether to use the detections that are in the folder already.
+        scorer: Scorer of the loader's annotations.
+        folder: Folder of the detections; deleted when all stitches are scored.
+        plan: What the detections depend on besides the stitches, as plain JSON.
+        images: Indexes of the images to take from the loader's data set; None for all.
+        resume: Whether to use detections that are already in the folder.
 
     Yields:
         A stitch, its AP on 0–100 by the names in ``METRICS``, and its score curve.
@@ -155,7 +155,7 @@ def _detect_all(
 
 
 def supports_one_pass(model: nn.Module) -> bool:
-    """Whether a model is one whose inference is known: a GeneralizedRCNN on stitched anchors."""
+    """Whether a model can be evaluated in one pass: a GeneralizedRCNN on a StitchedViT."""
     known = type(model) in (GeneralizedRCNN, JoinedRCNN)
     return known and isinstance(find_stitched_vit(model), StitchedViT)
 
@@ -197,18 +197,18 @@ def detect(
 def batches_from(
     loader: DataLoader, images: Sequence[int] | None = None, first: int = 0
 ) -> DataLoader:
-    """A test loader of detectron2's for some of its images.
+    """A detectron2 test loader restricted to some of its images.
 
     Args:
         loader: The loader.
-        images: Indexes into its data set, shared by the processes; None for all.
-        first: How many images of this process are left out at the start.
+        images: Indexes into its data set, divided among the processes; None for all.
+        first: Number of images of this process to skip at the start.
     """
     own = [index for batch in loader.batch_sampler for index in batch]
     if images is not None:
         own = [images[position] for position in InferenceSampler(len(images))]
     own, size = own[first:], loader.batch_sampler.batch_size
-    # Of the same class, which may have its own way with what its workers could not read.
+    # The same class: it may handle images that its workers cannot read in its own way.
     return type(loader)(
         loader.dataset,
         batch_sampler=[own[i : i + size] for i in range(0, len(own), size)],
@@ -219,5 +219,5 @@ def batches_from(
 
 
 def fixed_subset(num_images: int, size: int) -> list[int]:
-    """Indexes of images drawn once for all, ascending; all of them if there are no more."""
+    """Indexes of a fixed random subset of the images, ascending; all if there are no more."""
     return sorted(random.Random(0).sample(range(num_images), min(size, num_images)))

@@ -1,4 +1,4 @@
-"""What the scores of a sweep depend on, so that one is resumed with its own data alone."""
+"""What the scores of a sweep depend on: a sweep is only resumed with the same weights and data."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from snnet_vitdet.data.fingerprint import image_facts, leaves, sha256_of
 
 __all__ = ["provenance_of"]
 
-# What masks change, the settings of the model say.
+# The effect of data.masks is part of the model's settings.
 _NO_SETTINGS = ("prepare", "check", "masks")
 _DATA_PATHS = ("train_json", "train_images", "test_json", "test_images")
 
@@ -19,15 +19,15 @@ def provenance_of(
 ) -> dict[str, object]:
     """What the scores of a stitch depend on, as plain values.
 
-    Annotations and weights count by their content: the same files elsewhere are the same. Images
-    count by their sizes and by their times in whole seconds, as reading them all would take long;
-    a copy has to keep the times (``cp -a``, ``rsync -a``).
+    Annotations and weights are compared by content, so the same files elsewhere are the same.
+    Images are compared by size and by modification time in whole seconds, because reading all of
+    them would take long; a copy must keep the times (``cp -a``, ``rsync -a``).
 
     Args:
         config: The whole config of the sweep.
-        checkpoint: Path of the weights; None for those that a training starts from. What these
-            depend on, except for the training images, is then part of it.
-        averaged: Whether the weights are the moving average in it; None if it has none.
+        checkpoint: Path of the weights; None for the weights at the start of a training. The
+            result then has what these depend on, except for the training images.
+        averaged: Whether the weights are the checkpoint's moving average; None if it has none.
 
     Raises:
         InputError: If a file cannot be read.
@@ -41,7 +41,7 @@ def provenance_of(
         "data": {k: v for k, v in _plain(config.data).items() if k not in _NO_SETTINGS},
     }
     data = config.data
-    # As it is in every recipe, it adds nothing to what data.test_json and data.test_images tell.
+    # As in every recipe, it would only repeat data.test_json and data.test_images.
     usual = (data.test_json, data.test_images, False)
     dataset = config.dataloader.test.dataset
     if tuple(dataset.get(k) for k in ("json_file", "image_root", "filter_empty")) != usual:
@@ -52,7 +52,7 @@ def provenance_of(
         files["train_json"] = config.data.train_json
         nodes |= {"init": config.init, "dataloader.train.mapper": config.dataloader.train.mapper}
         nodes["train.seed"] = config.train.seed
-    # Where the data are is no setting, and what they are is seen by their content.
+    # Paths of data are not settings: the content of the data is compared.
     paths = {config.data[key] for key in _DATA_PATHS if not OmegaConf.is_missing(config.data, key)}
     settings = {
         key: value
@@ -62,7 +62,7 @@ def provenance_of(
     }
     return {
         "precision": config.sweep.precision,
-        # Of a checkpoint with both.
+        # Only for a checkpoint that has both.
         **({} if averaged is None else {"averaged": averaged}),
         **{name: os.path.abspath(path) for name, path in files.items()},
         **{f"{name}_sha256": sha256_of(path) for name, path in files.items()},
@@ -75,18 +75,18 @@ def provenance_of(
 def _plain(node: object) -> object:
     if not OmegaConf.is_config(node):
         return node
-    # As the file keeps it.
+    # In the form that sweep.json keeps.
     text = json.dumps(OmegaConf.to_container(node, resolve=True), default=_name)
     return json.loads(text, object_hook=_short_target)
 
 
 def _short_target(node: dict) -> dict:
-    # A .py file has functions and classes, the .yaml saved of it their dotted names.
+    # A .py config has functions and classes, its saved .yaml their dotted names.
     if isinstance(target := node.get("_target_"), str):
         node["_target_"] = target.rpartition(".")[2]
     return node
 
 
 def _name(value: object) -> str:
-    """A class or function in a config by its name; its own text may hold an address in memory."""
+    """The name of a class or function in a config; its repr may contain a memory address."""
     return getattr(value, "__qualname__", None) or str(value)

@@ -1,44 +1,49 @@
-"""The results of a sweep: one row a stitch, and the files they are kept in."""
+"""The result of a stitch, and what the rows of a sweep mean.
 
-import csv
-import io
-import json
+A row is a mapping with the columns of ``stitches.json``. Whatever ranks stitches uses the functions
+of this module, so that "comparable", "on the frontier" and "best" mean the same everywhere.
+"""
+
 import math
 import operator
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
-from snnet_vitdet.errors import InputError, first_line
-from snnet_vitdet.files import read_json, write_atomically
-
-from .pareto import pareto_front
+from snnet_vitdet.stitching import Stitch
 
 __all__ = [
-    "MEASURED_CSV",
     "AP_NAMES",
+    "BASELINE",
     "COLUMNS",
+    "MEASURED",
     "METRICS",
     "SCORES",
-    "ResultsTable",
-    "StitchResult",
     "TASKS",
-    "decimal_text",
+    "Row",
+    "StitchResult",
+    "best_row",
+    "comparable",
+    "has_value",
+    "num_images",
+    "on_frontier",
+    "pareto_front",
 ]
 
+Row = Mapping[str, Any]
+"""One stitch; a score that is missing is NaN or None."""
+
 TASKS = {"bbox": "box", "segm": "mask"}
-"""What is scored, as COCO names it, and as people do."""
+"""The tasks that are scored: COCO's names and the common ones."""
 
 AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 SCORES = {word: f"{task}_AP" for task, word in TASKS.items()}
-"""What decides between stitches, as people call it: box and mask AP."""
+"""The scores that stitches are usually chosen by: box AP and mask AP."""
 
 METRICS = tuple(f"{task}_{ap}" for task in TASKS for ap in AP_NAMES)
-"""The scores of a stitch, AP on 0–100, named and ordered as in the files."""
+"""All scores of a stitch, AP on 0–100, in the order of the files."""
 
 COLUMNS = (
     *("stitch_id", "name", "kind", "cuts", "gflops", "params_m"),
@@ -47,10 +52,13 @@ COLUMNS = (
 )
 """The columns of ``stitches.csv`` and the keys of each row of ``stitches.json``, in order."""
 
-MEASURED_CSV = "stitches_measured.csv"
-"""The table with what was measured on a device; gone when the table is made anew."""
+MEASURED = ("latency_ms", "latency_ms_p90", "memory_mb")
+"""The columns that ``tools/measure_latency.py`` adds."""
 
-# pycocotools sums many precisions: a perfect detector may end a rounding error above 100.
+BASELINE = Stitch(id=0, kind="baseline", cuts=(), segments=(), transitions=())
+"""Stands for the only network of a detector without stitches."""
+
+# pycocotools sums many precisions, so a perfect detector can score a rounding error above 100.
 _AP_ROUNDING = 1e-6
 
 
@@ -58,21 +66,21 @@ _AP_ROUNDING = 1e-6
 class StitchResult:
     """What a sweep found out about one stitch.
 
-    Args:
-        stitch_id: the id in the stitch space, from 0.
-        name: the name in the stitch space.
-        kind: S or L for the anchors, else the walk, such as FS or SFS.
-        cuts: the cuts of the walk, ascending; empty for an anchor.
-        gflops: multiply–accumulates / 1e9 of the whole detector at the image size of the sweep.
-        params_m: parameters that this stitch uses, in millions.
-        metrics: AP on 0–100 under the names in ``METRICS``; one left out becomes NaN.
-        iteration: how many iterations the weights were trained for, 0 for stitches right after the
-            least-squares fit; None where the checkpoint does not say.
-        num_images: how many images the metrics are of; None where nobody counted.
+    Attributes:
+        stitch_id: Id in the stitch space, from 0.
+        name: Name in the stitch space.
+        kind: S or L for an anchor, else the walk, such as FS or SFS.
+        cuts: Cuts of the walk, ascending; empty for an anchor.
+        gflops: Multiply–accumulates / 1e9 of the whole detector at the image size of the sweep.
+        params_m: Parameters that this stitch uses, in millions.
+        metrics: AP on 0–100 by the names in ``METRICS``; a missing one becomes NaN.
+        iteration: Number of training iterations of the weights, 0 right after the least-squares
+            fit; None if the checkpoint does not say.
+        num_images: Number of images the metrics were computed on; None if not counted.
 
     Raises:
-        TypeError: if a value is of the wrong type.
-        ValueError: if a value is out of range or a metric is not one of ``METRICS``.
+        TypeError: If a value has the wrong type.
+        ValueError: If a value is out of range or a metric is not one of ``METRICS``.
     """
 
     stitch_id: int
@@ -93,208 +101,111 @@ class StitchResult:
         for label in ("name", "kind"):
             if not isinstance(getattr(self, label), str):
                 raise TypeError(f"{label} must be a string, got {getattr(self, label)!r}")
-        values = {
-            "stitch_id": operator.index(self.stitch_id),
+        values: dict[str, Any] = {
             "cuts": tuple(operator.index(cut) for cut in self.cuts),
-            "gflops": _amount("gflops", self.gflops),
-            "params_m": _amount("params_m", self.params_m),
             "metrics": {name: _ap(name, self.metrics.get(name, math.nan)) for name in METRICS},
         }
-        for label in ("iteration", "num_images"):
-            if getattr(self, label) is not None:
+        for label in ("gflops", "params_m"):
+            values[label] = _number(label, getattr(self, label))
+            if not 0 <= values[label] < math.inf:
+                raise ValueError(f"{label} must be finite and 0 or more, got {values[label]}")
+        for label in ("stitch_id", "iteration", "num_images"):
+            if label == "stitch_id" or getattr(self, label) is not None:
                 values[label] = operator.index(getattr(self, label))
                 if values[label] < 0:
                     raise ValueError(f"{label} must be 0 or more, got {values[label]}")
-        if values["stitch_id"] < 0:
-            raise ValueError(f"stitch_id must be 0 or more, got {values['stitch_id']}")
         for label, value in values.items():
             object.__setattr__(self, label, value)
 
 
-class ResultsTable:
-    """The results of a sweep so far, one per stitch, always in the order of their ids."""
-
-    def __init__(self) -> None:
-        self._results: dict[int, StitchResult] = {}
-
-    def add(self, result: StitchResult) -> None:
-        """Take in the result of one more stitch.
-
-        Raises:
-            ValueError: if this stitch has a result already.
-        """
-        if result.stitch_id in self._results:
-            raise ValueError(f"stitch {result.stitch_id} ({result.name}) has a result already")
-        self._results[result.stitch_id] = result
-
-    def put(self, result: StitchResult) -> None:
-        """Take in the result of a stitch in place of the one it may have already."""
-        self._results[result.stitch_id] = result
-
-    def __contains__(self, stitch_id: object) -> bool:
-        return stitch_id in self._results
-
-    def __len__(self) -> int:
-        return len(self._results)
-
-    def __iter__(self) -> Iterator[StitchResult]:
-        return (self._results[stitch_id] for stitch_id in sorted(self._results))
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Give one flat row a stitch, by id, with the keys of ``COLUMNS`` in their order.
-
-        ``on_pareto`` says whether no other stitch in this table is as cheap and as good in box AP,
-        so it can change as stitches are added; it is False where there is no box AP, or one of
-        fewer images than other stitches have. A score that is not there is NaN.
-        """
-        results = list(self)
-        most = max((result.num_images or 0 for result in results), default=0)
-        on_pareto = pareto_front(
-            [result.gflops for result in results],
-            [
-                result.metrics["bbox_AP"] if (result.num_images or 0) == most else math.nan
-                for result in results
-            ],
-        )
-        return [
-            {
-                "stitch_id": result.stitch_id,
-                "name": result.name,
-                "kind": result.kind,
-                "cuts": result.cuts,
-                "gflops": result.gflops,
-                "params_m": result.params_m,
-                **result.metrics,
-                "on_pareto": on_front,
-                "iteration": result.iteration,
-                "num_images": result.num_images,
-            }
-            for result, on_front in zip(results, on_pareto, strict=True)
-        ]
-
-    def write(self, directory: str | os.PathLike[str]) -> None:
-        """Write ``stitches.json`` and ``stitches.csv``, replacing each as a whole or not at all.
-
-        The JSON is a list of rows with every number in full and null for NaN. The CSV is for
-        reading: four decimals, an empty field for NaN, cuts as ``3-7``.
-
-        Raises:
-            InputError: if the folder cannot be written to.
-        """
-        rows = self.rows()
-        json_text, csv_text = _to_json(rows), _to_csv(rows)
-        write_atomically(Path(directory) / "stitches.json", json_text.encode())
-        write_atomically(Path(directory) / "stitches.csv", csv_text.encode())
-
-    @classmethod
-    def read(cls, directory: str | os.PathLike[str]) -> "ResultsTable":
-        """Read back exactly what ``write`` put into ``stitches.json``.
-
-        Raises:
-            InputError: if the file is not there, damaged, or not one of a sweep.
-        """
-        path = Path(directory) / "stitches.json"
-        table = cls()
-        try:
-            rows = read_json(path, parse_constant=_reject_constant)
-            if not isinstance(rows, list):
-                raise ValueError("it is not a list of rows")
-            for position, row in enumerate(rows):
-                table.add(_from_row(position, row))
-        except OSError as error:
-            raise InputError(
-                f"Cannot read the sweep's results {path}: {error.strerror}. "
-                "Give the folder of a finished or interrupted sweep, or run the sweep."
-            ) from error
-        except (OverflowError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{path} is damaged or was not written by a sweep: {first_line(error)}. "
-                "Move it away and run the sweep again, or give another folder."
-            ) from error
-        return table
-
-
-def _amount(label: str, value: Any) -> float:
-    amount = _real(label, value)
-    if not (math.isfinite(amount) and amount >= 0):
-        raise ValueError(f"{label} must be finite and 0 or more, got {value}")
-    return amount
-
-
 def _ap(label: str, value: Any) -> float:
-    ap = _real(label, value)
+    ap = _number(label, value)
     if math.isnan(ap):
-        # One object for all of them: results that lack the same scores then compare equal.
+        # The same object each time, so that results with missing scores compare equal.
         return math.nan
     if not 0 <= ap <= 100 + _AP_ROUNDING:
         raise ValueError(f"{label} must be an AP on 0-100 or NaN, got {value}")
     return ap
 
 
-def _real(label: str, value: Any) -> float:
+def _number(label: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{label} must be a number, got {value!r}")
     return float(value)
 
 
-def _reject_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON number")
+def has_value(row: Row, column: str) -> bool:
+    """Whether a row has a number in a column."""
+    value = row.get(column)
+    return value is not None and not math.isnan(value)
 
 
-def _to_json(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        json.dumps(
-            {key: None if _is_nan(value) else value for key, value in row.items()},
-            allow_nan=False,
-            ensure_ascii=False,
-        )
+def num_images(row: Row) -> int:
+    """Number of images that a row was scored on, 0 if not counted."""
+    return row.get("num_images") or 0
+
+
+def comparable(rows: Sequence[Row]) -> list[Row]:
+    """The rows scored on the most images; scores on fewer images cannot be compared with these."""
+    most = max(map(num_images, rows), default=0)
+    return [row for row in rows if num_images(row) == most]
+
+
+def on_frontier(rows: Sequence[Row], score: str, cost: str = "gflops") -> list[bool]:
+    """For each row, whether it is on the Pareto frontier of the comparable rows.
+
+    Args:
+        rows: The rows of one sweep, each with a cost.
+        score: Column of the score; a row without it is not on the frontier.
+        cost: Column of the cost.
+    """
+    most = max(map(num_images, rows), default=0)
+    scores = [
+        row[score] if num_images(row) == most and has_value(row, score) else math.nan
         for row in rows
     ]
-    return "[\n" + ",\n".join(lines) + "\n]\n"
+    return pareto_front([row[cost] for row in rows], scores)
 
 
-def _to_csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow([_csv_field(row[column]) for column in COLUMNS])
-    return text.getvalue()
+def best_row(rows: Sequence[Row], score: str) -> Row | None:
+    """The comparable row with the highest score, of equal ones the one with the fewest GFLOPs.
+
+    None if no comparable row has the score.
+    """
+    scored = [row for row in comparable(rows) if has_value(row, score)]
+    return max(scored, key=lambda row: (row[score], -row["gflops"]), default=None)
 
 
-def _csv_field(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple):
-        return "-".join(map(str, value))
-    if isinstance(value, float):
-        return decimal_text(value, 4, "")
-    return str(value)
+def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[bool]:
+    """Tells which points no other point beats.
 
+    A point is beaten if another one has a cost at most as high and a score at least as high, one of
+    them strictly. Points equal in both do not beat each other, so either all of them are on the
+    frontier or none is. A point whose score is NaN is never on the frontier and beats nothing.
 
-def _from_row(position: int, row: Any) -> StitchResult:
-    # Sweeps wrote no num_images at first.
-    if not isinstance(row, dict) or {*row, "num_images"} != set(COLUMNS):
-        raise ValueError(f"row {position} does not have the columns {', '.join(COLUMNS)}")
-    return StitchResult(
-        stitch_id=row["stitch_id"],
-        name=row["name"],
-        kind=row["kind"],
-        cuts=row["cuts"],
-        gflops=row["gflops"],
-        params_m=row["params_m"],
-        metrics={name: math.nan if row[name] is None else row[name] for name in METRICS},
-        iteration=row["iteration"],
-        num_images=row.get("num_images"),
-    )
+    Args:
+        costs: One per point, lower is better.
+        scores: One per point, higher is better; NaN if the point has none.
 
+    Returns:
+        For each point, in the order given, whether it is on the frontier.
 
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
-
-
-def decimal_text(value: float, decimals: int, missing: str) -> str:
-    """A number with a fixed count of decimals; ``missing`` for NaN."""
-    return missing if math.isnan(value) else f"{value:.{decimals}f}"
+    Raises:
+        ValueError: If the lengths differ or a cost is NaN.
+    """
+    if len(costs) != len(scores):
+        raise ValueError(
+            f"costs and scores must have the same length, got {len(costs)} and {len(scores)}"
+        )
+    for index, cost in enumerate(costs):
+        if math.isnan(cost):
+            raise ValueError(f"costs[{index}] is NaN; every point needs a cost")
+    scored = (index for index, score in enumerate(scores) if not math.isnan(score))
+    on_front = [False] * len(costs)
+    last = None
+    for index in sorted(scored, key=lambda index: (costs[index], -scores[index])):
+        point = (costs[index], scores[index])
+        if last is None or point[1] > last[1] or point == last:
+            on_front[index] = True
+            last = point
+    return on_front

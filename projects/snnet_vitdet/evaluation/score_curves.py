@@ -1,7 +1,7 @@
-"""How precise and how complete the detections of a stitch are above a score, to choose a threshold.
+"""Precision and recall of a stitch's detections above each score, for choosing a threshold.
 
-Scores of two stitches do not mean the same: one may be right in nine of ten detections above 0.5,
-another in six. So a threshold is chosen by what it gives, for each stitch from its own curve.
+The same score means different things for two stitches: above 0.5, nine of ten detections of one may
+be right, and six of ten of the other. So each stitch gets a threshold from its own curve.
 """
 
 import json
@@ -9,7 +9,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,21 @@ from pycocotools import mask as mask_util
 from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.files import read_json, write_atomically
 
-__all__ = ["CURVES_FILE", "NUM_SCORES", "ScoreCurve", "ScoreCurves", "count_matches"]
+__all__ = [
+    "CURVES_FILE",
+    "NUM_SCORES",
+    "ScoreCurve",
+    "count_matches",
+    "read_curves",
+    "wanted_precision",
+    "write_curves",
+]
 
 CURVES_FILE = "score_curves.json"
-"""Name of the file beside the results of a sweep."""
+"""The file beside the results of a sweep."""
 
 NUM_SCORES = 101
-"""A curve has as many: 0, 0.01, … 1."""
+"""Number of scores of a curve: 0, 0.01, … 1."""
 
 _IOU = 0.5
 _STEPS = NUM_SCORES - 1
@@ -32,13 +40,13 @@ _STEPS = NUM_SCORES - 1
 
 @dataclass(frozen=True)
 class ScoreCurve:
-    """What of all images' detections lies at or above a score, for the scores 0, 0.01, … 1.
+    """Counts of the detections in all images at or above each of the scores 0, 0.01, … 1.
 
     Attributes:
-        name: Of the stitch.
-        num_objects: Objects that should be found, crowds not among them.
-        detections: How many detections there are; those in crowds do not count.
-        matched: How many of these are of an object (box IoU of 0.5 or more, its category).
+        name: Name of the stitch.
+        num_objects: Number of annotated objects, without crowds.
+        detections: Number of detections, without those in crowds.
+        matched: Number of these that match an object (box IoU of 0.5 or more, same category).
     """
 
     name: str
@@ -47,14 +55,14 @@ class ScoreCurve:
     matched: tuple[int, ...]
 
     def threshold(self, criterion: str) -> float:
-        """The score from which on detections are kept.
+        """The lowest score at which detections are kept.
 
         Args:
             criterion: ``f1`` for the largest F1, or ``precision=0.9`` for the most objects at this
-                precision. Of equally good scores the highest, which shows the least.
+                precision. Of equally good scores the highest is taken.
 
         Raises:
-            InputError: If no score gives the precision, or the criterion is none of these.
+            InputError: If no score reaches the precision, or the criterion is neither of these.
         """
         wanted = wanted_precision(criterion)
         if wanted is None:
@@ -73,83 +81,45 @@ class ScoreCurve:
         return max(reached, key=lambda i: (self.matched[i], i)) / _STEPS
 
     def precision(self) -> list[float]:
-        """Share of the detections at or above each score that are of an object; NaN of none."""
+        """Share of the detections at or above each score that match; NaN without detections."""
         both = zip(self.matched, self.detections, strict=True)
         return [hit / shown if shown else math.nan for hit, shown in both]
 
-    def recall(self) -> list[float]:
-        """Share of the objects that have a detection at or above each score; NaN of none."""
-        return [hit / self.num_objects if self.num_objects else math.nan for hit in self.matched]
+
+def write_curves(folder: str | os.PathLike[str], curves: Mapping[int, ScoreCurve]) -> None:
+    """Writes ``score_curves.json`` from curves by stitch id, as a whole or not at all.
+
+    Raises:
+        InputError: If the folder cannot be written to.
+    """
+    rows = [{"stitch_id": i, **asdict(curve)} for i, curve in sorted(curves.items())]
+    text = "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
+    write_atomically(Path(folder, CURVES_FILE), text.encode())
 
 
-class ScoreCurves:
-    """The curves of a sweep by stitch id, and the file they are kept in."""
+def read_curves(folder: str | os.PathLike[str]) -> dict[int, ScoreCurve]:
+    """Reads the curves by stitch id that :func:`write_curves` wrote; none without the file.
 
-    def __init__(self, curves: Mapping[int, ScoreCurve] | None = None) -> None:
-        self._curves = dict(curves or {})
-
-    def __contains__(self, stitch_id: int) -> bool:
-        return stitch_id in self._curves
-
-    def __len__(self) -> int:
-        return len(self._curves)
-
-    def __getitem__(self, stitch_id: int) -> ScoreCurve:
-        return self._curves[stitch_id]
-
-    def put(self, stitch_id: int, curve: ScoreCurve) -> None:
-        """Takes in the curve of a stitch in place of the one it may have already."""
-        self._curves[stitch_id] = curve
-
-    def update(self, other: "ScoreCurves", stitch_ids: Collection[int]) -> None:
-        """Takes over the curves of some stitches that another sweep has."""
-        self._curves |= {i: other[i] for i in stitch_ids if i in other}
-
-    def write(self, directory: str | os.PathLike[str]) -> None:
-        """Writes ``score_curves.json``, as a whole or not at all; nothing without a curve.
-
-        Raises:
-            InputError: If the folder cannot be written to.
-        """
-        rows = [
-            {
-                "stitch_id": stitch_id,
-                "name": curve.name,
-                "num_objects": curve.num_objects,
-                "detections": curve.detections,
-                "matched": curve.matched,
-            }
-            for stitch_id, curve in sorted(self._curves.items())
-        ]
-        text = "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
-        write_atomically(Path(directory, CURVES_FILE), text.encode())
-
-    @classmethod
-    def read(cls, directory: str | os.PathLike[str]) -> "ScoreCurves":
-        """Reads what ``write`` wrote; empty if there is no such file.
-
-        Raises:
-            InputError: If the file is damaged.
-        """
-        path = Path(directory, CURVES_FILE)
-        if not os.path.lexists(path):
-            return cls()
-        curves = cls()
-        try:
-            for row in read_json(path):
-                counts = [tuple(map(int, row[key])) for key in ("detections", "matched")]
-                if any(len(each) != NUM_SCORES for each in counts):
-                    raise ValueError(f"a curve has not {NUM_SCORES} scores")
-                curves.put(
-                    int(row["stitch_id"]),
-                    ScoreCurve(str(row["name"]), int(row["num_objects"]), *counts),
-                )
-        except (OSError, KeyError, OverflowError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{path} is damaged or was not written by a sweep ({first_line(error)}): sweep "
-                "again with sweep.overwrite=True; without the file there would be no curves"
-            ) from error
-        return curves
+    Raises:
+        InputError: If the file is damaged.
+    """
+    path = Path(folder, CURVES_FILE)
+    if not os.path.lexists(path):
+        return {}
+    curves = {}
+    try:
+        for row in read_json(path):
+            counts = [tuple(map(int, row[key])) for key in ("detections", "matched")]
+            if any(len(each) != NUM_SCORES for each in counts):
+                raise ValueError(f"a curve does not have {NUM_SCORES} scores")
+            curve = ScoreCurve(str(row["name"]), int(row["num_objects"]), *counts)
+            curves[int(row["stitch_id"])] = curve
+    except (OSError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} is damaged or was not written by a sweep ({first_line(error)}): sweep "
+            "again with sweep.overwrite=True; without the file there would be no curves"
+        ) from error
+    return curves
 
 
 def count_matches(
@@ -160,15 +130,15 @@ def count_matches(
 ) -> ScoreCurve:
     """Matches detections to objects as COCO's evaluation does at an IoU of 0.5, boxes only.
 
-    In the order of their scores, each takes the object it overlaps most among those not taken yet;
-    what lies in a crowd counts neither for nor against.
+    In descending order of score, each detection takes the free object that it overlaps most. A
+    detection in a crowd is not counted.
 
     Args:
-        name: Of the stitch.
+        name: Name of the stitch.
         objects: Annotations (``bbox`` as x, y, width, height, ``iscrowd``) by image and category.
         detections: As detectron2's ``instances_to_coco_json`` makes them, with the categories of
             ``objects``.
-        image_ids: The images to count, all if None.
+        image_ids: The images to count; None for all.
     """
     wanted = None if image_ids is None else set(image_ids)
     found = defaultdict(list)
@@ -186,7 +156,7 @@ def count_matches(
     steps = np.arange(NUM_SCORES) / _STEPS
     ascending = np.argsort(scores) if scores else np.zeros(0, dtype=int)
     ordered = np.asarray(scores, dtype=np.float64)[ascending]
-    # Scores are single precision: 0.9 is one a hair below it.
+    # Scores are single precision, where 0.9 is slightly less than 0.9.
     first = np.searchsorted(ordered, steps - 1e-6)
     up_to = np.concatenate([[0], np.cumsum(np.asarray(hits, dtype=int)[ascending])])
     return ScoreCurve(
@@ -205,7 +175,7 @@ def count_matches(
 def _match(
     group: Sequence[Mapping[str, object]], objects: Sequence[Mapping[str, object]]
 ) -> list[bool | None]:
-    """Whether each detection is of an object; None for one in a crowd."""
+    """Whether each detection matches an object; None for a detection in a crowd."""
     if not objects:
         return [False] * len(group)
     crowd = [bool(annotation.get("iscrowd")) for annotation in objects]

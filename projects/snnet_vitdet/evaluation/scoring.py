@@ -1,31 +1,41 @@
-"""COCO's average precision of a list of detections, by faster-coco-eval.
+"""COCO's average precision: a fast scorer for lists of detections, and detectron2's evaluators.
 
-The numbers are pycocotools's (a test compares them); matching and accumulation run in C++. The
-scorer gets numbers of our own for images, annotations and categories, whatever their ids are.
+:class:`CocoScorer` uses faster-coco-eval, whose numbers are those of pycocotools (a test compares
+them), with matching and accumulation in C++. Images, annotations and categories get numbers of our
+own, so any ids work.
 """
 
 import contextlib
+import copy
 import io
+import json
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 
+from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.utils.file_io import PathManager
 from faster_coco_eval import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
+from omegaconf import DictConfig
 
+from snnet_vitdet.building import located
 from snnet_vitdet.data.coco_json import read_coco_json
-from snnet_vitdet.data.datasets import mask_truth, numbered
+from snnet_vitdet.data.datasets import mask_truth, numbered, restore_copy
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.files import write_atomically
 
-from .results import AP_NAMES, METRICS
+from .results import AP_NAMES, METRICS, TASKS
 from .score_curves import ScoreCurve, count_matches
 
-__all__ = ["CocoScorer"]
+__all__ = ["CocoScorer", "evaluators_of", "restore_ids"]
 
-# Where a detection has what a task scores.
+# The key of a detection that each task scores.
 _KEYS = {"bbox": "bbox", "segm": "segmentation"}
+_RESULTS = "coco_instances_results.json"
 
 
 class CocoScorer:
@@ -34,20 +44,20 @@ class CocoScorer:
     def __init__(self, dataset_name: str) -> None:
         """
         Args:
-            dataset_name: Name of the data in detectron2's catalogues.
+            dataset_name: Name of the data set in detectron2's catalogs.
 
         Raises:
             InputError: If the annotations cannot be read.
         """
         metadata = MetadataCatalog.get(dataset_name)
         self._json_file = PathManager.get_local_path(metadata.json_file)
-        # The data may be registered by others, with ids that the scorer cannot take.
+        # Data registered elsewhere may have ids that the scorer cannot take.
         truth = numbered(self._json_file, read_coco_json(self._json_file))
         self._image_numbers = {image_id: n for n, image_id in enumerate(truth.image_ids, start=1)}
         classes = metadata.thing_dataset_id_to_contiguous_id
         indexes = [classes[category_id] for category_id in truth.category_ids]
         self._category_numbers = {index: n for n, index in enumerate(indexes, start=1)}
-        # Boxes alone: the scorer below writes into the annotations.
+        # Only what is needed is copied: the scorer writes into the annotations.
         self._objects = defaultdict(list)
         for annotation in truth.content["annotations"]:
             image_id = truth.image_ids[annotation["image_id"] - 1]
@@ -62,10 +72,10 @@ class CocoScorer:
         detections: Sequence[Mapping[str, object]],
         image_ids: Collection[int | str] | None = None,
     ) -> ScoreCurve:
-        """How many detections, and how many right ones, there are above each score.
+        """Counts the detections and the correct ones above each score.
 
         Args:
-            name: Of the stitch.
+            name: Name of the stitch.
             detections: As for :meth:`score`.
             image_ids: As for :meth:`score`.
         """
@@ -81,7 +91,7 @@ class CocoScorer:
         Args:
             detections: As detectron2's ``instances_to_coco_json`` makes them, categories counted
                 from 0.
-            image_ids: The images to score, all of the annotation file if None.
+            image_ids: The images to score; None for all images of the annotation file.
 
         Returns:
             AP on 0–100 by the names in ``METRICS``; NaN where there is nothing to score.
@@ -98,8 +108,8 @@ class CocoScorer:
         detections: Sequence[Mapping[str, object]],
         image_ids: Collection[int | str] | None,
     ) -> dict[str, float]:
-        # The scorer writes into what it is given. Small, medium and large are of the mask where
-        # masks are scored, which it does only if there is no box.
+        # Copied, as the scorer writes into its input. Without the box, it takes small, medium and
+        # large from the area of the mask when it scores masks.
         key = _KEYS[task]
         results = [
             {
@@ -124,7 +134,7 @@ class CocoScorer:
         }
 
     def _truth_of(self, task: str) -> COCO:
-        """The annotations that a task counts, the same for both if every object has a mask."""
+        """The annotations for a task; both tasks share them if every object has a mask."""
         content = mask_truth(self._content) if task == "segm" else self._content
         task = "bbox" if content is self._content else task
         if task not in self._truths:
@@ -140,3 +150,74 @@ class CocoScorer:
                 f"The detections are of an image of id {image_id!r}, which {self._json_file} does "
                 "not have: dataloader.test.dataset and dataloader.evaluator must be of one file."
             ) from error
+
+
+def evaluators_of(node: DictConfig) -> Callable[[], DatasetEvaluator]:
+    """Returns a function that makes evaluators of the annotations as they are now.
+
+    A training evaluates hours after its start; the annotation file may have changed by then. The
+    evaluators read a copy, which is made at once, so that a full disk shows at the start. COCO's
+    scorer of masks needs a mask of every object: if some objects only have a box, masks get an
+    evaluator of their own, on :func:`snnet_vitdet.data.datasets.mask_truth`.
+
+    Args:
+        node: ``dataloader.evaluator`` of a config.
+
+    Raises:
+        InputError: If the annotations cannot be used or copied. The returned function raises it
+            if the copy is gone and the annotations have changed.
+    """
+    node = copy.deepcopy(node)
+    if "dataset_name" not in node:
+        return lambda: instantiate(node)
+    # Instantiated once: a changed annotation file would get another name later.
+    name = node.dataset_name = instantiate(node.dataset_name)
+
+    def make() -> DatasetEvaluator:
+        restore_copy(name)
+        mask_dataset = MetadataCatalog.get(name).get("mask_dataset")
+        target = located(node._target_)
+        is_coco = isinstance(target, type) and issubclass(target, COCOEvaluator)
+        if mask_dataset is None or not is_coco:
+            return instantiate(node)
+        return _evaluator_per_task(node, mask_dataset)
+
+    return make
+
+
+def _evaluator_per_task(node: DictConfig, mask_dataset: str) -> DatasetEvaluators:
+    evaluators = []
+    for task in node.get("tasks") or TASKS:
+        own = copy.deepcopy(node)
+        own.tasks = [task]
+        if task == "segm":
+            own.dataset_name = mask_dataset
+        if evaluators:
+            own.output_dir = None  # it would write the same detections
+        evaluators.append(instantiate(own))
+    return DatasetEvaluators(evaluators)
+
+
+def restore_ids(evaluator: DatasetEvaluator) -> None:
+    """Rewrites an evaluator's results file with the ids of the annotation file.
+
+    Detectors and scorers use numbers of our own; other programs need the user's ids. Does nothing
+    if the evaluator writes no file, or its data have no such numbers.
+
+    Args:
+        evaluator: An evaluator that has just evaluated.
+    """
+    # With an evaluator per task, the first one writes all detections.
+    evaluator = getattr(evaluator, "_evaluators", [evaluator])[0]
+    folder, metadata = (getattr(evaluator, name, None) for name in ("_output_dir", "_metadata"))
+    image_ids = getattr(metadata, "image_ids", None)
+    if not folder or image_ids is None:
+        return
+    path = Path(folder, _RESULTS)
+    if not path.is_file():
+        return
+    results = json.loads(path.read_bytes())
+    for result in results:
+        result["image_id"] = image_ids[result["image_id"] - 1]
+        result["category_id"] = metadata.category_ids[result["category_id"] - 1]
+    write_atomically(path, json.dumps(results).encode())

@@ -1,8 +1,8 @@
-"""Evaluating many stitches of one trained model, each as if it were alone.
+"""Evaluating many stitches of one trained model, each with the AP that it has alone.
 
-In one pass, images go through all stitches together; separately, each stitch goes through
-detectron2's ``inference_on_dataset`` with an evaluator of its own. The APs are the same. A row is
-written as soon as its stitch is scored.
+In one pass, every image goes through all stitches together. Separately, each stitch goes through
+detectron2's ``inference_on_dataset`` with its own evaluator. The APs are the same. A row is written
+as soon as its stitch is scored.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,19 +26,17 @@ from snnet_vitdet.errors import InputError, cannot_write
 from snnet_vitdet.files import read_json, write_atomically
 from snnet_vitdet.modeling import find_stitched_vit, running_in
 from snnet_vitdet.stitching import Cost, Stitch, merged
+from snnet_vitdet.text import counted
 
 from .one_pass import evaluate_in_one_pass, fixed_subset
-from .result_files import give_back_ids
-from .results import MEASURED_CSV, METRICS, SCORES, ResultsTable, StitchResult
-from .score_curves import CURVES_FILE, ScoreCurve, ScoreCurves
-from .scoring import CocoScorer
+from .results import BASELINE, METRICS, SCORES, TASKS, StitchResult, on_frontier
+from .score_curves import CURVES_FILE, ScoreCurve
+from .scoring import CocoScorer, restore_ids
+from .table import MEASURED_CSV, StitchTable
 
-__all__ = ["BASELINE", "evaluate_stitch", "sweep"]
+__all__ = ["evaluate_stitch", "frontier_candidates", "sweep", "two_stage_sweep"]
 
 logger = logging.getLogger(__name__)
-
-BASELINE = Stitch(id=0, kind="baseline", cuts=(), segments=(), transitions=())
-"""Stands for the one network of a detector without stitches."""
 
 _PROVENANCE = "sweep.json"
 
@@ -50,10 +47,10 @@ def evaluate_stitch(
     data_loader: Sequence,
     evaluator: DatasetEvaluator,
 ) -> dict[str, float]:
-    """Scores one stitch, and leaves the stitch in effect as it was. All processes must call it.
+    """Scores one stitch and keeps the stitch in effect. All processes must call this.
 
     Args:
-        model: A detector; put into evaluation mode for the while.
+        model: A detector; in evaluation mode during the call.
         stitch: A stitch of its space, or :data:`BASELINE` for a detector without stitches.
         data_loader: A test loader as detectron2 builds it.
         evaluator: detectron2's COCOEvaluator, or one with the same results.
@@ -66,7 +63,7 @@ def evaluate_stitch(
     with using, _quiet():
         results = inference_on_dataset(model, data_loader, evaluator)
     if comm.is_main_process():
-        give_back_ids(evaluator)
+        restore_ids(evaluator)
     flat = {
         f"{task}_{name}": float(value)
         for task, values in results.items()
@@ -89,48 +86,46 @@ def sweep(
     iteration: int | None = None,
     provenance: Mapping[str, object] | None = None,
     resume: bool = False,
-) -> ResultsTable:
-    """Scores many stitches; LoRA updates are merged for the while. All processes must call it.
+) -> StitchTable:
+    """Scores many stitches, with LoRA updates merged during the call. All processes must call this.
 
     Args:
         model: A detector with trained weights.
-        stitch_ids: Which stitches; ``[0]`` for a detector without stitches.
+        stitch_ids: Ids of the stitches; ``[0]`` for a detector without stitches.
         costs: Cost of every stitch of the model's space, by id.
         data_loader: A test loader as detectron2 builds it.
-        make_evaluator: Gives a fresh evaluator for every stitch that is evaluated separately.
-        output_dir: Folder for ``stitches.csv`` and ``stitches.json``, written after every stitch,
-            and ``score_curves.json``, which one pass adds.
-        scorer: Scores what one pass over all stitches detects. None, or a detector without
-            stitches, evaluates each separately.
-        subset: Scores on so many of the images, always the same ones; 0 for all. In one pass only.
-        precision: ``float32``, or ``float16`` or ``bfloat16`` for autocast to it; masks are
-            pasted in float32.
-        iteration: How many iterations the weights were trained for, if known.
+        make_evaluator: Returns a new evaluator for each stitch that is evaluated separately.
+        output_dir: Folder for the files of the table, written after every stitch.
+        scorer: Scores the detections of one pass over all stitches. None, or a detector without
+            stitches, evaluates each stitch separately.
+        subset: Number of images to score on, always the same ones; 0 for all. Needs one pass.
+        precision: ``float32``, or ``float16`` or ``bfloat16`` for autocast; masks are pasted in
+            float32.
+        iteration: Number of training iterations of the weights, if known.
         provenance: What the results depend on besides the stitch (weights, data, …), as plain JSON.
-        resume: Whether to keep the rows that are already in ``output_dir``, and the detections of
-            an interrupted pass.
+        resume: Whether to keep the rows in ``output_dir`` and the detections of an interrupted
+            pass.
 
     Returns:
-        All rows; on processes other than the main one, without scores.
+        All rows; without scores on processes other than the main one.
 
     Raises:
-        InputError: If rows are to be kept that another model or other data gave.
+        InputError: If the rows to keep are of another model or other data.
     """
     backbone = find_stitched_vit(model)
     stitches = [backbone.space[i] for i in stitch_ids] if backbone else [BASELINE]
     provenance = json.loads(json.dumps(provenance or {}))
-    table = _open_table(output_dir, provenance, resume) if comm.is_main_process() else None
+    is_main = comm.is_main_process()
+    table = _open_table(output_dir, provenance, resume) if is_main else StitchTable()
     num_images = len(data_loader.dataset)
     images = fixed_subset(num_images, subset) if subset else None
     num_images = num_images if images is None else len(images)
-    # A row of a sweep over other images, such as the first of two stages, is none of this one.
-    kept = [r.stitch_id for r in table or () if r.num_images == num_images]
+    # A row scored on other images, such as those of the first of two stages, does not count.
+    kept = [entry.id for entry in table if entry.result.num_images == num_images]
     finished = comm.all_gather(kept)[0]
-    table = table or ResultsTable()
-    curves = ScoreCurves.read(output_dir) if resume else ScoreCurves()
     open_stitches = [stitch for stitch in stitches if stitch.id not in finished]
     if num_kept := len(stitches) - len(open_stitches):
-        logger.info("%d of %d stitches are there already.", num_kept, len(stitches))
+        logger.info("Already scored: %d of %s.", num_kept, _stitches(len(stitches)))
     if scorer is None or backbone is None:
         if subset:
             raise InputError("sweep.subset needs sweep.mode=one_pass and a stitched detector")
@@ -142,25 +137,11 @@ def sweep(
         )
     with merged(model), running_in(model, getattr(torch, precision)):
         for count, (stitch, metrics, curve) in enumerate(scores, start=1):
-            cost = costs[stitch.id]
-            table.put(
-                StitchResult(
-                    stitch.id,
-                    stitch.name,
-                    stitch.kind,
-                    stitch.cuts,
-                    cost.gflops,
-                    cost.params_m,
-                    metrics,
-                    iteration,
-                    num_images,
-                )
-            )
-            if comm.is_main_process():
-                # First the curve: resumed, a stitch that has a row is not scored again.
-                if curve is not None:
-                    curves.put(stitch.id, curve)
-                    curves.write(output_dir)
+            gflops, params_m = costs[stitch.id].gflops, costs[stitch.id].params_m
+            which = (stitch.id, stitch.name, stitch.kind, stitch.cuts)
+            result = StitchResult(*which, gflops, params_m, metrics, iteration, num_images)
+            table.put(result, curve)
+            if is_main:
                 table.write(output_dir)
             logger.info(
                 "stitch %d of %d: %s (id %d), %.1f GFLOPs, %s",
@@ -168,10 +149,65 @@ def sweep(
                 len(open_stitches),
                 stitch.name,
                 stitch.id,
-                cost.gflops,
+                gflops,
                 _in_words(metrics),
             )
     return table
+
+
+def frontier_candidates(table: StitchTable) -> list[int]:
+    """Ids of the anchors and of all stitches on the frontier of box AP or of mask AP."""
+    rows = table.rows()
+    chosen = {row["stitch_id"] for row in rows if not row["cuts"]}
+    for task in TASKS:
+        on_front = on_frontier(rows, f"{task}_AP")
+        chosen |= {row["stitch_id"] for row, is_on in zip(rows, on_front, strict=True) if is_on}
+    return sorted(chosen)
+
+
+def two_stage_sweep(
+    sweep: Callable[[Sequence[int], str, int], StitchTable],
+    stitch_ids: Sequence[int],
+    output_dir: str,
+    subset: int,
+) -> StitchTable:
+    """Scores all stitches on a subset, then those that may be on the frontier on all images.
+
+    Args:
+        sweep: Scores stitches (ids) into a folder on a number of images, 0 for all.
+        stitch_ids: Ids of the stitches.
+        output_dir: Folder of the results; those of the first stage go to ``subset/`` in it.
+        subset: Number of images of the first stage.
+
+    Returns:
+        One row per stitch: scored on all images for the candidates, on the subset for the others,
+        as ``num_images`` says.
+    """
+    first = sweep(stitch_ids, os.path.join(output_dir, "subset"), subset)
+    # A resumed table may have other stitches, too.
+    first = [entry for entry in first if entry.id in stitch_ids]
+    # Only the main process has the scores.
+    is_main = comm.is_main_process()
+    chosen = frontier_candidates(StitchTable(entry.result for entry in first)) if is_main else []
+    chosen = comm.all_gather(chosen)[0]
+    logger.info(
+        "All images: %d of %s, the anchors and the frontier on the subset.",
+        len(chosen),
+        _stitches(len(stitch_ids)),
+    )
+    table = sweep(chosen, output_dir, 0)
+    if is_main:
+        # A resumed table may have rows of other sweeps: those of more images stay.
+        num_images = {entry.id: entry.result.num_images or 0 for entry in table}
+        for entry in first:
+            if num_images.get(entry.id, 0) <= entry.result.num_images:
+                table.put(entry.result, entry.curve)
+        table.write(output_dir)
+    return table
+
+
+def _stitches(count: int) -> str:
+    return counted(count, "stitch", "stitches")
 
 
 def _in_words(metrics: Mapping[str, float]) -> str:
@@ -196,17 +232,17 @@ def _evaluate_separately(
             logger.info("ETA %s", datetime.timedelta(seconds=round(remaining)))
 
 
-def _open_table(output_dir: str, provenance: dict, resume: bool) -> ResultsTable:
-    """The rows to go on from; notes in ``output_dir`` what they depend on."""
+def _open_table(output_dir: str, provenance: dict, resume: bool) -> StitchTable:
+    """The table to go on from; writes to ``sweep.json`` what its rows depend on."""
     path = Path(output_dir, _PROVENANCE)
     if resume and os.path.lexists(os.path.join(output_dir, "stitches.json")):
-        table = ResultsTable.read(output_dir)
+        table = StitchTable.read_results(output_dir)
         try:
             before = read_json(path)
             differs = difference(before, provenance) if isinstance(before, Mapping) else None
         except (OSError, RecursionError, ValueError):
             differs = None
-        # Without rows, and without what would say of what, there is nothing to be mixed up.
+        # Without rows, a missing sweep.json does no harm.
         if differs is None and len(table):
             raise InputError(
                 f"what the results in {output_dir} belong to is not known ({_PROVENANCE} is "
@@ -220,25 +256,25 @@ def _open_table(output_dir: str, provenance: dict, resume: bool) -> ResultsTable
                 "train.output_dir"
             )
         if len(table):
-            # Killed between the two files of a row, it has only one of them.
+            # A killed sweep may have written only one of the two files of a row.
             table.write(output_dir)
             return table
-    table = ResultsTable()
-    # First of all the rows of an earlier sweep have to go: interrupted before its first own row,
-    # this sweep would otherwise be resumed with theirs.
+    table = StitchTable(source=output_dir)
+    # Before anything else, the rows of an earlier sweep are deleted: otherwise this sweep, if
+    # interrupted before its first row, would be resumed with them.
     for name in ("stitches.json", "stitches.csv", MEASURED_CSV, CURVES_FILE):
         try:
             Path(output_dir, name).unlink(missing_ok=True)
-        except OSError as error:  # of a folder in its place
+        except OSError as error:  # such as a folder of this name
             raise cannot_write(Path(output_dir, name), error) from error
     write_atomically(path, json.dumps(provenance, indent=1).encode())
     table.write(output_dir)
     return table
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what detectron2 and pycocotools say of every single stitch off the screen."""
+    """Silences what detectron2 and pycocotools print for every single stitch."""
     chatty = [logging.getLogger(name) for name in ("detectron2.evaluation", "detectron2.data")]
     levels = [log.level for log in chatty]
     try:

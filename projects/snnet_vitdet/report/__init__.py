@@ -1,11 +1,10 @@
-"""Pictures and pages made from results."""
+"""Pictures and pages made from the results of sweeps."""
 
 from .benchmark_plot import plot_benchmark
 from .comparison_plot import plot_comparison
 from .drawing import drawing
-from .page import report_html, write_report
+from .page import SampleColumn, SamplePicture, SampleRow, Samples, report_html, write_report
 from .pareto_plot import plot_pareto
-from .samples import SampleColumn, SamplePicture, SampleRow, Samples
 from .training_curve import TrainingCurve, read_training
 
 __all__ = [

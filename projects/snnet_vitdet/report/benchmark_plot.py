@@ -1,15 +1,10 @@
-"""The picture of a benchmark: what each network takes, beside detectron2's own."""
+"""The picture of a benchmark: the time of each network, next to detectron2's own."""
 
-import io
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from snnet_vitdet.files import write_atomically
+from .drawing import INK, new_figure, write_png
 
 __all__ = ["plot_benchmark"]
 
@@ -21,7 +16,6 @@ _TITLES = {
     "inference": "inference (over that of detectron2's ViTDet of the large anchor)",
     "sweep": "all stitches, without scoring (over one by one)",
 }
-_DPI = 160
 _WIDTH_INCHES = 8.0
 _BAR_INCHES = 0.24
 _PANEL_INCHES = 0.75
@@ -29,17 +23,16 @@ _TOP_INCHES = 0.4
 
 
 def plot_benchmark(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Writes a PNG with one panel for each kind of measurement, a bar for each network.
+    """Writes a PNG with one panel per kind of measurement and one bar per network.
 
     Args:
         rows: The rows of ``benchmark.json``.
-        path: The file to write; it is replaced as a whole or not at all.
+        path: The file to write.
     """
     kinds = [what for what in _TITLES if any(row["what"] == what for row in rows)]
     groups = {what: [row for row in rows if row["what"] == what] for what in kinds}
     heights = [_PANEL_INCHES + _BAR_INCHES * len(groups[what]) for what in kinds]
-    figure = Figure((_WIDTH_INCHES, sum(heights) + _TOP_INCHES), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(_WIDTH_INCHES, sum(heights) + _TOP_INCHES)
     panels = figure.subplots(len(kinds), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axes, what in zip(panels, kinds, strict=True):
         group = groups[what]
@@ -52,7 +45,7 @@ def plot_benchmark(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
             times,
             xerr=[lowest, highest],
             color=[_OURS if is_own else _OTHERS for is_own in own],
-            ecolor="#333333",
+            ecolor=INK,
             height=0.7,
         )
         labels = [
@@ -62,11 +55,11 @@ def plot_benchmark(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
         ]
         axes.set_yticks(range(len(group)), labels, fontsize=8)
         axes.invert_yaxis()
-        # A single stall of the machine must not squeeze all bars.
+        # Not the maxima: one stall of the machine would shorten all bars.
         axes.set_xlim(0, 1.25 * max(times))
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(axis="x", labelsize=8)
-        # From the left edge of the picture, over the labels.
+        # At the left edge of the picture, above the labels.
         axes.annotate(
             _TITLES[what],
             (0, 1),
@@ -84,9 +77,7 @@ def plot_benchmark(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
         x=0.01,
         ha="left",
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_atomically(Path(path), buffer.getvalue())
+    write_png(figure, path)
 
 
 def _is_own(row: Mapping[str, Any]) -> bool:

@@ -1,23 +1,18 @@
 """The picture of a study: how far each variant's small end is from the small ViT alone."""
 
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from snnet_vitdet.files import write_atomically
+from .drawing import INK, new_figure, write_png
 
 __all__ = ["Gap", "gap_figure", "plot_gaps"]
 
 # Okabe and Ito's palette.
 _CHEAP, _DEAR = "#0072B2", "#D55E00"
-_INK = "#333333"
-_DPI = 160
 _WIDTH_INCHES = 8.0
 _ROW_INCHES = 0.3
 _REST_INCHES = 1.3
@@ -28,11 +23,11 @@ class Gap:
     """A variant.
 
     Attributes:
-        name: Of the variant.
-        values: AP of its small end less that of the small ViT alone, one a seed.
-        mean: Of the values.
-        error: Standard error of the mean; NaN of a single value.
-        cost: Arithmetic of its training over that of the recipe it is compared with.
+        name: Name of the variant.
+        values: AP of its small end minus that of the small ViT alone, one value per seed.
+        mean: Mean of the values.
+        error: Standard error of the mean; NaN for a single value.
+        cost: Arithmetic of its training relative to that of the recipe it is compared with.
     """
 
     name: str
@@ -46,24 +41,20 @@ def plot_gaps(gaps: Sequence[Gap], path: str | os.PathLike[str], dear: float) ->
     """Writes the picture as a PNG file of 1280 pixels width.
 
     Args:
-        gaps: In any order.
-        path: The file to write; it is replaced as a whole or not at all.
-        dear: The cost above which a variant has another colour.
+        gaps: The variants, in any order.
+        path: The file to write.
+        dear: Cost above which a variant gets the other colour.
 
     Raises:
         InputError: If the file cannot be written.
     """
-    png = io.BytesIO()
-    gap_figure(gaps, dear).savefig(png, format="png", dpi=_DPI)
-    write_atomically(Path(path), png.getvalue())
+    write_png(gap_figure(gaps, dear), path)
 
 
 def gap_figure(gaps: Sequence[Gap], dear: float) -> Figure:
-    """Draws a row a variant, the best on top: a dot a seed, the mean with its standard error."""
+    """Draws one row per variant, the best on top: a dot per seed, and the mean with its error."""
     gaps = sorted(gaps, key=lambda gap: gap.mean, reverse=True)
-    height = _REST_INCHES + _ROW_INCHES * len(gaps)
-    figure = Figure((_WIDTH_INCHES, height), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(_WIDTH_INCHES, _REST_INCHES + _ROW_INCHES * len(gaps))
     axes = figure.subplots()
     for row, gap in enumerate(gaps):
         colour = _DEAR if gap.cost > dear else _CHEAP
@@ -71,11 +62,11 @@ def gap_figure(gaps: Sequence[Gap], dear: float) -> Figure:
         axes.errorbar(
             gap.mean, row, xerr=gap.error, fmt="o", markersize=6, color=colour, capsize=3, zorder=3
         )
-    axes.axvline(0.0, color=_INK, linewidth=1.2, zorder=1)
+    axes.axvline(0.0, color=INK, linewidth=1.2, zorder=1)
     axes.set_yticks(range(len(gaps)), [f"{gap.name}  ({gap.cost:.2f}×)" for gap in gaps])
     axes.invert_yaxis()
-    axes.set_xlabel("box AP of the small end less that of the small ViT alone", color=_INK)
-    axes.tick_params(labelsize=10, colors=_INK)
+    axes.set_xlabel("box AP of the small end less that of the small ViT alone", color=INK)
+    axes.tick_params(labelsize=10, colors=INK)
     axes.grid(axis="x", color="#E3E3E3", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

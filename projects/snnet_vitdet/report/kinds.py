@@ -1,16 +1,16 @@
-"""How pictures and pages show the kinds of stitches: colours, markers and words."""
+"""Colours, markers and names of the kinds of stitches in pictures and pages."""
 
 from collections.abc import Iterable
 
 __all__ = ["ANCHORS", "kind_label", "kind_styles"]
 
 ANCHORS = {"S": "small anchor", "L": "large anchor"}
-"""The kinds that are one ViT alone."""
+"""The kinds that are a single ViT."""
 
 _SIZES = {"S": "large", "F": "small"}
 
-# Okabe and Ito's palette, which readers with any colour vision tell apart; the markers (named as
-# matplotlib names them) say the same again for print.
+# Okabe and Ito's palette, which is safe for all kinds of colour vision. The markers (matplotlib's
+# names) tell the kinds apart in black and white.
 _STYLES = {
     "S": ("#0072B2", "*"),
     "L": ("#D55E00", "*"),
@@ -19,12 +19,12 @@ _STYLES = {
     "SFS": ("#009E73", "o"),
     "FSF": ("#CC79A7", "s"),
 }
-# Walks with more cuts than the paper's two have kinds of their own.
+# For walks with more cuts than the paper's two.
 _SPARE_STYLES = (("#8C6D31", "D"), ("#5C5C8A", "P"), ("#7F7F7F", "X"), ("#A6761D", "p"))
 
 
 def kind_styles(kinds: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """The kinds in the legend's order, each with its colour and marker."""
+    """Colour and marker by kind, in the order of the legend."""
     present = dict.fromkeys(kinds)
     known = {kind: style for kind, style in _STYLES.items() if kind in present}
     others = [kind for kind in present if kind not in _STYLES]
@@ -34,7 +34,7 @@ def kind_styles(kinds: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def kind_label(kind: str) -> str:
-    """Spell a kind out; in walks, unlike in the anchors' own kinds, S is slow: the large anchor."""
+    """The kind in words. In walks, S means slow: the large anchor, unlike in the kind S itself."""
     if kind in ANCHORS or not set(kind) <= set(_SIZES):
         return ANCHORS.get(kind, kind)
     return "→".join(_SIZES[letter] for letter in kind)

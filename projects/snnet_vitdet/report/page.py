@@ -1,7 +1,7 @@
-"""The page of a sweep: one HTML file with everything in it, which asks for nothing from elsewhere.
+"""The report of a sweep: one HTML file that contains everything and loads nothing from elsewhere.
 
-What is text (facts, table, sample detections) is in the HTML and needs no JavaScript. The charts
-are drawn in the browser from the numbers, which the page holds as JSON.
+Facts, table and sample detections are in the HTML and need no JavaScript. The browser draws the
+charts from the numbers, which the page contains as JSON.
 """
 
 import base64
@@ -12,22 +12,34 @@ import os
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation import pareto_front
-from snnet_vitdet.evaluation.results import TASKS
+from snnet_vitdet.evaluation.results import (
+    TASKS,
+    Row,
+    best_row,
+    comparable,
+    num_images,
+    on_frontier,
+)
 from snnet_vitdet.files import write_atomically
-from snnet_vitdet.text import escaped, neutral
+from snnet_vitdet.text import counted, escaped, neutral
 
 from .kinds import ANCHORS, kind_label, kind_styles
-from .results_table import Column, Row, cell_text, marker_html, present_columns, table_html
-from .samples import SampleColumn, SamplePicture, Samples
+from .results_table import Column, cell_text, marker_html, present_columns, table_html
 from .training_curve import TrainingCurve
 
-__all__ = ["report_html", "write_report"]
+__all__ = [
+    "SampleColumn",
+    "SamplePicture",
+    "SampleRow",
+    "Samples",
+    "report_html",
+    "write_report",
+]
 
 _SCRIPTS = ("svg.js", "plot.js", "table.js", "bands.js", "training.js", "pictures.js", "main.js")
 
@@ -52,13 +64,61 @@ _SHAPES = {
 }
 
 
+@dataclass(frozen=True)
+class SampleColumn:
+    """A column of sample pictures.
+
+    Attributes:
+        title: Heading, such as the name of a stitch.
+        caption: Text beside the heading.
+        kind: Kind of the stitch; None for the annotations.
+    """
+
+    title: str
+    caption: str
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
+class SamplePicture:
+    """A picture with objects drawn into it.
+
+    Attributes:
+        webp: Content of the file.
+        width: Width in pixels.
+        height: Height in pixels.
+        text: Description for readers who cannot see the picture.
+    """
+
+    webp: bytes
+    width: int
+    height: int
+    text: str
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """One image, with one picture per column."""
+
+    file_name: str
+    pictures: Sequence[SamplePicture]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The detections of several stitches in the same images."""
+
+    columns: Sequence[SampleColumn]
+    rows: Sequence[SampleRow]
+
+
 def write_report(path: str | os.PathLike[str], rows: Sequence[Row], **parts: object) -> None:
     """Writes the page of :func:`report_html`, as a whole or not at all.
 
     Args:
-        path: Such as ``output/my/sweep/report.html``.
+        path: Path of the file.
         rows: As for :func:`report_html`.
-        **parts: The rest of its arguments.
+        **parts: The other arguments of :func:`report_html`.
 
     Raises:
         InputError: If there are no rows or the file cannot be written.
@@ -75,23 +135,22 @@ def report_html(
     samples: Samples | None = None,
     no_samples: str = "None were made.",
 ) -> str:
-    """The page.
+    """Returns the page as text.
 
     Args:
-        rows: One a stitch, of a results table, or with measurements as ``StitchTable.rows`` gives
-            them. A score that is not there is NaN or None.
-        title: Such as the folder of the training.
-        facts: What else is known, as (label, text), after what the rows say.
-        training: Its curve, if there is one.
-        samples: Sample detections, if there are any.
-        no_samples: A sentence on why there are none.
+        rows: The rows of a sweep, as ``StitchTable.rows`` returns them.
+        title: Title of the page, such as the folder of the training.
+        facts: Further facts as (label, text), shown after those from the rows.
+        training: The training curve, if known.
+        samples: Sample detections, if any.
+        no_samples: A sentence that says why there are no samples.
 
     Raises:
         InputError: If there are no rows.
     """
     if not rows:
         raise InputError("There is no result to report. Sweep at least one stitch first.")
-    columns = present_columns(rows)
+    columns, compared = present_columns(rows), comparable(rows)
     styles = kind_styles(str(row["kind"]) for row in rows)
     marker_ids = {kind: f"marker-{index}" for index, kind in enumerate(styles)}
     data = {
@@ -106,12 +165,12 @@ def report_html(
             }
             for kind, (colour, _) in styles.items()
         ],
-        "rows": [_plain(row, columns) for row in rows],
+        "rows": [_plain(row, columns, row in compared) for row in rows],
         "training": training and asdict(training),
     }
     assets = files(__package__) / "assets"
     style = (assets / "page.css").read_text(encoding="utf-8")
-    # Functions of one file are those of all, and none is the window's.
+    # One scope for all files, so that no function becomes a property of the window.
     script = "\n".join((assets / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}\n}})();\n'
     template = string.Template((assets / "page.html").read_text(encoding="utf-8"))
@@ -140,9 +199,9 @@ def report_html(
     )
 
 
-def _plain(row: Row, columns: Sequence[Column]) -> dict[str, object]:
-    """What the scripts need of a row: values, and as ``text`` the cells as the table has them."""
-    plain = {"num_images": row.get("num_images") or 0, "text": {}}
+def _plain(row: Row, columns: Sequence[Column], is_compared: bool) -> dict[str, object]:
+    """A row for the scripts: its values, and as ``text`` the cells of the table."""
+    plain = {"compared": is_compared, "text": {}}
     for column in columns:
         value = row.get(column.key)
         is_nan = isinstance(value, float) and math.isnan(value)
@@ -153,7 +212,7 @@ def _plain(row: Row, columns: Sequence[Column]) -> dict[str, object]:
 
 
 def _safe_json(data: object) -> str:
-    """JSON that may stand in a ``<script>``: no name can end the element or open a comment."""
+    """JSON for a ``<script>`` element: no name can end the element or open a comment."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -165,50 +224,34 @@ def _hash(text: str) -> str:
 
 
 def _facts(rows: Sequence[Row], columns: Sequence[Column]) -> list[tuple[str, str]]:
-    """What the rows say on the whole."""
+    """Facts from the rows, as (label, text)."""
     by_key = {column.key: column for column in columns}
     kinds = Counter(str(row["kind"]) for row in rows)
-    most = max(row.get("num_images") or 0 for row in rows)
-    full = [row for row in rows if (row.get("num_images") or 0) == most]
-    counted = ", ".join(f"{count}\u00a0{kind}" for kind, count in kinds.items())
-    facts = [("Stitches", f"{len(rows)} ({counted})")]
-    if most:
+    by_kind = ", ".join(f"{count}\u00a0{kind}" for kind, count in kinds.items())
+    facts = [("Stitches", f"{len(rows)} ({by_kind})")]
+    full = comparable(rows)
+    if num_images(full[0]):
         fewer = len(rows) - len(full)
         rest = f"; fewer for {fewer} of the stitches" if fewer else ""
-        facts.append(("Images scored", f"{most:,}{rest}"))
+        facts.append(("Images scored", f"{num_images(full[0]):,}{rest}"))
     iterations = {row.get("iteration") for row in rows} - {None}
     if len(iterations) == 1:
         count = iterations.pop()
-        facts.append(("Trained for", f"{count:,} iterations" if count else "not at all: the fit"))
+        trained = counted(count, "iteration", "iterations") if count else "not at all: the fit"
+        facts.append(("Trained for", trained))
     for task, word in TASKS.items():
-        column = by_key.get(f"{task}_AP")
-        scored = [row for row in full if column and not _missing(row, column.key)]
-        if scored:
-            best = max(scored, key=lambda row: (row[column.key], -row["gflops"]))
-            facts.append((f"Best {word} AP", f"{best[column.key]:.1f} ({best['name']})"))
-    if "bbox_AP" in by_key:
-        facts += _frontier_facts(full, by_key["gflops"], by_key["bbox_AP"])
+        if best := best_row(rows, f"{task}_AP"):
+            facts.append((f"Best {word} AP", f"{best[f'{task}_AP']:.1f} ({best['name']})"))
+    front = [row for row, is_on in zip(rows, on_frontier(rows, "bbox_AP"), strict=True) if is_on]
+    if front:
+        front.sort(key=lambda row: row["gflops"])
+        ranges = [
+            f"{cell_text(front[0], column)} to {cell_text(front[-1], column)} {column.label}"
+            for column in (by_key["gflops"], by_key["bbox_AP"])
+        ]
+        size = counted(len(front), "stitch", "stitches")
+        facts.append(("Pareto frontier", f"{size}, {', '.join(ranges)}"))
     return facts
-
-
-def _frontier_facts(full: Sequence[Row], cost: Column, score: Column) -> list[tuple[str, str]]:
-    scores = [math.nan if _missing(row, score.key) else row[score.key] for row in full]
-    on_front = pareto_front([row[cost.key] for row in full], scores)
-    front = sorted(
-        (row for row, is_on in zip(full, on_front, strict=True) if is_on),
-        key=lambda row: row[cost.key],
-    )
-    if not front:
-        return []
-    ranges = [
-        f"{cell_text(front[0], column)} to {cell_text(front[-1], column)} {column.label}"
-        for column in (cost, score)
-    ]
-    return [("Pareto frontier", f"{len(front)} stitches, {', '.join(ranges)}")]
-
-
-def _missing(row: Row, key: str) -> bool:
-    return row.get(key) is None or math.isnan(row[key])
 
 
 def _training_text(training: TrainingCurve | None) -> str:

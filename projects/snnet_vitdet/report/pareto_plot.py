@@ -1,94 +1,76 @@
-"""The picture of a sweep: what each stitch costs and how well it detects."""
+"""The picture of a sweep: the cost and the AP of each stitch."""
 
-import io
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation.pareto import pareto_front
-from snnet_vitdet.files import write_atomically
+from snnet_vitdet.evaluation.results import TASKS, Row, comparable, has_value, on_frontier
 from snnet_vitdet.text import plot_text
 
+from .drawing import INK, new_figure, style_axes, write_png
 from .kinds import ANCHORS, kind_label, kind_styles
 
 __all__ = ["pareto_figure", "plot_pareto"]
 
-_TASKS = {"bbox": "box", "segm": "mask"}
-_DPI = 160
 _HEIGHT_INCHES = 4.375
 _WIDTH_INCHES = {1: 6.25, 2: 10.0}
-_INK = "#333333"
 _DOT_RADIUS_PIXELS = 9
 _LABEL_GAPS_PIXELS = (24, 44, 70, 100)
 
 
 def plot_pareto(
-    table_rows: Sequence[Mapping[str, Any]],
-    path: str | os.PathLike[str],
-    *,
-    title: str | None = None,
+    rows: Sequence[Row], path: str | os.PathLike[str], *, title: str | None = None
 ) -> None:
-    """Write the picture of a sweep as a PNG file, 1600×700 pixels (1000×700 with one task alone).
+    """Writes the picture as a PNG file, 1600×700 pixels (1000×700 if only one task has scores).
 
     Args:
-        table_rows: the rows of a results table, or of its ``stitches.json``.
-        path: the file to write; it is replaced as a whole or not at all.
-        title: a line above the panels.
+        rows: The rows of a sweep, of a table or of ``stitches.json``.
+        path: The file to write.
+        title: A line above the panels.
 
     Raises:
-        InputError: if there are no rows or the file cannot be written.
+        InputError: If there are no rows or the file cannot be written.
     """
-    figure = pareto_figure(table_rows, title=title)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=_DPI)
-    write_atomically(Path(path), png.getvalue())
+    write_png(pareto_figure(rows, title=title), path)
 
 
-def pareto_figure(table_rows: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
-    """Draw the picture of a sweep: a panel each for box and mask AP over GFLOPs.
+def pareto_figure(rows: Sequence[Row], *, title: str | None = None) -> Figure:
+    """Draws a panel each for box AP and mask AP over GFLOPs.
 
-    A task without any score gets no panel. In a panel, each kind of stitch is one scatter labelled
-    with its kind, and the frontier by this panel's AP is a line labelled ``frontier``. It is of the
-    stitches scored on the most images; those scored on fewer are pale. Stitches whose score is
-    missing (NaN or None) are left out and counted in the panel's title.
+    A task without any score gets no panel. In a panel, each kind of stitch is a scatter labelled
+    with its kind, and the frontier by this panel's AP is a line labelled ``frontier``. Only
+    stitches scored on the most images are on the frontier; the others are pale. Stitches without a
+    score are left out and counted in the panel's title.
 
     Args:
-        table_rows: the rows of a results table, or of its ``stitches.json``.
-        title: a line above the panels.
+        rows: The rows of a sweep, of a table or of ``stitches.json``.
+        title: A line above the panels.
 
     Returns:
-        A figure with an Agg canvas of its own; pyplot and its global state are not involved.
+        A figure with its own Agg canvas; pyplot and its global state are not used.
 
     Raises:
-        InputError: if there are no rows.
+        InputError: If there are no rows.
     """
-    if not table_rows:
+    if not rows:
         raise InputError("There is no result to plot. Sweep at least one stitch first.")
-    # A detector that finds nothing has no score at all, and its sweep still ends with a picture.
-    tasks = [task for task in _TASKS if _points(table_rows, task)] or ["bbox"]
-    kinds = kind_styles(row["kind"] for row in table_rows)
+    # A detector that finds nothing has no score, and its sweep still gets a picture.
+    tasks = [t for t in TASKS if any(has_value(row, f"{t}_AP") for row in rows)] or ["bbox"]
+    kinds = kind_styles(row["kind"] for row in rows)
 
-    figure = Figure(
-        figsize=(_WIDTH_INCHES[len(tasks)], _HEIGHT_INCHES), dpi=_DPI, layout="constrained"
-    )
-    FigureCanvasAgg(figure)
+    figure = new_figure(_WIDTH_INCHES[len(tasks)], _HEIGHT_INCHES)
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08, wspace=0.03)
     if title:
-        figure.suptitle(plot_text(title), fontsize=13, fontweight="bold", color=_INK)
+        figure.suptitle(plot_text(title), fontsize=13, fontweight="bold", color=INK)
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
     for axes, task in zip(panels, tasks, strict=True):
-        _draw_panel(axes, table_rows, task, kinds)
+        _draw_panel(axes, rows, task, kinds)
     figure.legend(
         handles=_legend_handles(kinds),
         loc="outside lower center",
@@ -98,7 +80,7 @@ def pareto_figure(table_rows: Sequence[Mapping[str, Any]], *, title: str | None 
         columnspacing=1.6,
         handletextpad=0.5,
     )
-    # Where the layout puts the panels is known only now, and the labels must avoid the dots there.
+    # The labels avoid the dots, whose places are known only once the layout is done.
     figure.draw_without_rendering()
     for axes in panels:
         _label_anchors(axes)
@@ -106,77 +88,63 @@ def pareto_figure(table_rows: Sequence[Mapping[str, Any]], *, title: str | None 
 
 
 def _draw_panel(
-    axes: Axes,
-    rows: Sequence[Mapping[str, Any]],
-    task: str,
-    kinds: Mapping[str, tuple[str, str]],
+    axes: Axes, rows: Sequence[Row], task: str, kinds: Mapping[str, tuple[str, str]]
 ) -> None:
-    label = _TASKS[task]
-    points = _points(rows, task)
-    most = max((images for *_, images in points), default=0)
-    on_front = pareto_front(
-        [cost for _, cost, _, _ in points],
-        [score if images == most else math.nan for _, _, score, images in points],
-    )
-    frontier = sorted(point[1:3] for point, on in zip(points, on_front, strict=True) if on)
-    num_compared = sum(images == most for *_, images in points)
+    label, score = TASKS[task], f"{task}_AP"
+    compared = comparable(rows)
+    points = [
+        (row, on, row in compared)
+        for row, on in zip(rows, on_frontier(rows, score), strict=True)
+        if has_value(row, score)
+    ]
+    frontier = sorted((row["gflops"], row[score]) for row, on, _ in points if on)
+    num_compared = sum(is_compared for *_, is_compared in points)
 
-    axes.set_xlabel("GFLOPs (multiply–accumulates / 1e9)", fontsize=11, color=_INK)
-    axes.set_ylabel(f"{label} AP (COCO, 0–100)", fontsize=11, color=_INK)
     heading = f"{label.capitalize()} AP: {len(frontier)} of {num_compared} on the frontier"
     if num_compared < len(points):
         heading += f"\n({len(points) - num_compared} on a subset of the images, pale)"
     if missing := len(rows) - len(points):
         heading += f"\n({missing} without a score left out)"
-    axes.set_title(heading, fontsize=12, color=_INK)
-    axes.tick_params(labelsize=10, colors=_INK)
-    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
-    axes.grid(color="#E3E3E3", linewidth=0.8)
-    axes.set_axisbelow(True)
+    axes.set_title(heading, fontsize=12, color=INK)
+    style_axes(axes, "GFLOPs (multiply–accumulates / 1e9)", f"{label} AP (COCO, 0–100)")
     axes.margins(x=0.08, y=0.14)
-    axes.spines[["top", "right"]].set_visible(False)
     if not points:
         axes.text(0.5, 0.5, "no stitch has a score", ha="center", transform=axes.transAxes)
         return
 
-    # Stepped: between two of its points, a budget buys no more than the cheaper one gives.
+    # Stepped: between two points of the frontier, a budget buys the cheaper one.
     axes.plot(
-        *zip(*frontier, strict=True),
+        [cost for cost, _ in frontier],
+        [ap for _, ap in frontier],
         drawstyle="steps-post",
-        color=_INK,
+        color=INK,
         linewidth=1.4,
         zorder=2,
         label="frontier",
     )
     dot_size = 32 if len(points) > 40 else 70
     for kind, (colour, marker) in kinds.items():
-        chosen = [
-            (cost, score, on, 1.0 if images == most else 0.3)
-            for (point_kind, cost, score, images), on in zip(points, on_front, strict=True)
-            if point_kind == kind
-        ]
+        chosen = [point for point in points if point[0]["kind"] == kind]
         if not chosen:
             continue
-        costs, scores, on, alpha = zip(*chosen, strict=True)
         anchor = kind in ANCHORS
         axes.scatter(
-            costs,
-            scores,
+            [row["gflops"] for row, _, _ in chosen],
+            [row[score] for row, _, _ in chosen],
             s=330 if anchor else dot_size,
             marker=marker,
             c=colour,
-            alpha=alpha,
-            edgecolors=[_INK if each else "white" for each in on],
-            linewidths=[1.2 if each else 0.6 for each in on],
-            # Small groups above large ones, which would hide them in a crowd.
+            alpha=[1.0 if is_compared else 0.3 for *_, is_compared in chosen],
+            edgecolors=[INK if on else "white" for _, on, _ in chosen],
+            linewidths=[1.2 if on else 0.6 for _, on, _ in chosen],
+            # Small groups above large ones, which would hide them.
             zorder=5 if anchor else 3 + 1 / len(chosen),
             label=kind,
         )
 
 
 def _label_anchors(axes: Axes) -> None:
-    """Write its name beside each anchor's star, where it covers the least of what is drawn."""
+    """Writes each anchor's name beside its star, at the place with the least overlap."""
     drawn = [
         Bbox([dot, dot]).padded(_DOT_RADIUS_PIXELS)
         for scatter in axes.collections
@@ -215,7 +183,7 @@ def _label_anchors(axes: Axes) -> None:
 
 
 def _label_offsets(width: float, height: float) -> Iterator[tuple[float, float]]:
-    """Where the middle of a label may be, in pixels from its star, the nearest places first."""
+    """Offsets of a label's centre from its star in pixels, the nearest first."""
     for gap in _LABEL_GAPS_PIXELS:
         for y in (-1, 1, 0):
             for x in (0.5, -0.5, 0, 1, -1) if y else (1, -1):
@@ -230,8 +198,7 @@ def _clutter(box: Bbox, panel: Bbox, drawn: Sequence[Bbox]) -> tuple[bool, int]:
 def _legend_handles(kinds: Mapping[str, tuple[str, str]]) -> list[Line2D]:
     handles = [
         Line2D(
-            [],
-            [],
+            *([], []),
             linestyle="none",
             marker=marker,
             markersize=14 if kind in ANCHORS else 8,
@@ -242,26 +209,14 @@ def _legend_handles(kinds: Mapping[str, tuple[str, str]]) -> list[Line2D]:
         )
         for kind, (colour, marker) in kinds.items()
     ]
-    handles.append(
-        Line2D(
-            [],
-            [],
-            color=_INK,
-            linewidth=1.4,
-            marker="o",
-            markersize=7,
-            markerfacecolor="white",
-            markeredgewidth=1.2,
-            label="on the frontier",
-        )
+    frontier = Line2D(
+        *([], []),
+        color=INK,
+        linewidth=1.4,
+        marker="o",
+        markersize=7,
+        markerfacecolor="white",
+        markeredgewidth=1.2,
+        label="on the frontier",
     )
-    return handles
-
-
-def _points(rows: Sequence[Mapping[str, Any]], task: str) -> list[tuple[str, float, float, int]]:
-    """The (kind, GFLOPs, AP, number of images) of each row that has this score."""
-    scored = (
-        (row["kind"], row["gflops"], row.get(f"{task}_AP"), row.get("num_images") or 0)
-        for row in rows
-    )
-    return [point for point in scored if point[2] is not None and not math.isnan(point[2])]
+    return [*handles, frontier]

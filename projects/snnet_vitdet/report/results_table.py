@@ -1,15 +1,12 @@
-"""The table of a page: its columns, and its HTML, which needs no JavaScript."""
+"""The columns of the report's table, and its HTML, which needs no JavaScript."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from snnet_vitdet.evaluation.results import AP_NAMES, TASKS
+from snnet_vitdet.evaluation.results import AP_NAMES, TASKS, Row, has_value
 from snnet_vitdet.text import escaped, neutral
 
 __all__ = ["Column", "cell_text", "marker_html", "present_columns", "table_html"]
-
-Row = Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -17,12 +14,12 @@ class Column:
     """A column of the table.
 
     Attributes:
-        key: In the rows.
-        label: In the head of the table.
-        title: In full, for axes.
-        role: ``text``, ``cost`` (an axis, the lower the better), ``score`` (an axis, the higher
-            the better) or ``number``.
-        decimals: Of its numbers.
+        key: Key of the rows.
+        label: Heading of the column.
+        title: Title of an axis.
+        role: ``text``, ``number``, ``cost`` (an axis, lower is better) or ``score`` (an axis,
+            higher is better).
+        decimals: Number of decimals.
     """
 
     key: str
@@ -56,19 +53,19 @@ _WORDS = {
 
 
 def present_columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns for which there are values, in their order.
+    """The columns that have values, in their order.
 
-    How many images and iterations a row is of is a column only where rows differ in it.
+    The number of images and of iterations are columns only if rows differ in them.
     """
     columns = list(_TEXTS)
     for key, label, title in _COSTS:
-        if values := _numbers(rows, key):
-            # The p90 is no axis: it says how far to trust the median.
+        if values := [row[key] for row in rows if has_value(row, key)]:
+            # The p90 is not an axis: it says how far to trust the median.
             role = "number" if key == "latency_ms_p90" else "cost"
-            columns.append(Column(key, label, title, role, _decimals(values)))
+            columns.append(Column(key, label, title, role, 2 if max(values) < 100 else 1))
     for task, word in TASKS.items():
         for ap in AP_NAMES:
-            if _numbers(rows, f"{task}_{ap}"):
+            if any(has_value(row, f"{task}_{ap}") for row in rows):
                 title = f"{word} {_WORDS[ap]}"
                 columns.append(Column(f"{task}_{ap}", f"{word} {ap}", title, "score", 1))
     for key, label in (("num_images", "images"), ("iteration", "iteration")):
@@ -80,11 +77,11 @@ def present_columns(rows: Sequence[Row]) -> list[Column]:
 def table_html(
     rows: Sequence[Row], columns: Sequence[Column], marker_ids: Mapping[str, str]
 ) -> str:
-    """The ``<table>``: a row a stitch, its place among the rows in ``data-row``.
+    """The ``<table>`` with one line per stitch, whose ``data-row`` is the index of its row.
 
     Args:
-        rows: Of a sweep.
-        columns: As :func:`present_columns` gives them.
+        rows: The rows of a sweep.
+        columns: The columns from :func:`present_columns`.
         marker_ids: By kind, the id of the marker's shape in the page.
     """
     head = "".join(
@@ -102,19 +99,19 @@ def table_html(
 
 
 def cell_text(row: Row, column: Column) -> str:
-    """A value as the page shows it; a dash for none."""
+    """A value as the page shows it; a dash if it is missing."""
     value = row.get(column.key)
     if column.key == "cuts":
         return ", ".join(map(str, value or ())) or "–"
-    if value is None or isinstance(value, float) and math.isnan(value):
+    if isinstance(value, str):
+        return neutral(value)
+    if not has_value(row, column.key):
         return "–"
-    if isinstance(value, float):
-        return f"{value:.{column.decimals}f}"
-    return neutral(value)
+    return f"{value:.{column.decimals}f}" if isinstance(value, float) else str(value)
 
 
 def marker_html(marker_id: str) -> str:
-    """A kind's marker, in a line of text."""
+    """The marker of a kind, for a line of text."""
     return f'<svg class="mark" aria-hidden="true"><use href="#{marker_id}"/></svg>'
 
 
@@ -127,12 +124,3 @@ def _cell(row: Row, column: Column, marker_ids: Mapping[str, str]) -> str:
 
 def _css(column: Column) -> str:
     return "" if column.role == "text" else "num"
-
-
-def _numbers(rows: Sequence[Row], key: str) -> list[float]:
-    values = (row.get(key) for row in rows)
-    return [value for value in values if value is not None and not math.isnan(value)]
-
-
-def _decimals(values: Sequence[float]) -> int:
-    return 2 if max(values) < 100 else 1

@@ -1,4 +1,4 @@
-"""The course of a training, read from the metrics.json that detectron2 writes."""
+"""The losses, learning rate and APs of a training, read from detectron2's metrics.json."""
 
 import json
 import math
@@ -14,21 +14,21 @@ __all__ = ["TrainingCurve", "read_training"]
 Points = Sequence[tuple[float, float]]
 
 _AP = re.compile(r"(?:(.+)/)?bbox_AP")
-# So many points are as wide as a page is in pixels, about.
+# More points per curve would not be visible on a page.
 _MOST_POINTS = 300
-# Of a training, that a mean is taken over.
+# Width of the running mean, as a share of the training.
 _SMOOTHED_SHARE = 0.08
 
 
 @dataclass(frozen=True)
 class TrainingCurve:
-    """What a training logged, each series as (iteration, value).
+    """What a training logged; each series is a list of (iteration, value).
 
     Attributes:
-        losses: By name, ``total_loss`` first if it is there.
+        losses: The losses by name, ``total_loss`` first if it was logged.
         smoothed: The running mean of ``total_loss``.
-        learning_rate: The highest of the optimizer's groups, as detectron2 logs it.
-        box_ap: Box AP of each stitch that was evaluated on the way.
+        learning_rate: The highest rate of the optimizer's groups, as detectron2 logs it.
+        box_ap: Box AP of each stitch that was evaluated during the training.
     """
 
     losses: Mapping[str, Points] = field(default_factory=dict)
@@ -41,12 +41,12 @@ def read_training(path: str | os.PathLike[str]) -> TrainingCurve | None:
     """Reads the losses, the learning rate and the APs of a training.
 
     Args:
-        path: The ``metrics.json`` in a training's folder: one JSON object a line. A line that a
-            killed training left unfinished is passed over; of an iteration that was trained again
-            after a resume, the last one counts.
+        path: The ``metrics.json`` in a training's folder, with one JSON object per line. A line
+            that a killed training left unfinished is skipped. If an iteration was trained again
+            after a resume, its last values count.
 
     Returns:
-        None if the file is not there or has no losses.
+        None if the file is missing or has no losses.
     """
     series: dict[str, dict[int, float]] = defaultdict(dict)
     try:
@@ -79,13 +79,13 @@ def _take(line: str, series: dict[str, dict[int, float]]) -> None:
     if not isinstance(entry, dict) or type(entry.get("iteration")) is not int:
         return
     for name, value in entry.items():
-        # A whole number may be beyond all floats.
+        # An integer in JSON may exceed the range of floats.
         if isinstance(value, int | float) and abs(value) <= sys.float_info.max:
             series[name][entry["iteration"]] = float(value)
 
 
 def _thinned(points: Mapping[int, float]) -> list[tuple[float, float]]:
-    """At most so many points, each the mean of neighbours."""
+    """At most ``_MOST_POINTS`` points, each the mean of neighbours."""
     ordered = sorted(points.items())
     size = math.ceil(len(ordered) / _MOST_POINTS) or 1
     groups = [ordered[i : i + size] for i in range(0, len(ordered), size)]
@@ -96,12 +96,12 @@ def _thinned(points: Mapping[int, float]) -> list[tuple[float, float]]:
 
 
 def _smoothed(points: Points) -> list[tuple[float, float]]:
-    """A running mean, at the ends over what there is."""
+    """A running mean with a narrower window at both ends."""
     reach = max(1, round(_SMOOTHED_SHARE * len(points) / 2))
     values = [value for _, value in points]
     means = []
     for i, (iteration, _) in enumerate(points):
-        # As far to one side as to the other, or the ends would be drawn towards the middle.
+        # Symmetric: a one-sided window would pull the ends towards the middle.
         near = min(reach, i, len(points) - 1 - i)
         window = values[i - near : i + near + 1]
         means.append((iteration, math.fsum(window) / len(window)))

@@ -14,7 +14,7 @@ function makeBands(state, data) {
     const { key: xKey } = state.x;
     const { key: yKey } = state.y;
     const rows = data.rows.filter(
-      (row) => row.num_images === data.most && row[xKey] != null && row[yKey] != null && kinds.some(({ kind }) => kind === row.kind),
+      (row) => row.compared && row[xKey] != null && row[yKey] != null && kinds.some(({ kind }) => kind === row.kind),
     );
     const costs = rows.map((row) => row[xKey]);
     const low = costs.reduce((a, b) => Math.min(a, b), Infinity);
@@ -59,7 +59,7 @@ function makeBands(state, data) {
     const what = value.value === "mean" ? "mean" : "best";
     return (
       `The costs are cut into ${bands.length} bands of equal width (${state.x.label}). By the ${what} ${state.y.title}, ` +
-      (leaders.length ? `${leaders.join(", ")} of the ${compared.length} bands that have several kinds.` : "no band has several kinds.")
+      (leaders.length ? `${leaders.join(", ")} of ${compared.length} ${compared.length === 1 ? "band" : "bands"} with several kinds.` : "no band has several kinds.")
     );
   }
 

@@ -2,7 +2,6 @@
 
 const data = JSON.parse(byId("data").textContent);
 data.colours = Object.fromEntries(data.kinds.map(({ kind, marker }) => [kind, byId(marker).getAttribute("fill")]));
-data.most = Math.max(...data.rows.map((row) => row.num_images));
 const costs = data.columns.filter(({ role }) => role === "cost");
 const scores = data.columns.filter(({ role }) => role === "score");
 
@@ -46,7 +45,7 @@ function mark() {
 function update() {
   // Of the kinds that are shown: what would be the frontier without the others?
   const rows = data.rows.filter(({ kind }) => !state.hidden.has(kind));
-  state.front = frontier(rows, state.x.key, state.y.key, data.most);
+  state.front = frontier(rows, state.x.key, state.y.key);
   state.frontSet = new Set(state.front);
   // The best, so that there is something to look at.
   state.selected ||= state.front.at(-1) || null;
@@ -81,6 +80,6 @@ for (const { kind, label, marker: shapeId } of data.kinds) {
 
 update();
 const spelt = data.kinds.filter(({ kind, label }) => label !== kind).map(({ kind, label }) => `${kind} is ${label}`);
-if (spelt.length) byId("kinds-spelt").textContent = `Of the kinds, ${spelt.join(", ")}.`;
+if (spelt.length) byId("kinds-spelt").textContent = `Kinds: ${spelt.join(", ")}.`;
 if (data.training) makeTraining(data.training);
 makePictures();

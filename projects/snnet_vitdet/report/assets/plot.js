@@ -1,10 +1,10 @@
 // The plot of cost and accuracy, and the details of the stitch that is selected.
 
 // The frontier as the sweep defines it: a row is beaten by one that costs at most as much and scores
-// at least as much, one of them strictly; rows of fewer images than the most take no part.
-function frontier(rows, xKey, yKey, most) {
+// at least as much, one of them strictly; only rows that can be compared take part.
+function frontier(rows, xKey, yKey) {
   const sorted = rows
-    .filter((row) => row.num_images === most && row[xKey] != null && row[yKey] != null)
+    .filter((row) => row.compared && row[xKey] != null && row[yKey] != null)
     .sort((a, b) => a[xKey] - b[xKey] || b[yKey] - a[yKey]);
   const front = [];
   for (const row of sorted) {
@@ -16,7 +16,6 @@ function frontier(rows, xKey, yKey, most) {
 
 function makePlot(state, data) {
   const place = byId("chart");
-  const { most } = data;
   const kinds = new Map(data.kinds.map((kind) => [kind.kind, kind]));
   let points = []; // {row, px, py, node}, by cost
   let guides;
@@ -79,7 +78,7 @@ function makePlot(state, data) {
         shape("use", { href: `#${kind.marker}`, transform: `scale(${size})` }),
       );
       point.node.classList.toggle("on-front", state.frontSet.has(row));
-      point.node.classList.toggle("pale", row.num_images < most);
+      point.node.classList.toggle("pale", !row.compared);
     }
     // Small kinds above large ones, which would hide them in a crowd; the frontier above all.
     const rank = ({ row }) => (kinds.get(row.kind).anchor ? 3000 : 0) + (state.frontSet.has(row) ? 1500 : 0) - sizes.get(row.kind);
@@ -124,8 +123,8 @@ function makePlot(state, data) {
   function writeNote(rows) {
     const parts = [];
     const visible = data.rows.filter((row) => !state.hidden.has(row.kind));
-    const fewer = rows.filter((row) => row.num_images < most).length;
-    parts.push(`${state.front.length} of ${visible.length} stitches are on the frontier of ${state.y.title} over ${state.x.label}.`);
+    const fewer = rows.filter((row) => !row.compared).length;
+    parts.push(`On the frontier of ${state.y.title} over ${state.x.label}: ${state.front.length} of ${visible.length}.`);
     if (fewer) parts.push(`${fewer} are pale: scored on fewer images, they take no part.`);
     if (rows.length < visible.length) parts.push(`${visible.length - rows.length} without one of the values are not shown.`);
     byId("chart-note").textContent = parts.join(" ");

@@ -73,7 +73,7 @@ function makeTable(state, data) {
   function redraw() {
     for (const line of lines) {
       line.classList.toggle("front", state.frontSet.has(rowOf(line)));
-      line.classList.toggle("pale", rowOf(line).num_images < data.most);
+      line.classList.toggle("pale", !rowOf(line).compared);
     }
     filter();
     mark();

@@ -1,0 +1,374 @@
+"""The table of a sweep: what each stitch costs and scores, which one to choose, and its files."""
+
+import logging
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from snnet_vitdet.errors import InputError, first_line
+from snnet_vitdet.files import read_json, write_atomically
+
+from .results import (
+    COLUMNS,
+    MEASURED,
+    METRICS,
+    SCORES,
+    Row,
+    StitchResult,
+    best_row,
+    comparable,
+    has_value,
+    on_frontier,
+)
+from .score_curves import CURVES_FILE, ScoreCurve, read_curves, write_curves
+from .table_text import refuse_constant, results_of, to_csv, to_json
+
+__all__ = ["LATENCY_FILE", "MEASURED_CSV", "StitchEntry", "StitchTable"]
+
+logger = logging.getLogger(__name__)
+
+LATENCY_FILE = "latency.json"
+"""What ``tools/measure_latency.py`` writes beside a sweep's results."""
+
+MEASURED_CSV = "stitches_measured.csv"
+"""The table with measurements, beside ``stitches.csv``; a new sweep deletes it."""
+
+# The column that each budget limits, and its unit.
+_BUDGETS = {
+    "max_gflops": ("gflops", "GFLOPs"),
+    "max_params_m": ("params_m", "M parameters"),
+    "max_latency_ms": ("latency_ms", "ms"),
+    "max_memory_mb": ("memory_mb", "MB"),
+}
+
+
+@dataclass(frozen=True)
+class StitchEntry:
+    """One stitch of a table.
+
+    Attributes:
+        result: What the sweep found.
+        curve: Its detections above each score, for thresholds; None if they were not counted.
+        latency_ms: Median time per image; None if not measured.
+        latency_ms_p90: 90th percentile of the time per image.
+        memory_mb: Peak memory of the stitch alone, weights included.
+    """
+
+    result: StitchResult
+    curve: ScoreCurve | None = None
+    latency_ms: float | None = None
+    latency_ms_p90: float | None = None
+    memory_mb: float | None = None
+
+    @property
+    def id(self) -> int:
+        """Id in the stitch space."""
+        return self.result.stitch_id
+
+    @property
+    def name(self) -> str:
+        """Name in the stitch space."""
+        return self.result.name
+
+    @property
+    def gflops(self) -> float:
+        """Multiply–accumulates / 1e9."""
+        return self.result.gflops
+
+    @property
+    def params_m(self) -> float:
+        """Parameters in millions."""
+        return self.result.params_m
+
+
+class StitchTable:
+    """The stitches of a sweep, ordered by id; a sweep fills it, and a user chooses from it."""
+
+    def __init__(
+        self,
+        results: Iterable[StitchResult] = (),
+        measurements: Mapping[str, Any] | None = None,
+        source: str = "the sweep",
+    ) -> None:
+        """
+        Args:
+            results: Results of stitches.
+            measurements: The content of a ``latency.json``.
+            source: What error messages call the sweep.
+
+        Raises:
+            InputError: If the measurements are of other stitches.
+        """
+        self.device: str | None = None
+        """The device of the measurements."""
+        self._source = source
+        self._entries: dict[int, StitchEntry] = {}
+        for result in results:
+            self.put(result)
+        if measurements:
+            self._add_measurements(measurements)
+
+    def put(self, result: StitchResult, curve: ScoreCurve | None = None) -> None:
+        """Adds a stitch; it replaces an earlier entry of the same id."""
+        self._entries[result.stitch_id] = StitchEntry(result, curve)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[StitchEntry]:
+        return (self._entries[stitch_id] for stitch_id in sorted(self._entries))
+
+    def __contains__(self, stitch: int | str) -> bool:
+        return any(stitch in (entry.id, entry.name) for entry in self)
+
+    def __getitem__(self, stitch: int | str) -> StitchEntry:
+        """The entry with this id or name.
+
+        Raises:
+            KeyError: If the stitch was not swept.
+        """
+        for entry in self:
+            if stitch in (entry.id, entry.name):
+                return entry
+        raise KeyError(f"stitch {stitch!r} is not among those that were swept")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row per stitch: the keys of ``COLUMNS``, then those of ``MEASURED``.
+
+        ``on_pareto`` says whether the stitch is on the frontier of box AP over GFLOPs among the
+        stitches scored on the most images. A missing score is NaN, a missing measurement None.
+        """
+        rows = [
+            {
+                **{name: getattr(entry.result, name) for name in COLUMNS[:6]},
+                **entry.result.metrics,
+                "on_pareto": False,
+                "iteration": entry.result.iteration,
+                "num_images": entry.result.num_images,
+                **{name: getattr(entry, name) for name in MEASURED},
+            }
+            for entry in self
+        ]
+        for row, is_on in zip(rows, on_frontier(rows, SCORES["box"]), strict=True):
+            row["on_pareto"] = is_on
+        return rows
+
+    def best(
+        self,
+        by: str = "box",
+        *,
+        max_gflops: float | None = None,
+        max_params_m: float | None = None,
+        max_latency_ms: float | None = None,
+        max_memory_mb: float | None = None,
+    ) -> StitchEntry:
+        """The stitch with the highest AP within all budgets; of equal ones the cheapest.
+
+        Only stitches scored on the most images are candidates: if a sweep scored some stitches on a
+        subset of the images, these are left out.
+
+        Args:
+            by: ``box``, ``mask`` or the name of a score, such as ``bbox_AP50``.
+            max_gflops: Limit on multiply–accumulates / 1e9.
+            max_params_m: Limit on parameters in millions.
+            max_latency_ms: Limit on the median time per image, as measured on the device.
+            max_memory_mb: Limit on peak memory, as measured on the device.
+
+        Raises:
+            InputError: If no stitch has the score, has a measurement that a budget needs, or is
+                within the budgets; the message names the cheapest stitch.
+        """
+        metric = SCORES.get(by, by)
+        if metric not in METRICS:
+            raise InputError(
+                f"stitches are chosen by box, mask or one of {', '.join(METRICS)}, not by {by!r}"
+            )
+        rows = [row for row in comparable(self.rows()) if has_value(row, metric)]
+        if not rows:
+            raise InputError(f"no stitch of {self._source} has a {metric}: choose by another score")
+        limits = {
+            "max_gflops": max_gflops,
+            "max_params_m": max_params_m,
+            "max_latency_ms": max_latency_ms,
+            "max_memory_mb": max_memory_mb,
+        }
+        within = _within(rows, {name: x for name, x in limits.items() if x is not None})
+        return self[best_row(within, metric)["stitch_id"]]
+
+    def threshold(self, stitch: int | str, criterion: str) -> float:
+        """The lowest score at which detections of a stitch should be kept.
+
+        Each stitch needs its own threshold: the same score means a different precision for each.
+
+        Args:
+            stitch: Id or name.
+            criterion: ``f1`` or ``precision=0.9``, on the images of the sweep (box IoU of 0.5).
+
+        Raises:
+            InputError: If the sweep has no score curve of the stitch, or no score meets the
+                criterion.
+        """
+        curve = self[stitch].curve if stitch in self else None
+        if curve is None:
+            raise InputError(
+                f"{self._source} has no score curve of stitch {stitch}: sweep it with "
+                "sweep.mode=one_pass, or give a score"
+            )
+        return curve.threshold(criterion)
+
+    def warn_unless_of(self, weights: str, iterations: int | None) -> None:
+        """Warns if the sweep scored weights with another number of training iterations.
+
+        Args:
+            weights: Name of the weights in use, for the message.
+            iterations: Number of iterations they were trained for; None if unknown.
+        """
+        swept = {entry.result.iteration for entry in self} - {None, iterations}
+        if swept and iterations is not None:
+            logger.warning(
+                "%s scored the weights after %s iterations, but %s has been trained for %d: its "
+                "scores and thresholds are those of other weights. Sweep again.",
+                self._source,
+                " and ".join(map(str, sorted(swept))),
+                weights,
+                iterations,
+            )
+
+    def write(self, folder: str | os.PathLike[str]) -> None:
+        """Writes ``stitches.json``, ``stitches.csv`` and, if there are any, the score curves.
+
+        Each file is replaced as a whole or not at all. The JSON is a list of rows with exact
+        numbers and null for NaN. The CSV is for reading: four decimals, an empty field for a
+        missing value, cuts as ``3-7``.
+
+        Raises:
+            InputError: If the folder cannot be written to.
+        """
+        folder, rows = Path(folder), self.rows()
+        curves = {entry.id: entry.curve for entry in self if entry.curve is not None}
+        # The curves first: a resumed sweep does not score a stitch again that has a row.
+        if curves or (folder / CURVES_FILE).is_file():
+            write_curves(folder, curves)
+        write_atomically(folder / "stitches.json", to_json(rows).encode())
+        write_atomically(folder / "stitches.csv", to_csv(rows, COLUMNS).encode())
+
+    def write_measured(self, path: str | os.PathLike[str]) -> None:
+        """Writes the CSV with the measured columns added."""
+        write_atomically(path, to_csv(self.rows(), (*COLUMNS, *MEASURED)).encode())
+
+    @classmethod
+    def read_results(cls, folder: str | os.PathLike[str]) -> "StitchTable":
+        """Reads back exactly what :meth:`write` wrote, without measurements, perhaps no row yet.
+
+        Raises:
+            InputError: If a file is missing, damaged or not one of a sweep.
+        """
+        path = Path(folder) / "stitches.json"
+        try:
+            results = results_of(read_json(path, parse_constant=refuse_constant))
+        except OSError as error:
+            raise InputError(
+                f"Cannot read the sweep's results {path}: {error.strerror}. "
+                "Give the folder of a finished or interrupted sweep, or run the sweep."
+            ) from error
+        except (OverflowError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path} is damaged or was not written by a sweep: {first_line(error)}. "
+                "Move it away and run the sweep again, or give another folder."
+            ) from error
+        table = cls(source=str(folder))
+        curves = read_curves(folder)
+        for result in results:
+            table.put(result, curves.get(result.stitch_id))
+        return table
+
+    @classmethod
+    def read(
+        cls,
+        folder: str | os.PathLike[str],
+        latency_file: str | os.PathLike[str] | None = None,
+    ) -> "StitchTable":
+        """Reads the results of a sweep, and the measurements beside them if there are any.
+
+        Args:
+            folder: Folder of the sweep, or of the training it belongs to.
+            latency_file: Measurements to read instead, such as those of another device.
+
+        Raises:
+            InputError: If a file is missing, damaged, without results, or not of this sweep.
+        """
+        folder = Path(folder)
+        if not (folder / "stitches.json").is_file() and (folder / "sweep").is_dir():
+            folder /= "sweep"
+        table = cls.read_results(folder)
+        if not len(table):
+            raise InputError(f"{folder} has no results yet: sweep at least one stitch")
+        path = Path(folder / LATENCY_FILE if latency_file is None else latency_file)
+        if latency_file is not None or path.is_file():
+            table._add_measurements(_read_measurements(path))
+        return table
+
+    def _add_measurements(self, measurements: Mapping[str, Any]) -> None:
+        self.device = measurements.get("device")
+        for row in measurements["rows"]:
+            entry = self._entries.get(row["stitch_id"])
+            if entry is None:
+                continue
+            if row["name"] != entry.name:
+                raise InputError(
+                    f"the measured times are not those of {self._source}: stitch {entry.id} is "
+                    f"{row['name']} there and {entry.name} here; measure again"
+                )
+            measured = {name: row[name] for name in MEASURED}
+            self._entries[entry.id] = replace(entry, **measured)
+
+
+def _within(rows: Sequence[Row], limits: Mapping[str, float]) -> Sequence[Row]:
+    before: list[str] = []
+    for budget, limit in limits.items():
+        column, unit = _BUDGETS[budget]
+        if not limit > 0:
+            raise InputError(f"{budget} must be above 0, got {limit}")
+        known = [row for row in rows if row[column] is not None]
+        if not known:
+            raise InputError(
+                f"{budget} needs time and memory as measured on your device, and none of the "
+                "stitches in question was measured: run tools/measure_latency.py first"
+            )
+        rows = [row for row in known if row[column] <= limit]
+        if not rows:
+            cheapest = min(known, key=lambda row: row[column])
+            within = f" within {' and '.join(before)}" if before else ""
+            raise InputError(
+                f"no stitch{within} takes at most {limit:g} {unit}: the cheapest is "
+                f"{cheapest['name']} (id {cheapest['stitch_id']}) "
+                f"with {cheapest[column]:.4g} {unit}"
+            )
+        before.append(budget)
+    return rows
+
+
+def _read_measurements(path: Path) -> dict[str, Any]:
+    try:
+        measurements = read_json(path)
+        for row in measurements["rows"]:
+            for key in MEASURED:
+                value = row[key]
+                if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+                    raise ValueError(f"{key} is {value!r}")
+            if not {"stitch_id", "name"} <= set(row):
+                raise ValueError("a row names no stitch")
+    except OSError as error:
+        raise InputError(
+            f"cannot read the measurements {path}: {error.strerror}; "
+            "tools/measure_latency.py makes them"
+        ) from error
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} is damaged or was not written by tools/measure_latency.py "
+            f"({first_line(error)}): measure again"
+        ) from error
+    return measurements
