@@ -17,7 +17,7 @@ from detectron2.utils.events import EventStorage
 from snnet_vitdet import Predictor, StitchTable
 from snnet_vitdet.deploy import (
     PixelsToPyramid,
-    export_checks,
+    export_graphs,
     export_onnx,
     export_program,
     export_stitch,
@@ -248,7 +248,7 @@ def test_what_differs_from_its_model_is_not_kept(
 ):
     model = load_exported(exported("S"))
     images = [supernet.prepare(file)["image"] for file in files[:2]]
-    monkeypatch.setattr(export_checks, "TOLERANCE", -1.0)
+    monkeypatch.setattr(export_graphs, "TOLERANCE", -1.0)
     stitch, names = supernet.stitch, supernet.class_names
     with pytest.raises(InputError, match="is not kept: its features differ"):
         export_stitch(tmp_path / "a.safetensors", supernet.model, swept, stitch, names)

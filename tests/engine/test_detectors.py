@@ -11,7 +11,7 @@ from detectron2.config import LazyCall, instantiate
 from detectron2.modeling import ViT
 from torch import nn
 
-from snnet_vitdet.deploy.export_file import export_stitch
+from snnet_vitdet.deploy import export_stitch
 from snnet_vitdet.engine import load_detectors
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import anchor_alone, join_configs

@@ -18,9 +18,8 @@ from snnet_vitdet.errors import InputError
 from snnet_vitdet.report import SampleColumn, SamplePicture, SampleRow, Samples
 from snnet_vitdet.report.kinds import ANCHORS
 
-from .drawing import draw_detections, reduced_image, reduced_objects, reduced_size
-from .images import to_rgb
 from .instances import ClassNames, Detections
+from .pictures import draw_detections, reduced_image, reduced_objects, reduced_size, to_rgb
 from .predictor import Predictor
 
 __all__ = ["sample_detections", "stitches_to_show"]
