@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from snnet_vitdet import Predictor
 from snnet_vitdet.deploy import export_stitch, load_exported, read_export
-from snnet_vitdet.deploy.export_file import ExportInfo
+from snnet_vitdet.deploy.export_file import ExportInfo, exported_table
 from snnet_vitdet.deploy.export_parts import PARTS, build, build_augmentations
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import ResultsTable, ScoreCurve, ScoreCurves, StitchResult
@@ -103,7 +103,7 @@ def read(text):
     """All that is made of a description, as Predictor.from_file makes it."""
     info = ExportInfo.from_json(text)
     info.resizing()
-    info.table("a file")
+    exported_table([info], "a file")
     return build(info.model)
 
 

@@ -110,7 +110,7 @@ def served_model(args: argparse.Namespace):
 
     print("Loading the model …", flush=True)
     if args.exported:
-        answers, heading, examples = from_exports(args.exported, args)
+        answers, heading, examples = from_exports(args)
     else:
         answers, heading, examples = from_training(config_file_of(args), args)
     answers.warm_up()

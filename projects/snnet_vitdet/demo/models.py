@@ -8,10 +8,16 @@ from pathlib import Path
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from snnet_vitdet.deploy import ExportInfo, Predictor, StitchTable, image_files, read_export
+from snnet_vitdet.deploy import (
+    ExportInfo,
+    Predictor,
+    StitchTable,
+    exported_table,
+    image_files,
+    read_export,
+)
 from snnet_vitdet.engine import load_config, set_float32_arithmetic
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation import ResultsTable, ScoreCurves
 from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.stitching import Cost
 
@@ -60,12 +66,12 @@ def from_training(config_file: str, args: argparse.Namespace) -> tuple[Answers, 
     return answers, heading, _examples(args.examples, config)
 
 
-def from_exports(path: str, args: argparse.Namespace) -> tuple[Answers, str, list[str]]:
+def from_exports(args: argparse.Namespace) -> tuple[Answers, str, list[str]]:
     """Loads exported stitches; the files are data, and nothing in them is run.
 
     Args:
-        path: An exported file, or a folder of such files of one training.
-        args: The command line.
+        args: The command line; ``args.exported`` is an exported file, or a folder of such files of
+            one training.
 
     Returns:
         As :func:`from_training`.
@@ -73,6 +79,7 @@ def from_exports(path: str, args: argparse.Namespace) -> tuple[Answers, str, lis
     Raises:
         InputError: If there is none, one cannot be used, or they are not of one training.
     """
+    path = args.exported
     files = sorted(Path(path).glob("*.safetensors")) if os.path.isdir(path) else [Path(path)]
     if not files:
         raise InputError(f"folder {path} has no exported files (.safetensors)")
@@ -95,7 +102,7 @@ def from_exports(path: str, args: argparse.Namespace) -> tuple[Answers, str, lis
     by_id = dict(sorted(by_id.items()))
     infos = [info for _, info in by_id.values()]
     costs = [Cost(info.gflops * 1e9, info.params_m * 1e6) for info in infos]
-    choices = Choices([info.stitch for info in infos], costs, _table(infos, os.fspath(path)))
+    choices = Choices([info.stitch for info in infos], costs, exported_table(infos, path))
     options = dict(device=args.device, precision=args.precision)
     predictors = {i: Predictor.from_file(file, **options) for i, (file, _) in by_id.items()}
     answers = Answers(
@@ -105,16 +112,6 @@ def from_exports(path: str, args: argparse.Namespace) -> tuple[Answers, str, lis
     )
     heading = f"{Path(path).stem}: {len(infos)} exported detector{'s' * (len(infos) > 1)}"
     return answers, heading, _examples(args.examples, None)
-
-
-def _table(infos: list[ExportInfo], source: str) -> StitchTable | None:
-    results, curves = ResultsTable(), ScoreCurves()
-    for info in infos:
-        if info.result is not None:
-            results.add(info.result)
-            if info.curve is not None:
-                curves.put(info.stitch.id, info.curve)
-    return StitchTable(results, source=source, curves=curves) if len(results) else None
 
 
 def _examples(folder: str | None, config: DictConfig | None) -> list[str]:

@@ -1,6 +1,6 @@
 """From a swept model to a detector in use: choose, predict, export."""
 
-from .export_file import ExportInfo, load_exported, read_export
+from .export_file import ExportInfo, exported_table, load_exported, read_export
 from .export_graphs import PixelsToPyramid, export_onnx, export_program, export_torchscript
 from .export_stitch import export_stitch
 from .instances import ClassNames, CocoPredictions, Detections
@@ -33,6 +33,7 @@ __all__ = [
     "export_program",
     "export_stitch",
     "export_torchscript",
+    "exported_table",
     "image_files",
     "load_exported",
     "measure_stitches",

@@ -7,7 +7,7 @@ The file is plain data, and reading one from an untrusted source is safe: nothin
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
@@ -37,7 +37,7 @@ from .export_values import (
 )
 from .table import StitchTable
 
-__all__ = ["HEADER_KEY", "ExportInfo", "load_exported", "read_export"]
+__all__ = ["HEADER_KEY", "ExportInfo", "exported_table", "load_exported", "read_export"]
 
 HEADER_KEY = "snnet_vitdet"
 """The key of the description in the metadata of the file."""
@@ -87,20 +87,6 @@ class ExportInfo:
     def resizing(self) -> list[T.Augmentation]:
         """The augmentations that resize images for the model."""
         return build_augmentations(self.augmentations)
-
-    def table(self, source: str) -> StitchTable | None:
-        """The sweep's results of this one stitch; None without a sweep.
-
-        Args:
-            source: Name of the sweep in error messages.
-        """
-        if self.result is None:
-            return None
-        results, curves = ResultsTable(), ScoreCurves()
-        results.add(self.result)
-        if self.curve is not None:
-            curves.put(self.result.stitch_id, self.curve)
-        return StitchTable(results, source=source, curves=curves)
 
     def to_json(self, indent: int | None = None) -> str:
         """The description as text; scores that are NaN are left out."""
@@ -156,6 +142,22 @@ def read_export(path: str | os.PathLike[str]) -> ExportInfo:
         return ExportInfo.from_json(metadata[HEADER_KEY])
     except InputError as error:
         raise InputError(f"{path} cannot be used: {error}") from error
+
+
+def exported_table(infos: Sequence[ExportInfo], source: str) -> StitchTable | None:
+    """The sweep's results of exported stitches; None without a sweep.
+
+    Args:
+        infos: Exported stitches of one training.
+        source: Name of the sweep in error messages.
+    """
+    results, curves = ResultsTable(), ScoreCurves()
+    for info in infos:
+        if info.result is not None:
+            results.add(info.result)
+            if info.curve is not None:
+                curves.put(info.result.stitch_id, info.curve)
+    return StitchTable(results, source=source, curves=curves) if len(results) else None
 
 
 def load_exported(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from detectron2.config import instantiate
 from detectron2.data import transforms as T
 from omegaconf import DictConfig, OmegaConf
@@ -18,9 +19,11 @@ from snnet_vitdet.engine import (
     load_config,
     saved_facts,
 )
+from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import is_joined
 from snnet_vitdet.stitching import Stitch
 
+from .pictures import ImageLike, to_rgb
 from .table import StitchTable
 
 __all__ = ["LoadedDetector", "load_training", "resizing"]
@@ -53,6 +56,17 @@ class LoadedDetector:
     folder: str | None = None
     source: str | None = None
     iterations: int | None = None
+
+    def prepare(self, image: ImageLike) -> dict[str, object]:
+        """An image as the model takes it, see :meth:`.Predictor.prepare`."""
+        pixels = to_rgb(image)
+        height, width = pixels.shape[:2]
+        resized = _Resized(pixels)
+        T.AugmentationList(list(self.augmentations))(resized)
+        # Colours are exchanged after resizing, which does not mix them: images may be large.
+        pixels = resized.image if self.image_format == "RGB" else resized.image[:, :, ::-1]
+        tensor = torch.as_tensor(pixels.astype("float32").transpose(2, 0, 1))
+        return {"image": tensor, "height": height, "width": width}
 
 
 def load_training(
@@ -94,3 +108,15 @@ def load_training(
 def resizing(mapper: Mapping[str, object]) -> tuple[list[T.Augmentation], str]:
     """The augmentations of a config's mapper, and the order of colours that it gives."""
     return list(instantiate(mapper["augmentations"])), mapper["image_format"]
+
+
+class _Resized(T.AugInput):
+    """An image that keeps at least one pixel on each side."""
+
+    def transform(self, tfm: T.Transform) -> None:
+        if isinstance(tfm, T.ResizeTransform) and min(tfm.new_h, tfm.new_w) < 1:
+            raise InputError(
+                f"an image of {tfm.w} x {tfm.h} pixels is too elongated (resized, a side would "
+                "have less than one pixel): cut it into pieces"
+            )
+        super().transform(tfm)

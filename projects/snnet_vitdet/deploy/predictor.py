@@ -9,7 +9,6 @@ from numbers import Real
 from pathlib import Path
 
 import torch
-from detectron2.data import transforms as T
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
@@ -21,11 +20,11 @@ from snnet_vitdet.evaluation.score_curves import wanted_precision
 from snnet_vitdet.modeling import find_stitched_vit, running_in
 from snnet_vitdet.stitching import Stitch, merged
 
-from .export_file import load_exported, read_export
+from .export_file import exported_table, load_exported, read_export
 from .instances import ClassNames, Detections
 from .loading import LoadedDetector, load_training, resizing
 from .masks import PastedMasks
-from .pictures import ImageLike, to_rgb
+from .pictures import ImageLike
 from .table import StitchTable
 
 __all__ = ["Predictor"]
@@ -71,7 +70,8 @@ class Predictor:
             weights: A checkpoint of the training; the last one of ``train.output_dir`` if None. A
                 moving average of the weights is used if the checkpoint has one and
                 ``sweep.averaged`` does not forbid it.
-            stitch: Id or name of the stitch; without it and a budget, the large anchor.
+            stitch: Id or name of the stitch (an id may be a string); without it and a budget, the
+                large anchor.
             max_gflops: A budget, as in :meth:`StitchTable.best`.
             max_latency_ms: A budget, likewise.
             max_memory_mb: A budget, likewise.
@@ -88,7 +88,11 @@ class Predictor:
         """
         if precision not in ("float32", "float16", "bfloat16"):
             raise InputError(f"precision must be float32, float16 or bfloat16, got {precision!r}")
-        self.device = _device(device)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise InputError(f"device {device} is not there: choose cpu or auto")
+        self.device = torch.device(device)
         is_loaded = isinstance(config, LoadedDetector)
         loaded = config if is_loaded else load_training(config, weights)
         if not isinstance(loaded.model, GeneralizedRCNN):
@@ -107,11 +111,9 @@ class Predictor:
         self.score_threshold = 0.0
         """Detections of lower scores are left out."""
         self._criterion: str | None = None
-        self._augmentations = T.AugmentationList(list(loaded.augmentations))
-        self._image_format = loaded.image_format
+        self._loaded = loaded
         self._backbone = find_stitched_vit(loaded.model)
-        self._only_stitch = loaded.stitch
-        self._table, self._folder = table or loaded.table, loaded.folder
+        self._table = table or loaded.table
         self._make_ready()
         budgets = dict(
             max_gflops=max_gflops, max_latency_ms=max_latency_ms, max_memory_mb=max_memory_mb
@@ -139,7 +141,7 @@ class Predictor:
         detector = LoadedDetector(
             *(load_exported(path), info.class_names, info.resizing(), info.image_format),
             stitch=info.stitch,
-            table=info.table(source),
+            table=exported_table([info], source),
             source=source,
         )
         return cls(detector, **options)
@@ -186,14 +188,14 @@ class Predictor:
     @property
     def stitch(self) -> Stitch | None:
         """The stitch in effect; None for a baseline, which has none."""
-        return self._backbone.stitch if self._backbone else self._only_stitch
+        return self._backbone.stitch if self._backbone else self._loaded.stitch
 
     @property
     def stitches(self) -> list[Stitch]:
         """All stitches of the model, by id."""
         if self._backbone:
             return list(self._backbone.space)
-        return [self._only_stitch] if self._only_stitch else []
+        return [self.stitch] if self.stitch else []
 
     @property
     def table(self) -> StitchTable:
@@ -203,7 +205,7 @@ class Predictor:
             InputError: If there was no sweep.
         """
         if self._table is None:
-            folder = self._folder
+            folder = self._loaded.folder
             if folder is None or not Path(folder, "sweep", "stitches.json").is_file():
                 raise InputError(
                     f"{folder or 'this model'} has no sweep, and budgets and thresholds such as "
@@ -228,10 +230,10 @@ class Predictor:
             return self._backbone.set_stitch(chosen.id) if self._backbone else chosen
 
     def _find(self, stitch: int | str) -> Stitch:
-        if not isinstance(stitch, str):
+        if not isinstance(stitch, str) or stitch.isdecimal():
             stitch = _id(stitch)
         if self._backbone is None:
-            only = self._only_stitch
+            only = self._loaded.stitch
             if only is None:
                 raise InputError("this model is a baseline: it has no stitches to choose from")
             if stitch not in (only.id, only.name):
@@ -297,14 +299,7 @@ class Predictor:
         Raises:
             InputError: If it is no image, or resizing would leave a side with less than one pixel.
         """
-        pixels = to_rgb(image)
-        height, width = pixels.shape[:2]
-        resized = _Resized(pixels)
-        self._augmentations(resized)
-        # Colours are exchanged after resizing, which does not mix them: images may be large.
-        pixels = resized.image if self._image_format == "RGB" else resized.image[:, :, ::-1]
-        tensor = torch.as_tensor(pixels.astype("float32").transpose(2, 0, 1))
-        return {"image": tensor, "height": height, "width": width}
+        return self._loaded.prepare(image)
 
     @torch.no_grad()
     def detect(
@@ -395,30 +390,12 @@ class Predictor:
         return Detections(found.image_size, **fields)
 
 
-class _Resized(T.AugInput):
-    """An image that keeps at least one pixel on each side."""
-
-    def transform(self, tfm: T.Transform) -> None:
-        if isinstance(tfm, T.ResizeTransform) and min(tfm.new_h, tfm.new_w) < 1:
-            raise InputError(
-                f"an image of {tfm.w} x {tfm.h} pixels is too elongated (resized, a side would "
-                "have less than one pixel): cut it into pieces"
-            )
-        super().transform(tfm)
-
-
 def _id(stitch: object) -> int:
+    if isinstance(stitch, str):
+        return int(stitch)
     try:
         if not isinstance(stitch, bool):
             return operator.index(stitch)
     except TypeError:
         pass
     raise InputError(f"a stitch is chosen by its id or name, not by {stitch!r}")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device {name} is not there: choose cpu or auto")
-    return torch.device(name)
