@@ -155,6 +155,9 @@ def test_an_exported_file_has_no_other_stitch(exported):
     with pytest.raises(InputError, match="the exported file has stitch FS-1 alone: export L, too"):
         alone.set_stitch("L")
     assert alone.stitch.name == "FS-1"
+    assert Predictor.from_file(exported("FS-1"), stitch="FS-1", device="cpu").stitch == alone.stitch
+    with pytest.raises(InputError, match="has stitch FS-1 alone"):
+        Predictor.from_file(exported("FS-1"), stitch="S", device="cpu")
 
 
 def randomly(module):

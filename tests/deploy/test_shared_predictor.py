@@ -33,7 +33,7 @@ def predictor(tiny_config):
         # The largest F1 at 0.01 times the id: what is shown from there on is all right.
         shown = tuple(9 if i <= stitch.id else 5 for i in range(101))
         curves.put(stitch.id, ScoreCurve(stitch.name, 9, shown, shown))
-    return Predictor.of_model(
+    return Predictor.from_model(
         model,
         ["a", "b", "c"],
         config.dataloader.test.mapper,

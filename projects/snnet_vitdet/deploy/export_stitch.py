@@ -110,7 +110,7 @@ def _state_of_stitch(model: nn.Module, stitch: Stitch | None) -> dict[str, torch
     """The weights of the detector that runs one stitch alone, contiguous on the CPU."""
     detector = model.detector(stitch.exit) if isinstance(model, JoinedRCNN) else model
     state = {k: v for k, v in merged_state(detector).items() if not k.startswith(_NET)}
-    # Of a pyramid per exit, the stitch keeps that of its own exit.
+    # A stitch keeps the pyramid of its own exit.
     small_exit = f"backbone.{SMALL_EXIT}."
     own = {k: v for k, v in state.items() if k.startswith(small_exit)}
     state = {k: v for k, v in state.items() if k not in own}
