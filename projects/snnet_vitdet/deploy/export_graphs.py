@@ -2,11 +2,9 @@
 whole detector as TorchScript. Each is compared with the model before it is kept.
 """
 
-import importlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from types import ModuleType
 
 import torch
 from detectron2.export import TracingAdapter
@@ -121,9 +119,15 @@ def export_onnx(model: GeneralizedRCNN, path: str | os.PathLike[str], side: int)
             such a file, it cannot be written, or its features differ from the model's; there is
             then no file.
     """
-    for package in ("onnx", "onnxscript"):
-        _needed(package)
-    onnxruntime = _needed("onnxruntime")
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"ONNX needs the package {error.name}, which cannot be imported ({error}): "
+            "pip install -r requirements-export.txt"
+        ) from error
     module, image = _module_and_image(model, side)
     num_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
     if num_bytes > _ONNX_BYTES:
@@ -224,16 +228,6 @@ def _agree(found: Instances, expected: Instances) -> bool:
         torch.allclose(one.float(), other.float(), rtol=0, atol=_DETECTION_TOLERANCES[name])
         for name, (one, other) in pairs.items()
     )
-
-
-def _needed(package: str) -> ModuleType:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise InputError(
-            f"ONNX needs the package {package}, which cannot be imported ({error}): "
-            "pip install -r requirements-export.txt"
-        ) from error
 
 
 def _module_and_image(model: GeneralizedRCNN, side: int) -> tuple[PixelsToPyramid, torch.Tensor]:
