@@ -32,7 +32,6 @@ ALLOWED = {
     # With allow_pickle=False, see below.
     ("projects/snnet_vitdet/evaluation/detections.py", "np.load"),
     # Of names that stand in the source.
-    ("projects/snnet_vitdet/deploy/export_graphs.py", "importlib.import_module"),
     ("projects/snnet_vitdet/env.py", "importlib.import_module"),
     # What it has written itself a moment ago, to compare it with the model.
     ("projects/snnet_vitdet/deploy/export_graphs.py", "torch.jit.load"),

@@ -35,7 +35,7 @@ from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.text import neutral
 
 BUDGETS = ("max_gflops", "max_latency_ms", "max_memory_mb")
-# TorchScript is compared on so many images.
+# TorchScript is compared on this number of images.
 NUM_IMAGES = 4
 
 
@@ -71,23 +71,8 @@ def arguments():
     return parser.parse_args()
 
 
-def predictor_for(args, config):
-    """The trained model at the stitch of the command line."""
-    stitch = args.stitch
-    if stitch is not None and stitch.isdecimal():
-        stitch = int(stitch)
-    return Predictor(
-        config,
-        args.weights,
-        stitch=stitch,
-        by=args.by,
-        device="cpu",
-        **{budget: getattr(args, budget) for budget in BUDGETS},
-    )
-
-
 def images_for(args, config):
-    """What TorchScript is traced and compared on."""
+    """Images that TorchScript is traced and compared on."""
     if args.images:
         files = image_files(args.images)
     elif os.path.isfile(config.data.test_json):
@@ -97,40 +82,40 @@ def images_for(args, config):
         raise InputError(
             "--torchscript needs images, and those of the config are not there: give --images"
         )
-    # One without anything to find, for the way that a detector takes then.
+    # And an image with nothing to find, which takes another path through the detector.
     return [*files[:NUM_IMAGES], np.zeros((64, 64, 3), np.uint8)]
 
 
-def megabytes(num_bytes):
-    """A size as text."""
-    return f"{num_bytes / 1e6:.1f} MB"
+def megabytes(size):
+    """The size of a file, or a number of bytes, as text."""
+    return f"{(os.path.getsize(size) if isinstance(size, str | Path) else size) / 1e6:.1f} MB"
 
 
 def print_sizes(predictor, info, output):
-    """What the model takes before and after."""
+    """Prints the size of the model before and after the export."""
     state = predictor.model.state_dict().values()
     weights = sum(tensor.numel() * tensor.element_size() for tensor in state)
     whose = f"all {len(predictor.stitches)} stitches" if info.stitch else "the model"
     print(f"{info.name}: {info.gflops:.4g} GFLOPs, {info.params_m:.4g} M parameters")
-    in_file = os.path.getsize(predictor.source)
+    source = predictor.source
     print(
-        f"before: {megabytes(weights)}, the weights of {whose}, of {megabytes(in_file)} in "
-        f"{predictor.source}"
+        f"before: {megabytes(weights)}, the weights of {whose}, of {megabytes(source)} in {source}"
     )
     # Headers take some kilobytes.
-    if in_file > 1.1 * weights:
-        print("        (what else is in there is the state of the optimizer)")
-    print(f"after:  {megabytes(os.path.getsize(output))} in {output}")
+    if os.path.getsize(source) > 1.1 * weights:
+        print("        (the rest is the state of the optimizer)")
+    print(f"after:  {megabytes(output)} in {output}")
 
 
 def run(args):
     """Writes, compares and prints."""
     if args.info:
-        # Its hundred numbers would push all else off the screen.
+        # The hundred numbers of its score curve would push everything else off the screen.
         print(neutral(replace(read_export(args.info), curve=None).to_json(indent=1), keep="\n"))
         return
     config = load_config(args.config_file, args.opts)
-    predictor = predictor_for(args, config)
+    choices = {name: getattr(args, name) for name in ("stitch", *BUDGETS, "by")}
+    predictor = Predictor(config, args.weights, device="cpu", **choices)
     name = predictor.stitch.name if predictor.stitch else "baseline"
     output = Path(args.output or Path(config.train.output_dir, "export", f"{name}.safetensors"))
     if output.suffix != ".safetensors":
@@ -139,7 +124,7 @@ def run(args):
     print_sizes(predictor, info, output)
     if not (args.onnx or args.torch_export or args.torchscript):
         return
-    # Its own model from here on: what is compared is the file.
+    # The graphs are made from the exported file.
     prepare, model = predictor.prepare, load_exported(output)
     side = args.size or info.image_size
     for wanted, export, suffix in (
@@ -150,14 +135,14 @@ def run(args):
             path = output.with_suffix(suffix)
             difference = export(model, path, side)
             print(
-                f"{path}: {megabytes(os.path.getsize(path))}, 1 x 3 x {side} x {side}; largest "
+                f"{path}: {megabytes(path)}, 1 x 3 x {side} x {side}; largest "
                 f"difference {difference:.1e} of the largest feature"
             )
     if args.torchscript:
         path = output.with_suffix(".ts")
         images = [prepare(image)["image"] for image in images_for(args, config)]
         compared = export_torchscript(model, path, images)
-        print(f"{path}: {megabytes(os.path.getsize(path))}; {compared} detections are the same")
+        print(f"{path}: {megabytes(path)}; {compared} detections are the same")
 
 
 def main():

@@ -7,13 +7,12 @@
     python tools/predict.py film.mp4 --config-file output/my/config.yaml --max-latency-ms 40
     python tools/predict.py photos/ --exported output/my/export/FS-3.safetensors
 
-Writes drawn pictures (of a video, a film of the same name as .mp4) and predictions.json in COCO
-format, masks as RLE, to the folder --output, or else to output/predictions, or _2, _3 … behind it
-where that is taken.
+Writes drawn pictures (for a video, a film of the same name as .mp4) and predictions.json in COCO
+format, masks as RLE, to the folder --output; by default to output/predictions, or predictions_2,
+_3 … if there are earlier results.
 """
 
 import argparse
-import itertools
 import os
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from snnet_vitdet.engine import load_config, set_float32_arithmetic
 from snnet_vitdet.errors import InputError, exit_on_input_error
 
 BUDGETS = ("max_gflops", "max_latency_ms", "max_memory_mb")
-# Others are written as JPEG: not every program opens them.
+# Others are written as JPEG, which every program opens.
 WRITTEN_AS_THEY_ARE = (".jpg", ".jpeg", ".png")
 
 
@@ -47,7 +46,7 @@ def arguments():
     parser.add_argument("inputs", nargs="+", metavar="IMAGE …|FOLDER|VIDEO")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config-file", metavar="FILE")
-    source.add_argument("--exported", metavar="FILE", help="of tools/export_stitch.py")
+    source.add_argument("--exported", metavar="FILE", help="a file of tools/export_stitch.py")
     parser.add_argument("--weights", metavar="FILE", help="default: the training's last checkpoint")
     parser.add_argument("--stitch", metavar="ID|NAME", help="default: the large ViT alone")
     for budget in BUDGETS:
@@ -57,7 +56,7 @@ def arguments():
         "--threshold",
         default="0.5",
         help="lowest score that is shown (default 0.5); f1 or precision=0.9 for the one that gives "
-        "this with the stitch, as the sweep found it",
+        "this for the stitch, as the sweep found it",
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument(
@@ -68,7 +67,7 @@ def arguments():
     )
     parser.add_argument("--no-pictures", action="store_true", help="predictions.json alone")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
-    # Overrides come last, as with train_net.py, which leaves options between the two positionals.
+    # Overrides come last, as in train_net.py, so options stand between the two positionals.
     args = parser.parse_intermixed_args()
     positionals = [*args.inputs, *args.opts]
     args.opts = [each for each in positionals if "=" in each and not os.path.exists(each)]
@@ -98,81 +97,53 @@ def files_of(inputs):
 
 def predictor_for(args):
     """The predictor of the command line."""
-    stitch = args.stitch
-    if stitch is not None and stitch.isdecimal():
-        stitch = int(stitch)
     try:
         threshold = float(args.threshold)
     except ValueError:
         threshold = args.threshold
-    if args.exported:
-        refuse_choices(args)
-        return Predictor.from_file(
-            args.exported,
-            score_threshold=threshold,
-            device=args.device,
-            precision=args.precision,
-        )
-    config = load_config(args.config_file, args.opts)
-    set_float32_arithmetic(config.train.tf32)
-    return Predictor(
-        config,
-        args.weights,
-        stitch=stitch,
-        by=args.by,
-        score_threshold=threshold,
-        device=args.device,
-        precision=args.precision,
-        **{budget: getattr(args, budget) for budget in BUDGETS},
-    )
-
-
-def refuse_choices(args):
-    """An exported file is one stitch and its config."""
-    given = [name for name in ("stitch", *BUDGETS, "weights") if getattr(args, name) is not None]
+    options = dict(score_threshold=threshold, device=args.device, precision=args.precision)
+    names = ("stitch", *BUDGETS)
+    if not args.exported:
+        config = load_config(args.config_file, args.opts)
+        set_float32_arithmetic(config.train.tf32)
+        options |= {name: getattr(args, name) for name in names}
+        return Predictor(config, args.weights, by=args.by, **options)
+    given = [name for name in (*names, "weights") if getattr(args, name) is not None]
     given = [f"--{name.replace('_', '-')}" for name in given] + args.opts
     if given:
         raise InputError(
             f"{', '.join(given)} cannot be given with --exported: the file has one stitch, its "
             "weights and its config; give --config-file instead, or export another stitch"
         )
+    return Predictor.from_file(args.exported, **options)
 
 
 def predict_images(predictor, files, output, pictures):
-    """Detects in images one by one; what is none is named and left out, unless it is all."""
+    """Detects in images one by one; unreadable ones are reported and skipped."""
     predictions, skipped = CocoPredictions(predictor.class_names), []
     for file in tqdm(files, unit="image", disable=None):
+        name = os.path.basename(file)
         try:
             image = to_rgb(file)
-            found = predict_image(predictor, image, file)
+            found = predictor(image)
         except InputError as error:
+            line = str(error) if file in str(error) else f"{file}: {error}"
             if len(files) == 1:
-                raise
-            skipped.append(str(error))
+                raise InputError(line) from error
+            skipped.append(line)
             continue
-        predictions.add(os.path.basename(file), found)
+        predictions.add(name, found)
         if pictures:
-            name = os.path.basename(file)
             if not name.lower().endswith(WRITTEN_AS_THEY_ARE):
                 name += ".jpg"
-            write_picture(output / name, draw_detections(image, found))
+            # OpenCV returns False and gives no reason.
+            if not cv2.imwrite(str(output / name), draw_detections(image, found)[:, :, ::-1]):
+                raise InputError(
+                    f"cannot write {output / name}: check the folder's permissions and free space"
+                )
     for line in skipped:
         print(f"Left out: {line}")
     return predictions
-
-
-def predict_image(predictor, image, file):
-    """Detects in an image; what is wrong with it is said with the file's name."""
-    try:
-        return predictor(image)
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
-
-
-def write_picture(path, image):
-    """Writes an RGB array; OpenCV's own functions give False and no reason."""
-    if not cv2.imwrite(str(path), image[:, :, ::-1]):
-        raise InputError(f"cannot write {path}: check the folder's permissions and free space")
 
 
 def predict_video(predictor, file, output, pictures):
@@ -218,10 +189,12 @@ def frames_of(video):
 
 
 def free_folder(folder):
-    """The folder, with a number behind its name if earlier results are there."""
-    numbered = (folder.with_name(f"{folder.name}_{number}") for number in itertools.count(2))
-    folders = itertools.chain([folder], numbered)
-    return next(each for each in folders if not (each.is_dir() and any(each.iterdir())))
+    """The folder, with a number behind its name if there are earlier results."""
+    free, number = folder, 1
+    while free.is_dir() and any(free.iterdir()):
+        number += 1
+        free = folder.with_name(f"{folder.name}_{number}")
+    return free
 
 
 def run(args):

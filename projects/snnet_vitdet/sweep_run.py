@@ -125,7 +125,7 @@ def report_sweep(config: DictConfig, model: nn.Module) -> None:
     """Writes report.html with sample detections of the model, which cannot be used afterwards."""
 
     def predictor(table: StitchTable) -> Predictor:
-        return Predictor.of_model(
+        return Predictor.from_model(
             model,
             category_names(config.data.test_json),
             config.dataloader.test.mapper,

@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
+from detectron2.config import instantiate
+from found_objects import found_in
 from PIL import Image
 
+from snnet_vitdet import Predictor
 from snnet_vitdet.demo.answers import BY_NAME, F1, Answers, Wish
 from snnet_vitdet.demo.choices import Choices
-from snnet_vitdet.demo.detector import Detected
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.stitching import Cost, StitchSpace
 
@@ -16,14 +19,14 @@ WISH = dict(budget="gflops", limit=155, name="L", by="box", threshold="fixed", m
 
 
 class Recorder:
-    """A detector that finds the same in everything, and remembers what it was asked for."""
+    """A model that finds the same in everything, and remembers what it was asked for."""
 
     def __init__(self, objects):
         self.objects, self.asked = objects, []
 
-    def detect(self, image, stitch_id, min_score):
-        self.asked.append((image.shape, stitch_id, min_score))
-        return Detected(image, self.objects, 12.3)
+    def __call__(self, image, stitch_id):
+        self.asked.append((image.shape, stitch_id))
+        return found_in(image, *self.objects)
 
 
 @pytest.fixture
@@ -37,14 +40,15 @@ def answers_of(*objects):
 
 
 def test_the_model_runs_as_it_is_wanted(file):
-    answers = answers_of(("cat", 0.9))
+    answers = answers_of(("cat", 0.3), ("dog", 0.9))
     picture, said = answers.detect(file, Wish(**WISH))
-    assert isinstance(picture, np.ndarray) and picture.shape == (20, 30, 3)
+    assert isinstance(picture, np.ndarray) and picture.shape == (448, 672, 3)
     assert f"<strong>{SPACE[5].name}</strong> found <strong>1 object</strong>" in said
-    assert "at least 0.50, in" in said and "12 ms" in said
-    assert "<td>cat</td><td>0.90</td>" in said
-    answers.detect(file, Wish(**WISH | dict(budget=BY_NAME, min_score=0.2)))
-    assert answers._detector.asked == [((20, 30, 3), 5, 0.5), ((20, 30, 3), 1, 0.2)]
+    assert "at least 0.50, in" in said and " ms</strong>" in said
+    assert "<td>dog</td><td>0.90</td>" in said and "cat" not in said
+    _, said = answers.detect(file, Wish(**WISH | dict(budget=BY_NAME, min_score=0.2)))
+    assert "<strong>2 objects</strong>" in said and said.index("dog") < said.index("cat")
+    assert answers._predict.asked == [((20, 30, 3), 5), ((20, 30, 3), 1)]
 
 
 def test_names_of_classes_are_no_html(file):
@@ -58,7 +62,7 @@ def test_what_there_is_not_is_said(file):
         answers.detect(file, Wish(**WISH | dict(threshold=F1)))
     with pytest.raises(InputError, match="The model has no stitch 'X'"):
         answers.detect(file, Wish(**WISH | dict(budget=BY_NAME, name="X")))
-    assert answers._detector.asked == []
+    assert answers._predict.asked == []
     _, said = answers.detect(file, Wish(**WISH))
     assert "0 objects" in said and "<table" not in said
 
@@ -72,10 +76,42 @@ def test_the_plot_follows_and_runs_no_model():
     assert "AP" not in plots[155] and "frontier" not in plots[155]
     above = answers.preview(Wish(**WISH | dict(limit=99)))
     assert 'role="alert">no stitch takes at most 99' in above and "chosen:" not in above
-    assert answers._detector.asked == []
+    assert answers._predict.asked == []
 
 
 def test_a_single_stitch_has_facts_and_no_plot():
     answers = Answers(Recorder(()), Choices([SPACE[3]], COSTS[3:4], None), max_pixels=1000)
     html = answers.preview(Wish(**WISH | dict(limit=answers.choices.limits("gflops")[0])))
     assert SPACE[3].name in html and "<svg" not in html
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_so_many_objects_are_drawn_and_listed(tiny_config, tmp_path, count):
+    torch.manual_seed(0)
+    config = tiny_config("model.roi_heads.num_classes=3")
+    mapper = config.dataloader.test.mapper
+    model = instantiate(config.model)
+    predictor = Predictor.from_model(model, ["a", "b", "c"], mapper, device="cpu")
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    answers = Answers(
+        lambda image, stitch_id: predictor(image, stitch=stitch_id),
+        Choices(list(SPACE), COSTS, None),
+        max_pixels=10_000,
+    )
+    scores = predictor(pixels, stitch=3).scores.sort(descending=True).values
+    wish = WISH | dict(budget=BY_NAME, name=SPACE[3].name, min_score=[1.0, *scores.tolist()][count])
+    picture, said = answers.detect(str(tmp_path / "a.png"), Wish(**wish))
+    assert said.count("<tr><td>") == count and picture.shape == (448, 448, 3)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (1600, 40)])
+def test_a_picture_of_any_shape_is_drawn(tmp_path, size):
+    Image.new("RGB", size[::-1]).save(tmp_path / "a.png")
+    answers = Answers(Recorder(()), Choices(list(SPACE), COSTS, None), max_pixels=100_000)
+    drawn, _ = answers.detect(str(tmp_path / "a.png"), Wish(**WISH))
+    assert max(size) <= max(drawn.shape) <= 1601
+    # The aspect is kept, to a pixel of the shorter side.
+    assert min(drawn.shape[:2]) == pytest.approx(
+        max(drawn.shape[:2]) * min(size) / max(size), abs=1
+    )

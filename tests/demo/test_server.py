@@ -14,13 +14,12 @@ from PIL import Image
 pytest.importorskip("gradio", reason="the page is an option: requirements-demo.txt")
 
 import httpx
+from found_objects import found_in
 
-from snnet_vitdet.demo.answers import Answers
+from snnet_vitdet.demo.answers import Answers, Wish
 from snnet_vitdet.demo.choices import Choices
-from snnet_vitdet.demo.detector import Detected
 from snnet_vitdet.demo.page import build_page
-from snnet_vitdet.demo.server import served
-from snnet_vitdet.demo.uploads import private_uploads
+from snnet_vitdet.demo.server import private_uploads, served
 from snnet_vitdet.stitching import Cost, StitchSpace
 
 SPACE = StitchSpace((4, 8))
@@ -33,17 +32,17 @@ PATIENCE = 60
 
 
 class Recorder:
-    """A detector that finds nothing, and remembers how many it was asked to at once."""
+    """A model that finds nothing, and remembers how often it was asked at once."""
 
     def __init__(self):
         self.seen, self.running, self.most = 0, 0, 0
 
-    def detect(self, image, stitch_id, min_score):
+    def __call__(self, image, stitch_id):
         self.seen, self.running = self.seen + 1, self.running + 1
         self.most = max(self.most, self.running)
         time.sleep(0.02)
         self.running -= 1
-        return Detected(image, (), 1.0)
+        return found_in(image)
 
 
 def picture(path=None, side=40):
@@ -124,10 +123,10 @@ def test_an_upload_is_detected_in_and_what_was_found_is_served(page, ask):
     ended = ask("change", [{"path": path, "meta": META}, *STATE])
     found, said = ended["output"]["data"]
     assert ended["success"] and "0 objects" in said
-    for served_path in (path, found["path"]):
+    for served_path, size in ((path, (40, 40)), (found["path"], (448, 448))):
         answer = httpx.get(f"{address}gradio_api/file={served_path}")
         assert answer.status_code == 200
-        assert Image.open(io.BytesIO(answer.content)).size == (40, 40)
+        assert Image.open(io.BytesIO(answer.content)).size == size
 
 
 def test_an_example_is_taken_by_its_index_alone(page, ask):
@@ -264,8 +263,6 @@ def test_pictures_are_decoded_one_at_a_time(page, detector, monkeypatch):
     address, _ = page
     (path,) = upload(address, ("a.png", picture())).json()
     answers = Answers(detector, Choices(list(SPACE), COSTS, None), max_pixels=1_000_000)
-    from snnet_vitdet.demo.answers import Wish
-
     detector.most = 0
     threads = [threading.Thread(target=answers.detect, args=[path, Wish(*STATE)]) for _ in "12345"]
     for thread in threads:

@@ -72,7 +72,7 @@ def main(path, threshold, what):
     """Predicts in a small image first: what a process loads once does not count."""
     torch.manual_seed(0)
     config = load_config(str(CONFIG), OVERRIDES)
-    predictor = Predictor.of_model(
+    predictor = Predictor.from_model(
         instantiate(config.model),
         ["a", "b", "c"],
         config.dataloader.test.mapper,

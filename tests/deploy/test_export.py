@@ -17,7 +17,7 @@ from detectron2.utils.events import EventStorage
 from snnet_vitdet import Predictor, StitchTable
 from snnet_vitdet.deploy import (
     PixelsToPyramid,
-    export_checks,
+    export_graphs,
     export_onnx,
     export_program,
     export_stitch,
@@ -155,6 +155,9 @@ def test_an_exported_file_has_no_other_stitch(exported):
     with pytest.raises(InputError, match="the exported file has stitch FS-1 alone: export L, too"):
         alone.set_stitch("L")
     assert alone.stitch.name == "FS-1"
+    assert Predictor.from_file(exported("FS-1"), stitch="FS-1", device="cpu").stitch == alone.stitch
+    with pytest.raises(InputError, match="has stitch FS-1 alone"):
+        Predictor.from_file(exported("FS-1"), stitch="S", device="cpu")
 
 
 def randomly(module):
@@ -245,7 +248,7 @@ def test_what_differs_from_its_model_is_not_kept(
 ):
     model = load_exported(exported("S"))
     images = [supernet.prepare(file)["image"] for file in files[:2]]
-    monkeypatch.setattr(export_checks, "TOLERANCE", -1.0)
+    monkeypatch.setattr(export_graphs, "TOLERANCE", -1.0)
     stitch, names = supernet.stitch, supernet.class_names
     with pytest.raises(InputError, match="is not kept: its features differ"):
         export_stitch(tmp_path / "a.safetensors", supernet.model, swept, stitch, names)

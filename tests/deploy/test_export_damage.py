@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from snnet_vitdet import Predictor
 from snnet_vitdet.deploy import export_stitch, load_exported, read_export
-from snnet_vitdet.deploy.export_info import ExportInfo
+from snnet_vitdet.deploy.export_file import ExportInfo, exported_table
 from snnet_vitdet.deploy.export_parts import PARTS, build, build_augmentations
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import ScoreCurve, StitchResult, StitchTable
@@ -100,7 +100,7 @@ def read(text):
     """All that is made of a description, as Predictor.from_file makes it."""
     info = ExportInfo.from_json(text)
     info.resizing()
-    info.table("a file")
+    exported_table([info], "a file")
     return build(info.model)
 
 
@@ -205,13 +205,13 @@ def test_damaged_bytes_are_a_sentence_or_a_model(whole, tmp_path_factory, noise,
             10**9,
             "a whole number from 1 to 4096, got 1000000000",
         ),
-        ("augmentations.0.max_size", 10**400, "4096, got an integer of 401 digits"),
+        ("augmentations.0.max_size", 10**400, "4096, got a whole number of 1329 bits"),
         ("augmentations", [], None),
         ("augmentations", {}, "augmentations must be a list of 0 to 8 values"),
         ("curve.detections", [1], "detections must be a list of 101 values, got a list of 1"),
         ("curve.num_objects", 3, "more right detections than detections or objects"),
-        ("result.metrics", {"surprise": 1}, "metrics has the unknown key 'surprise'"),
-        ("result.metrics.bbox_AP", 1e300, "bbox_AP must be a number from -1 to 101"),
+        ("result.metrics", {"surprise": 1}, "metrics has unknown names: surprise"),
+        ("result.metrics.bbox_AP", 1e300, "bbox_AP must be an AP on 0-100"),
         ("stitch.kind", "SF", "is called 'FS-2', which its segments are not"),
         ("stitch", 3, "stitch must be an object with keys, got 3"),
         ("format_version", 7, "its format has version 7, this program reads 1"),
@@ -287,5 +287,5 @@ def test_a_description_of_another_stitch_is_refused(rewritten):
 
     with pytest.raises(InputError, match="says that it has stitch FS-1, and its model runs other"):
         load_exported(rewritten(other))
-    with pytest.raises(InputError, match="it names 1 classes, and its model has"):
+    with pytest.raises(InputError, match="says that it has 1 classes, and its model has 3"):
         load_exported(rewritten(lambda content: content.update(class_names=["one"])))

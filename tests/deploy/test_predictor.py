@@ -131,7 +131,7 @@ def test_a_switch_is_in_effect_at_once_and_an_unknown_one_is_refused(make, files
 def test_an_id_may_be_any_integer(make, files):
     predictor = make()
     expected = predictor(files[0], stitch=3)
-    for stitch in (np.int64(3), torch.tensor(3)):
+    for stitch in (np.int64(3), torch.tensor(3), "3"):
         assert_same(predictor(files[0], stitch=stitch), expected)
         assert predictor.set_stitch(stitch).id == 3
     for stitch in ([3], 3.5, True):
@@ -141,7 +141,7 @@ def test_an_id_may_be_any_integer(make, files):
 
 def test_what_is_no_threshold_is_refused_with_or_without_a_sweep(swept, make):
     model = instantiate(swept.model)
-    without = Predictor.of_model(model, ["a"], swept.dataloader.test.mapper, device="cpu")
+    without = Predictor.from_model(model, ["a"], swept.dataloader.test.mapper, device="cpu")
     for predictor in (make(), without):
         for score in (None, [0.3], True, float("nan"), 1.5, "0.5", "F1"):
             with pytest.raises(InputError, match="a threshold is a score from 0 to 1, f1, or"):
@@ -225,12 +225,16 @@ def test_a_loaded_model_gives_what_its_checkpoint_gives(swept, make, files):
     StrictCheckpointer(model).load(swept.train.init_checkpoint)
     names = make().class_names
     table = StitchTable.read(swept.train.output_dir)
-    predictor = Predictor.of_model(
+    predictor = Predictor.from_model(
         model, names, swept.dataloader.test.mapper, table=table, device="cpu"
     )
     assert predictor.choose(max_gflops=1e9).name == table.best().name
     assert_same(predictor(files[0]), make(stitch=table.best().name)(files[0]))
-    without = Predictor.of_model(model, names, swept.dataloader.test.mapper, device="cpu")
+    chosen = Predictor.from_model(
+        model, names, swept.dataloader.test.mapper, table=table, max_gflops=1e9, device="cpu"
+    )
+    assert chosen.stitch == predictor.stitch
+    without = Predictor.from_model(model, names, swept.dataloader.test.mapper, device="cpu")
     with pytest.raises(InputError, match="this model has no sweep, and budgets and"):
         without.choose(max_gflops=1)
 

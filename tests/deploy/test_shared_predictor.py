@@ -32,7 +32,7 @@ def predictor(tiny_config):
             StitchResult(stitch.id, stitch.name, stitch.kind, stitch.cuts, 1, 1, {"bbox_AP": 1}),
             ScoreCurve(stitch.name, 9, shown, shown),
         )
-    return Predictor.of_model(
+    return Predictor.from_model(
         model,
         ["a", "b", "c"],
         config.dataloader.test.mapper,

@@ -14,7 +14,7 @@ from detectron2.modeling import ViT
 from detectron2.utils import comm
 from torch import nn
 
-from snnet_vitdet.deploy.export_file import export_stitch
+from snnet_vitdet.deploy import export_stitch
 from snnet_vitdet.engine import fit_stitching_layers, launch_here, load_anchors, load_detectors
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import anchor_alone, join_configs

@@ -76,7 +76,7 @@ def test_a_sweep_pastes_masks_in_float32(model, way):
 
 
 def test_a_predictor_pastes_masks_in_float32(model):
-    predictor = Predictor.of_model(
+    predictor = Predictor.from_model(
         model, ["a", "b", "c"], RESIZING, device="cpu", precision="bfloat16"
     )
     (found,) = predictor.detect(inputs())

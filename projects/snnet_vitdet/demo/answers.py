@@ -1,28 +1,32 @@
-"""What the page answers to its visitors, without the page itself."""
+"""What the page answers its visitors, without the page itself."""
 
 import threading
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from snnet_vitdet.deploy import Detections, draw_detections
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.report.kinds import kind_label
 from snnet_vitdet.text import escaped
 
 from .choices import BUDGETS, Choices
-from .detector import SharedDetector
-from .pictures import open_picture
+from .pictures import MAX_SIDE, open_picture
 from .plot import amount, plot_svg
 
 __all__ = ["BY_NAME", "F1", "Answers", "Wish", "message"]
 
 BY_NAME = "name"
-"""Instead of a budget: the stitch itself."""
+"""Chosen in place of a budget: the stitch itself."""
 
 F1 = "f1"
-"""Instead of a score: that of the stitch's largest F1 in the sweep."""
+"""Chosen in place of a score: the score of the stitch's largest F1 in the sweep."""
 
 _MAX_ROWS = 50
+# Smaller pictures are enlarged, so that names fit in.
+_MIN_SIDE = 448
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,8 @@ class Wish:
 
     Attributes:
         budget: One of ``BUDGETS``, or ``BY_NAME``.
-        limit: Of the budget.
-        name: The stitch for ``BY_NAME``.
+        limit: Limit of the budget.
+        name: Name of the stitch for ``BY_NAME``.
         by: One of ``SCORES``.
         threshold: ``F1``, or anything else for ``min_score``.
         min_score: Objects of lower scores are not shown.
@@ -49,31 +53,39 @@ class Wish:
 class Answers:
     """Turns wishes into choices, plots and detections."""
 
-    def __init__(self, detector: SharedDetector, choices: Choices, max_pixels: int) -> None:
+    def __init__(
+        self, predict: Callable[[np.ndarray, int], Detections], choices: Choices, max_pixels: int
+    ) -> None:
         """
         Args:
-            detector: The model.
-            choices: What it offers.
-            max_pixels: Of an uploaded picture.
+            predict: Gives all detections in an image, (H, W, 3), RGB, uint8, with a stitch of an
+                id.
+            choices: The stitches to choose from.
+            max_pixels: Largest number of pixels of an uploaded picture.
         """
-        self._detector, self.choices, self._max_pixels = detector, choices, max_pixels
+        self.choices = choices
+        self._predict, self._max_pixels = predict, max_pixels
         self._one_picture = threading.Lock()
 
+    def warm_up(self) -> None:
+        """Runs a stitch once: the first run of a process is slower than all others."""
+        self._predict(np.full((64, 64, 3), 128, dtype=np.uint8), next(iter(self.choices.stitches)))
+
     def stitch_id(self, wish: Wish) -> int:
-        """The stitch a visitor wants.
+        """The stitch that a visitor wants.
 
         Raises:
-            InputError: If there is none within the budget, or of this name.
+            InputError: If there is none within the budget, or none of this name.
         """
         if wish.budget != BY_NAME:
             return self.choices.within(wish.budget, wish.limit, wish.by)
-        ids = [i for i, stitch in self.choices.stitches.items() if stitch.name == wish.name]
-        if not ids:
-            raise InputError(f"The model has no stitch {wish.name!r}.")
-        return ids[0]
+        for stitch_id, stitch in self.choices.stitches.items():
+            if stitch.name == wish.name:
+                return stitch_id
+        raise InputError(f"The model has no stitch {wish.name!r}.")
 
     def preview(self, wish: Wish) -> str:
-        """The chosen stitch and the plot, where there is a choice, as HTML; runs no model."""
+        """The chosen stitch and, if there are several, the plot, as HTML; runs no model."""
         budget = "gflops" if wish.budget == BY_NAME else wish.budget
         scored = bool(self.choices.scores)
         try:
@@ -93,7 +105,7 @@ class Answers:
         )
 
     def axis(self, budget: str) -> str:
-        """A budget in words, with the device it was measured on."""
+        """Name of a budget, with the device it was measured on."""
         name, unit = BUDGETS[budget]
         if not unit:
             return name
@@ -101,46 +113,51 @@ class Answers:
         return f"{name} ({unit}{f', {device}' if device else ''})"
 
     def detect(self, path: str, wish: Wish) -> tuple[np.ndarray, str]:
-        """Detects in a file at the stitch that is wanted.
+        """Detects objects in a file with the stitch that is wanted.
 
         Returns:
-            The drawn picture, and what there is to say about it as HTML.
+            The picture with boxes, masks, names and scores drawn in, (H, W, 3), RGB, uint8; and
+            what was found as HTML.
 
         Raises:
-            InputError: If the file is no image, or there is no stitch or score as is wanted.
+            InputError: If the file is no image, or there is no such stitch or score.
         """
         stitch_id = self.stitch_id(wish)
-        min_score = self._min_score(stitch_id, wish)
-        # A picture takes many times its file's size: one at a time, however many are asked about.
+        by_f1 = wish.threshold == F1
+        min_score = self.choices.best_f1(stitch_id) if by_f1 else wish.min_score
+        # One at a time: a decoded picture takes many times its file's size, and matplotlib, which
+        # draws, is not made for several threads.
         with self._one_picture:
             image = open_picture(path, self._max_pixels)
-            found = self._detector.detect(image, stitch_id, min_score)
-        count = len(found.objects)
-        what = f"{count} object{'' if count == 1 else 's'}"
-        because = ", this stitch's best F1" if wish.threshold == F1 else ""
+            start = time.perf_counter()
+            found = self._predict(image, stitch_id)
+            milliseconds = 1e3 * (time.perf_counter() - start)
+            found = found[found.scores >= min_score]
+            short, long = sorted(image.shape[:2])
+            min_side = min(_MIN_SIDE, MAX_SIDE * short // long)
+            picture = draw_detections(image, found, min_side=min_side)
+        count = f"{len(found)} object{'' if len(found) == 1 else 's'}"
+        name = escaped(self.choices.stitches[stitch_id].name)
+        because = ", this stitch's best F1" if by_f1 else ""
         line = (
-            f"<p><strong>{escaped(self.choices.stitches[stitch_id].name)}</strong> found "
-            f"<strong>{what}</strong> with a score of at least {min_score:.2f}{because}, in "
-            f"<strong>{found.milliseconds:.0f} ms</strong>.</p>"
+            f"<p><strong>{name}</strong> found <strong>{count}</strong> with a score of at least "
+            f"{min_score:.2f}{because}, in <strong>{milliseconds:.0f} ms</strong>.</p>"
         )
-        return found.picture, f'<div role="status">{line}{_table(found.objects)}</div>'
-
-    def _min_score(self, stitch_id: int, wish: Wish) -> float:
-        if wish.threshold != F1:
-            return wish.min_score
-        return self.choices.best_f1(stitch_id)
+        pairs = zip(found.class_names.tolist(), found.scores.tolist(), strict=True)
+        objects = sorted(pairs, key=lambda pair: -pair[1])
+        return picture, f'<div role="status">{line}{_table(objects)}</div>'
 
     def _facts(self, stitch_id: int) -> str:
-        stitch = self.choices.stitches[stitch_id]
+        choices, stitch = self.choices, self.choices.stitches[stitch_id]
         facts = [
-            ("GFLOPs", amount(self.choices.cost(stitch_id, "gflops"))),
-            ("parameters", f"{amount(self.choices.params_m(stitch_id))} M"),
+            ("GFLOPs", amount(choices.cost(stitch_id, "gflops"))),
+            ("parameters", f"{amount(choices.params_m(stitch_id))} M"),
         ]
-        for score in self.choices.scores:
-            ap = self.choices.score(stitch_id, score)
+        for score in choices.scores:
+            ap = choices.score(stitch_id, score)
             facts.append((f"{score} AP", "not scored" if ap is None else f"{ap:.1f}"))
         for budget, (name, unit) in BUDGETS.items():
-            value = self.choices.cost(stitch_id, budget)
+            value = choices.cost(stitch_id, budget)
             if unit and value is not None:
                 facts.append((f"{name}, measured", f"{amount(value)} {unit}"))
         cells = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts)
@@ -152,12 +169,11 @@ class Answers:
 
 def message(text: str, error: bool = True) -> str:
     """A sentence for a visitor, as HTML."""
-    kind = "error" if error else "hint"
-    role = "alert" if error else "status"
+    kind, role = ("error", "alert") if error else ("hint", "status")
     return f'<p class="snnet-{kind}" role="{role}">{escaped(text)}</p>'
 
 
-def _table(objects) -> str:
+def _table(objects: Sequence[tuple[str, float]]) -> str:
     if not objects:
         return ""
     rows = "".join(
@@ -165,9 +181,8 @@ def _table(objects) -> str:
         for name, score in objects[:_MAX_ROWS]
     )
     more = len(objects) - _MAX_ROWS
-    note = f"<p>and {more} more</p>" if more > 0 else ""
     return (
         '<div class="snnet-objects" tabindex="0"><table>'
         "<thead><tr><th>class</th><th>score</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table>{note}</div>"
+        f"<tbody>{rows}</tbody></table>{f'<p>and {more} more</p>' if more > 0 else ''}</div>"
     )

@@ -1,6 +1,5 @@
 """The page: controls on one side, what was found on the other, below each other on a phone."""
 
-from abc import ABCMeta
 from collections.abc import Sequence
 
 import gradio as gr
@@ -11,13 +10,8 @@ from snnet_vitdet.text import escaped, neutral
 
 from .answers import BY_NAME, F1, Answers, Wish, message
 from .choices import BUDGETS
-from .style import CSS, RELEASE_BY_KEYBOARD, THEME
-from .uploads import take_uploads_alone
 
 __all__ = ["LOOK", "build_page"]
-
-LOOK = {"theme": THEME, "css": CSS, "js": RELEASE_BY_KEYBOARD}
-"""Arguments of gradio's ``launch``."""
 
 _FIXED = "fixed"
 _UNSCORED = (
@@ -25,37 +19,20 @@ _UNSCORED = (
     "that computes the most is taken. `train_net.py --eval-only` scores them."
 )
 _HINT = message("Drop an image.", error=False)
-# Visitors' pictures are deleted after an hour, looked for every ten minutes.
+# Seconds: every ten minutes, pictures older than an hour are deleted.
 _DELETE_CACHE = (600, 3600)
-
-
-def _path_of_upload(self, payload):
-    """The path of what a visitor uploaded.
-
-    gradio itself would open whatever Pillow opens, however large, and answer with an exception.
-    """
-    return None if payload is None else payload.path
-
-
-# gradio's own metaclass writes a stub file beside the source of every new class.
-_UploadedImage = ABCMeta.__new__(
-    type(gr.Image),
-    "_UploadedImage",
-    (gr.Image,),
-    {"is_template": True, "preprocess": _path_of_upload},
-)
 
 
 def build_page(answers: Answers, heading: str, examples: Sequence[str] = ()) -> gr.Blocks:
     """Builds the page.
 
     Args:
-        answers: What it asks.
-        heading: What it is of.
+        answers: Answers what visitors ask.
+        heading: Heading of the page.
         examples: Paths of images to start with.
 
     Returns:
-        A page, to be launched with ``LOOK``.
+        The page, to be launched with ``LOOK``.
     """
     with gr.Blocks(
         title=neutral(heading), analytics_enabled=False, delete_cache=_DELETE_CACHE
@@ -65,7 +42,9 @@ def build_page(answers: Answers, heading: str, examples: Sequence[str] = ()) -> 
             gr.Markdown(_UNSCORED, elem_id="unscored")
         with gr.Row():
             with gr.Column(scale=5, min_width=320):
-                image = _UploadedImage(label="Image", height=160, elem_id="image", buttons=[])
+                image = gr.Image(label="Image", height=160, elem_id="image", buttons=[])
+                # gradio itself would open whatever Pillow opens, however large.
+                image.preprocess = lambda payload: None if payload is None else payload.path
                 if examples:
                     _examples(examples, image)
                 wish = _budget_controls(answers)
@@ -82,17 +61,20 @@ def build_page(answers: Answers, heading: str, examples: Sequence[str] = ()) -> 
                 wish |= _settings(answers)
         plot.value = answers.preview(Wish(**{key: each.value for key, each in wish.items()}))
         _connect(answers, wish, image, plot, picture, said)
-    take_uploads_alone(page)
-    # Who floods the page is turned away before the memory is full of pictures.
+    # More visitors are turned away, before the memory is full of pictures.
     return page.queue(max_size=32)
 
 
 def _examples(paths: Sequence[str], image: gr.Image) -> None:
-    """Pictures to click on. A visitor asks for one by its index."""
-    samples = [[path] for path in paths]
-    options = dict(label="Examples", elem_id="examples")
-    examples = gr.Dataset(components=[image], samples=samples, type="index", **options)
-    # gradio has copied them to where it serves files from.
+    """Pictures to click on; a browser asks for one by its index."""
+    examples = gr.Dataset(
+        components=[image],
+        samples=[[path] for path in paths],
+        type="index",
+        label="Examples",
+        elem_id="examples",
+    )
+    # gradio has copied them to the folder that it serves files from.
     copies = [sample["path"] for (sample,) in examples.samples]
 
     def copy_of(index):
@@ -104,7 +86,7 @@ def _examples(paths: Sequence[str], image: gr.Image) -> None:
 
 
 def _budget_controls(answers: Answers) -> dict[str, gr.components.Component]:
-    """What the stitch is chosen with, by the names of ``Wish``'s attributes."""
+    """The controls that choose the stitch, by the attributes of ``Wish``."""
     budgets = answers.choices.budgets
     names = [stitch.name for stitch in answers.choices.stitches.values()]
     kinds = [(BUDGETS[budget][0], budget) for budget in budgets] + [("name", BY_NAME)]
@@ -123,7 +105,7 @@ def _slider(answers: Answers, budget: str) -> dict[str, object]:
 
 
 def _settings(answers: Answers) -> dict[str, gr.components.Component]:
-    """What is rarely changed, by the names of ``Wish``'s attributes."""
+    """The controls that are rarely used, by the attributes of ``Wish``."""
     scores, with_f1 = answers.choices.scores, answers.choices.has_best_f1
     with gr.Accordion("Settings", open=False, elem_id="settings"):
         by = gr.Radio(
@@ -152,7 +134,7 @@ def _settings(answers: Answers) -> dict[str, gr.components.Component]:
 
 
 def _connect(answers, controls, image, plot, picture, said) -> None:
-    """What happens when: the plot follows the slider, the model runs when it is let go of."""
+    """Connects the events: the plot follows the slider, the model runs when it is released."""
     values = [controls[key] for key in Wish.__dataclass_fields__]
 
     def change_budget(budget):
@@ -173,11 +155,11 @@ def _connect(answers, controls, image, plot, picture, said) -> None:
         try:
             return answers.detect(path, Wish(*state))
         except InputError as error:
-            # Beside the message, which stays: on a phone, it is far below where the file went in.
+            # In addition to the message, which on a phone is far below the upload.
             gr.Warning(escaped(error), title="Nothing detected")
             return None, message(str(error))
 
-    # Of many changes while an answer is on its way, only the last one is asked for.
+    # While an answer is on its way, only the last of several changes is kept.
     asked = dict(trigger_mode="always_last", api_visibility="private")
     previewed = dict(fn=preview, inputs=values, outputs=plot, show_progress="hidden", **asked)
     detected = dict(
@@ -189,32 +171,82 @@ def _connect(answers, controls, image, plot, picture, said) -> None:
         concurrency_limit=1,
         **asked,
     )
-    gr.on(
-        [controls[key].input for key in ("limit", "name", "by")],
-        **previewed,
-    )
-    gr.on(
-        [
-            image.change,
-            controls["limit"].release,
-            controls["min_score"].release,
-            controls["name"].input,
-            controls["by"].input,
-        ],
-        **detected,
-    )
-    changed = controls["budget"].input(
-        change_budget,
-        controls["budget"],
-        [controls["limit"], controls["name"]],
-        show_progress="hidden",
-        **asked,
-    )
+    budget, limit, name, by, threshold, min_score = values
+    gr.on([limit.input, name.input, by.input], **previewed)
+    gr.on([image.change, limit.release, min_score.release, name.input, by.input], **detected)
+    hidden = dict(show_progress="hidden", **asked)
+    changed = budget.input(change_budget, budget, [limit, name], **hidden)
     changed.then(**previewed).then(**detected)
-    controls["threshold"].input(
-        change_threshold,
-        controls["threshold"],
-        controls["min_score"],
-        show_progress="hidden",
-        **asked,
-    ).then(**detected)
+    threshold.input(change_threshold, threshold, min_score, **hidden).then(**detected)
+
+
+# Fonts of the visitor's own system: nothing is fetched.
+_THEME = gr.themes.Default(
+    font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+)
+
+# Releases a slider when an arrow key is released: gradio does so for pointers alone.
+_RELEASE_BY_KEYBOARD = """() => {
+    document.addEventListener("keyup", (event) => {
+        if (event.target.type === "range" && /^(Arrow|Page|Home|End)/.test(event.key)) {
+            event.target.dispatchEvent(new PointerEvent("pointerup", {bubbles: true}));
+        }
+    });
+}"""
+
+_CSS = """
+.gradio-container { --snnet-subdued: color-mix(in srgb, var(--body-text-color) 72%, transparent); }
+#found img { max-height: min(64vh, 600px); }
+#heading .html-container, #plot .html-container, #said .html-container { padding: 0; }
+#examples .gallery-item .container { width: 64px; height: 64px; }
+
+.snnet-facts p { margin: 0 0 4px; }
+.snnet-facts p strong { font-size: 1.35em; margin-right: .4em; }
+.snnet-facts dl { display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 0 0 6px; }
+.snnet-facts dt { font-size: .8em; color: var(--snnet-subdued); }
+.snnet-facts dd { margin: 0; font-weight: 600; font-variant-numeric: tabular-nums; }
+
+.snnet-plot { width: 100%; max-width: 480px; height: auto; color: var(--body-text-color); }
+.snnet-plot text { font-size: 12px; fill: var(--snnet-subdued); }
+.snnet-plot .grid { stroke: currentColor; stroke-opacity: .12; fill: none; }
+.snnet-plot .axis { stroke: currentColor; stroke-opacity: .5; fill: none; }
+.snnet-plot .frontier { stroke: currentColor; stroke-width: 1.4; stroke-opacity: .75; fill: none; }
+.snnet-plot .beyond { fill: currentColor; fill-opacity: .07; }
+.snnet-plot .limit { stroke: currentColor; stroke-width: 1.4; stroke-dasharray: 4 3; fill: none; }
+.snnet-plot use { stroke: var(--background-fill-primary); stroke-width: .7; }
+.snnet-plot .ring { fill: none; stroke: currentColor; stroke-width: 2.5; }
+.snnet-plot .halo { stroke: var(--background-fill-primary); stroke-width: 5.5; }
+.snnet-plot .chosen {
+    font-size: 14px; font-weight: 700; fill: currentColor;
+    paint-order: stroke; stroke: var(--background-fill-primary); stroke-width: 4px;
+}
+.snnet-legend {
+    list-style: none; margin: 4px 0 0; padding: 0;
+    display: flex; flex-wrap: wrap; gap: 2px 16px; font-size: .85em;
+}
+@media (max-width: 640px) {
+    .snnet-plot text { font-size: 15px; }
+    .snnet-legend { column-gap: 12px; font-size: .75em; }
+}
+.snnet-legend li { display: flex; align-items: center; gap: .35em; margin: 0; }
+.snnet-legend svg { width: 14px; height: 14px; }
+
+.snnet-error, .snnet-hint { margin: 0; padding: 8px 12px; border-left: 4px solid; }
+.snnet-error { border-color: #d55e00; background: rgba(213, 94, 0, .12); }
+.snnet-hint { border-color: var(--border-color-primary); color: var(--snnet-subdued); }
+
+.snnet-objects { max-height: 260px; overflow: auto; margin-top: 8px; }
+.snnet-objects table { width: 100%; max-width: 24em; border-collapse: collapse; }
+.snnet-objects table, .snnet-objects tr { border: none; }
+.snnet-objects th, .snnet-objects td {
+    padding: 3px 8px; text-align: left;
+    border: none; border-bottom: 1px solid var(--border-color-primary);
+}
+.snnet-objects th { position: sticky; top: 0; background: var(--background-fill-primary); }
+.snnet-objects td + td, .snnet-objects th + th {
+    text-align: right; font-variant-numeric: tabular-nums;
+}
+"""
+
+LOOK = {"theme": _THEME, "css": _CSS, "js": _RELEASE_BY_KEYBOARD}
+"""Arguments of gradio's ``launch``: the look in light and dark, without anything from elsewhere."""

@@ -1,4 +1,4 @@
-"""What strangers upload, as an array a detector takes, or a sentence that says why not."""
+"""Uploaded files as arrays for a detector, or a sentence that says why not."""
 
 import os
 
@@ -10,13 +10,13 @@ from snnet_vitdet.errors import InputError
 __all__ = ["MAX_SIDE", "open_picture"]
 
 MAX_SIDE = 1600
-"""Larger pictures are reduced to this: masks of a hundred objects take their area each."""
+"""Longest side in pixels; larger pictures are reduced to it."""
 
-# Decoders of other formats are not tried: some of them start programs (EPS), most of them nobody
-# looks after.
+# Decoders of other formats are not tried: one of them starts a program (EPS), most are not
+# maintained.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 _NAMES = "JPEG, PNG, WebP, TIFF, BMP or GIF"
-# Narrower ones would have no pixel left once they are resized for the model.
+# Narrower pictures would lose a side when they are resized for the model.
 _MAX_ASPECT = 40
 
 
@@ -25,7 +25,7 @@ def open_picture(path: str | os.PathLike[str], max_pixels: int) -> np.ndarray:
 
     Args:
         path: The file.
-        max_pixels: Pictures of more are not decoded; a small file can hold a huge one.
+        max_pixels: Larger pictures are not decoded; a small file can hold a huge one.
 
     Returns:
         (H, W, 3), RGB, uint8, no side longer than ``MAX_SIDE``.
@@ -33,7 +33,7 @@ def open_picture(path: str | os.PathLike[str], max_pixels: int) -> np.ndarray:
     Raises:
         InputError: If it is no image, damaged, or too large.
     """
-    # To open a pipe would wait for whoever writes into it, which may be nobody.
+    # Opening a pipe would wait for its writer.
     if not os.path.isfile(path):
         raise InputError("This is not a file that can be read: upload it again.")
     try:
@@ -52,7 +52,7 @@ def open_picture(path: str | os.PathLike[str], max_pixels: int) -> np.ndarray:
                 f"up to {_MAX_ASPECT} times."
             )
         try:
-            # Of a large JPEG, no more is decoded than is needed.
+            # A large JPEG is decoded at a smaller size.
             image.draft("RGB", (MAX_SIDE, MAX_SIDE))
             rgb = _as_rgb(ImageOps.exif_transpose(image))
         except InputError:
@@ -74,7 +74,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise InputError("This image has floating-point pixels: save it with 8 or 16 bits.")
     if image.mode.startswith("I"):
-        # Pillow's own conversion clips: everything above 255 would be white.
+        # Pillow's conversion clips: everything above 255 would be white.
         values = np.asarray(image).astype(np.int64)
         return Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:

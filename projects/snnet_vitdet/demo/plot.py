@@ -1,6 +1,6 @@
-"""The stitches as an SVG picture with one of them marked, drawn faster than a slider moves."""
+"""The stitches as an SVG plot with one of them marked, fast enough to follow a slider."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import MaxNLocator
@@ -26,24 +26,23 @@ def plot_svg(
     limit: float | None = None,
     frontier: bool = True,
 ) -> str:
-    """Draws every point, and a legend below.
+    """Draws all points, with a legend below.
 
-    Colours besides those of the kinds are the page's own (``currentColor``).
+    Kinds have their own colours; all else has the page's (``currentColor``).
 
     Args:
         points: At least one.
-        x_label: What they cost.
-        y_label: What they score.
-        chosen: Id of the one to mark.
-        limit: What is above it is out of reach.
-        frontier: Whether to draw the line of those that none beats.
+        x_label: Label of the cost axis.
+        y_label: Label of the score axis.
+        chosen: Id of the stitch to mark.
+        limit: Limit of the cost, drawn as a line.
+        frontier: Whether to draw the Pareto frontier.
 
     Returns:
         HTML.
     """
-    xs, ys = [p.x for p in points], [p.y for p in points]
-    x_of = _scale(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT)
-    y_of = _scale(min(ys), max(ys), _HEIGHT - _BOTTOM, _TOP)
+    x_of, x_ticks = _scale([p.x for p in points], _LEFT, _WIDTH - _RIGHT, 6)
+    y_of, y_ticks = _scale([p.y for p in points], _HEIGHT - _BOTTOM, _TOP, 5)
     styles = kind_styles(p.kind for p in points)
     marked = next((p for p in points if p.id == chosen), None)
     said = f"{counted(len(points), 'stitch', 'stitches')}, {y_label} over {x_label}"
@@ -55,7 +54,7 @@ def plot_svg(
         "<defs>",
         *(f'<path id="snnet-{kind}" d="{_shape(kind, style)}"/>' for kind, style in styles.items()),
         "</defs>",
-        *_axes(x_of, y_of, (min(xs), max(xs)), (min(ys), max(ys)), x_label, y_label),
+        *_axes(x_ticks, y_ticks, x_label, y_label),
     ]
     if limit is not None:
         at = min(max(x_of(limit), _LEFT), _WIDTH - _RIGHT)
@@ -67,7 +66,7 @@ def plot_svg(
         ]
     if frontier:
         parts.append(f'<path class="frontier" d="{_frontier(points, x_of, y_of)}"/>')
-    # Few of a kind above many, which would hide them.
+    # Rare kinds are drawn last, above the others.
     count = {kind: sum(p.kind == kind for p in points) for kind in styles}
     for point in sorted(points, key=lambda p: -count[p.kind]):
         title = f"{point.name} ({kind_label(point.kind)}): {amount(point.y)} at {amount(point.x)}"
@@ -83,19 +82,29 @@ def plot_svg(
 
 
 def amount(value: float) -> str:
-    """A cost or score as people read it: three digits, or all before the point."""
+    """A cost or score with three digits, or with all digits before the point."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def _scale(low, high, start, end):
-    """A linear map with some air at both ends."""
-    air = 0.06 * (high - low) or 1.0
-    low, high = low - air, high + air
-    return lambda value: start + (value - low) / (high - low) * (end - start)
+def _scale(
+    values: Sequence[float], start: float, end: float, num_ticks: int
+) -> tuple[Callable[[float], float], list[tuple[float, float]]]:
+    """A linear map from values to places, with a margin; and ticks, each with its place."""
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low)
+    ticks = MaxNLocator(num_ticks, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    ticks = [float(tick) for tick in ticks if low - margin <= tick <= high + margin]
+    margin = margin or 1.0
+    low, high = low - margin, high + margin
+
+    def place_of(value: float) -> float:
+        return start + (value - low) / (high - low) * (end - start)
+
+    return place_of, [(tick, place_of(tick)) for tick in ticks]
 
 
 def _shape(kind: str, style: tuple[str, str], radius: float | None = None) -> str:
-    """The marker of a kind around 0, 0."""
+    """Path of a kind's marker around 0, 0."""
     marker = MarkerStyle(style[1])
     outline = marker.get_path().transformed(marker.get_transform())
     radius = radius or (10.0 if kind in ANCHORS else 4.5)
@@ -104,36 +113,31 @@ def _shape(kind: str, style: tuple[str, str], radius: float | None = None) -> st
     return "M" + "L".join(f"{radius * x / size:.2f} {-radius * y / size:.2f}" for x, y in corners)
 
 
-def _axes(x_of, y_of, x_range, y_range, x_label, y_label):
+def _axes(
+    x_ticks: list[tuple[float, float]],
+    y_ticks: list[tuple[float, float]],
+    x_label: str,
+    y_label: str,
+) -> Iterator[str]:
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
-    for tick in _ticks(*x_range, 6):
-        x = x_of(tick)
+    for tick, x in x_ticks:
         yield f'<path class="grid" d="M{x:.1f} {_TOP}V{bottom}"/>'
         yield f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>'
-    for tick in _ticks(*y_range, 5):
-        y = y_of(tick)
+    for tick, y in y_ticks:
         yield f'<path class="grid" d="M{_LEFT} {y:.1f}H{right}"/>'
         yield f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>'
     yield f'<path class="axis" d="M{_LEFT} {_TOP}V{bottom}H{right}"/>'
-    middle = (_LEFT + right) / 2
-    yield f'<text x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{escaped(x_label)}</text>'
-    middle = (_TOP + bottom) / 2
-    yield (
-        f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">'
-        f"{escaped(y_label)}</text>"
-    )
-
-
-def _ticks(low: float, high: float, count: int) -> list[float]:
-    air = 0.06 * (high - low)
-    ticks = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    return [float(tick) for tick in ticks if low - air <= tick <= high + air]
+    for label, place in (
+        (x_label, f"translate({(_LEFT + right) / 2} {_HEIGHT - 8})"),
+        (y_label, f"translate(13 {(_TOP + bottom) / 2}) rotate(-90)"),
+    ):
+        yield f'<text transform="{place}" text-anchor="middle">{escaped(label)}</text>'
 
 
 def _frontier(points, x_of, y_of) -> str:
     on = pareto_front([p.x for p in points], [p.y for p in points])
     corners = sorted((p.x, p.y) for p, is_on in zip(points, on, strict=True) if is_on)
-    # Stepped: between two of its points, a budget buys no more than the cheaper one gives.
+    # In steps: a budget between two points buys what the cheaper one gives.
     path = f"M{x_of(corners[0][0]):.1f} {y_of(corners[0][1]):.1f}"
     return path + "".join(f"H{x_of(x):.1f}V{y_of(y):.1f}" for x, y in corners[1:])
 
@@ -141,7 +145,7 @@ def _frontier(points, x_of, y_of) -> str:
 def _mark(point: Point, x: float, y: float) -> list[str]:
     left = x > _WIDTH / 2
     text_x = x - 15 if left else x + 15
-    # Above the ring at the bottom, below it at the top: never over an axis.
+    # Above the ring, or below it at the top of the plot: never over an axis.
     text_y = y + 20 if y < _HEIGHT / 3 else y - 12
     return [
         f'<circle class="ring halo" cx="{x:.1f}" cy="{y:.1f}" r="10"/>',

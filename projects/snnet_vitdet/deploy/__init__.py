@@ -1,15 +1,13 @@
 """From a swept model to a detector in use: choose, predict, export."""
 
-from .coco_output import CocoPredictions
-from .drawing import draw_detections
-from .export_checks import PixelsToPyramid
-from .export_file import export_stitch, load_exported, read_export
-from .export_graphs import export_onnx, export_program, export_torchscript
-from .export_info import ExportInfo
-from .images import IMAGE_SUFFIXES, ImageLike, image_files, to_rgb
-from .instances import ClassNames, Detections
+from .export_file import ExportInfo, exported_table, load_exported, read_export
+from .export_graphs import PixelsToPyramid, export_onnx, export_program, export_torchscript
+from .export_stitch import export_stitch
+from .instances import ClassNames, CocoPredictions, Detections
 from .latency import measure_stitches
+from .loading import LoadedDetector
 from .masks import PastedMasks
+from .pictures import IMAGE_SUFFIXES, ImageLike, draw_detections, image_files, to_rgb
 from .predictor import Predictor
 from .samples import sample_detections, stitches_to_show
 from .sweep_report import REPORT_FILE, write_sweep_report
@@ -22,6 +20,7 @@ __all__ = [
     "Detections",
     "ExportInfo",
     "ImageLike",
+    "LoadedDetector",
     "PastedMasks",
     "PixelsToPyramid",
     "Predictor",
@@ -30,6 +29,7 @@ __all__ = [
     "export_program",
     "export_stitch",
     "export_torchscript",
+    "exported_table",
     "image_files",
     "load_exported",
     "measure_stitches",

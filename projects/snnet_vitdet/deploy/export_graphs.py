@@ -1,44 +1,115 @@
-"""A detector for other programs: its backbone and feature pyramid as ONNX and as a torch.export
-program, the whole of it as TorchScript. Each is compared with the model before it is kept.
+"""A detector for other programs: backbone and pyramid as ONNX and as a torch.export program, the
+whole detector as TorchScript. Each is compared with the model before it is kept.
 """
 
-import importlib
 import os
 import warnings
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Callable, Sequence
 
 import torch
 from detectron2.export import TracingAdapter
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Instances
+from torch import nn
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.files import replacing
 
-from .export_checks import PixelsToPyramid, largest_difference, noise_image
-
 __all__ = [
+    "TOLERANCE",
+    "PixelsToPyramid",
     "export_onnx",
     "export_program",
     "export_torchscript",
+    "largest_difference",
 ]
 
-# Pixels, a class, a probability of a pixel, a score.
+TOLERANCE = 1e-3
+"""Largest difference over the largest feature, in float32: kernels add up in different orders."""
+
+# In pixels, classes, probabilities of a pixel, and scores.
 _DETECTION_TOLERANCES = {"pred_boxes": 1e-2, "pred_classes": 0, "pred_masks": 1e-3, "scores": 1e-4}
 _INPUT = "image"
-# Of the 2 GiB that a protobuf file can have, the graph needs some.
+# A protobuf file can have 2 GiB, of which the graph needs some.
 _ONNX_BYTES = 2_000_000_000
+
+
+class PixelsToPyramid(nn.Module):
+    """From the pixels of a square image to the maps of the feature pyramid, normalisation included.
+
+    Pixels beyond an image that is not square have to be ``pixel_mean``, as the detector pads.
+    """
+
+    def __init__(self, model: GeneralizedRCNN) -> None:
+        super().__init__()
+        self.backbone = model.backbone
+        self.names = tuple(model.backbone.output_shape())
+        """Names of the outputs in their order: ``p2`` … ``p6``."""
+        self.register_buffer("pixel_mean", model.pixel_mean.clone())
+        self.register_buffer("pixel_std", model.pixel_std.clone())
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """
+        Args:
+            image: (1, 3, side, side), 0 to 255, in the model's order of colours.
+
+        Returns:
+            A map for each of ``names``, (1, C, side / stride, side / stride).
+        """
+        features = self.backbone((image - self.pixel_mean) / self.pixel_std)
+        return tuple(features[name] for name in self.names)
+
+
+def noise_image(side: int, seed: int) -> torch.Tensor:
+    """Random pixels, (1, 3, side, side), 0 to 255."""
+    generator = torch.Generator().manual_seed(seed)
+    return 255 * torch.rand(1, 3, side, side, generator=generator)
+
+
+@torch.no_grad()
+def largest_difference(
+    path: str | os.PathLike[str],
+    module: PixelsToPyramid,
+    other: Callable[[torch.Tensor], Sequence[torch.Tensor]],
+    side: int,
+) -> float:
+    """Compares the maps of an export with those of its model.
+
+    Args:
+        path: The export's file, for the error.
+        module: The model.
+        other: The export.
+        side: Side of the image in pixels.
+
+    Returns:
+        The largest difference over the largest feature of a map.
+
+    Raises:
+        InputError: If it is above ``TOLERANCE``.
+    """
+    # Not the image that graphs are traced on, so that values which became constants are found.
+    image = noise_image(side, seed=1).to(module.pixel_mean.device)
+    largest = 0.0
+    for own, found in zip(module(image), other(image), strict=True):
+        difference = (found - own).abs().max() / own.abs().max()
+        # NaN compares as no difference.
+        largest = max(largest, torch.nan_to_num(difference, nan=torch.inf).item())
+    if largest > TOLERANCE:
+        raise InputError(
+            f"{path} is not kept: its features differ from the model's by {largest:.1e} of the "
+            f"largest one, more than {TOLERANCE:g}"
+        )
+    return largest
 
 
 @torch.no_grad()
 def export_onnx(model: GeneralizedRCNN, path: str | os.PathLike[str], side: int) -> float:
-    """Writes backbone and pyramid as ONNX, and compares what onnxruntime makes of it.
+    """Writes backbone and pyramid as ONNX, and compares its results in onnxruntime.
 
     Args:
-        model: On the CPU, in evaluation mode.
-        path: Of the file.
-        side: Of the square image in pixels; the file takes no other.
+        model: A detector on the CPU, in evaluation mode.
+        path: The file.
+        side: Side of the square image in pixels; the file takes no other.
 
     Returns:
         The largest difference over the largest feature.
@@ -48,9 +119,15 @@ def export_onnx(model: GeneralizedRCNN, path: str | os.PathLike[str], side: int)
             such a file, it cannot be written, or its features differ from the model's; there is
             then no file.
     """
-    for package in ("onnx", "onnxscript"):
-        _needed(package)
-    onnxruntime = _needed("onnxruntime")
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"ONNX needs the package {error.name}, which cannot be imported ({error}): "
+            "pip install -r requirements-export.txt"
+        ) from error
     module, image = _module_and_image(model, side)
     num_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
     if num_bytes > _ONNX_BYTES:
@@ -101,9 +178,9 @@ def export_torchscript(
     and the image's size.
 
     Args:
-        model: On the CPU, in evaluation mode.
-        path: Of the file.
-        images: Prepared images; tracing takes the one with the most detections.
+        model: A detector on the CPU, in evaluation mode.
+        path: The file.
+        images: Prepared images; the one with the most detections is traced.
 
     Returns:
         How many detections were compared.
@@ -122,9 +199,9 @@ def export_torchscript(
     image = images[counts.index(max(counts))]
     adapter = TracingAdapter(model, image, _detect)
     with replacing(path) as temporary, warnings.catch_warnings():
-        # Of the deprecation of torch.jit, and of every shape that tracing takes for a constant.
+        # torch.jit is deprecated, and tracing warns of every shape that becomes a constant.
         warnings.simplefilter("ignore")
-        # torch's own check runs the same image again, and finds nothing else.
+        # torch's own check would run the same image again.
         torch.jit.trace(adapter, (image,), check_trace=False).save(str(temporary))
         loaded = torch.jit.load(str(temporary))
         for image, expected in zip(images, own, strict=True):
@@ -151,16 +228,6 @@ def _agree(found: Instances, expected: Instances) -> bool:
         torch.allclose(one.float(), other.float(), rtol=0, atol=_DETECTION_TOLERANCES[name])
         for name, (one, other) in pairs.items()
     )
-
-
-def _needed(package: str) -> ModuleType:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise InputError(
-            f"ONNX needs the package {package}, which cannot be imported ({error}): "
-            "pip install -r requirements-export.txt"
-        ) from error
 
 
 def _module_and_image(model: GeneralizedRCNN, side: int) -> tuple[PixelsToPyramid, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The same images by several stitches side by side, for the report of a sweep."""
+"""Detections of several stitches in the same images, for the report of a sweep."""
 
 import io
 import math
@@ -18,15 +18,14 @@ from snnet_vitdet.errors import InputError
 from snnet_vitdet.report import SampleColumn, SamplePicture, SampleRow, Samples
 from snnet_vitdet.report.kinds import ANCHORS
 
-from .drawing import draw_detections, reduced_image, reduced_objects, reduced_size
-from .images import to_rgb
 from .instances import ClassNames, Detections
+from .pictures import draw_detections, reduced_image, reduced_objects, reduced_size, to_rgb
 from .predictor import Predictor
 
 __all__ = ["sample_detections", "stitches_to_show"]
 
-# A column of a page is less than 300 pixels wide: names drawn into a larger picture could not be
-# read there.
+# Pixels of the longer side. A column of the page is less than 300 pixels wide: names in a larger
+# picture could not be read.
 _SIDE = 360
 _QUALITY = 85
 _NO_CURVE_THRESHOLD = 0.5
@@ -38,13 +37,14 @@ Row = Mapping[str, object]
 def stitches_to_show(rows: Sequence[Row]) -> list[Row]:
     """The cheapest stitch of the frontier by box AP, one in its middle, and its best.
 
-    A frontier of fewer is filled up to three: by the anchors, then by the most expensive stitches.
+    A frontier of fewer than three is filled up with the anchors, then with the most expensive
+    stitches.
 
     Args:
-        rows: As ``StitchTable.rows`` gives them. If none has a box AP, the cheapest comes first.
+        rows: Rows of ``StitchTable.rows``. If none has a box AP, the cheapest is among the chosen.
 
     Returns:
-        Up to three of them, by cost.
+        At most three rows, by cost.
     """
     by_cost = sorted(rows, key=lambda row: row["gflops"])
     chosen = [row for row in by_cost if row["on_pareto"]] or by_cost[:1]
@@ -65,17 +65,17 @@ def sample_detections(
     annotated_names: Sequence[str],
     num_images: int = 4,
 ) -> Samples:
-    """Draws what some stitches find, and what is annotated.
+    """Draws the detections of some stitches, and the annotations.
 
-    A detection is shown from the score on that gives its stitch the largest F1, or from 0.5 on
-    where the sweep has no curve of the stitch.
+    A stitch shows the detections at or above the score of its largest F1, or 0.5 if the sweep has
+    no score curve of it.
 
     Args:
-        predictor: Of the swept model; its stitch and threshold are those of the last column after.
-        rows: Of the sweep, by :func:`stitches_to_show`.
+        predictor: The swept model. Afterwards, its stitch and threshold are those of the last row.
+        rows: Rows of the sweep, as :func:`stitches_to_show` chooses them.
         images: detectron2's dataset dicts of the test images.
-        annotated_names: Of the categories in them.
-        num_images: How many of them, spread over those with annotations.
+        annotated_names: Names of their categories.
+        num_images: Number of images to show, spread over those with annotations.
 
     Raises:
         InputError: If no image is there, or one cannot be read.
@@ -122,7 +122,7 @@ def _put_into_effect(predictor: Predictor, row: Row) -> SampleColumn:
 
 
 def _annotated(record: Mapping, size: tuple[int, int], names: Sequence[str]) -> Detections:
-    """The annotations of an image in the fields of detections, but for scores, as it is drawn."""
+    """The annotations of an image as detections without scores, in the reduced image."""
     annotations = [each for each in record.get("annotations", ()) if not each.get("iscrowd")]
     keys = ("bbox", "bbox_mode", "category_id", "segmentation")
     drawn = reduced_size(size, _SIDE)
@@ -132,7 +132,7 @@ def _annotated(record: Mapping, size: tuple[int, int], names: Sequence[str]) -> 
         for each in annotations
     ]
     if any("segmentation" in each for each in resized):
-        # All or none of them have a mask, so that of a box alone is empty.
+        # All or none of them must have a mask: a box alone gets an empty one.
         empty = np.zeros(drawn, dtype=np.uint8)
         resized = [{"segmentation": empty, **each} for each in resized]
     truth = annotations_to_instances(resized, drawn, mask_format="bitmask")
@@ -144,7 +144,7 @@ def _annotated(record: Mapping, size: tuple[int, int], names: Sequence[str]) -> 
 
 
 def _draw(image: np.ndarray, instances: Detections) -> SamplePicture:
-    # Reduced before drawing, so that text and lines of a large image keep their size.
+    # Drawn into the reduced image, so that text and lines keep their size.
     drawn = Image.fromarray(draw_detections(image, instances, min_side=round(0.7 * _SIDE)))
     drawn.thumbnail((_SIDE, _SIDE))
     file = io.BytesIO()

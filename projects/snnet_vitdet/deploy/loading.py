@@ -1,0 +1,122 @@
+"""A detector with trained weights, and how one is loaded from a training."""
+
+import copy
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from detectron2.config import instantiate
+from detectron2.data import transforms as T
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from snnet_vitdet.building import build
+from snnet_vitdet.engine import (
+    StrictCheckpointer,
+    checkpoint_to_evaluate,
+    load_config,
+    saved_facts,
+)
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.evaluation import StitchTable
+from snnet_vitdet.modeling import is_joined
+from snnet_vitdet.stitching import Stitch
+
+from .pictures import ImageLike, to_rgb
+
+__all__ = ["LoadedDetector", "load_training", "resizing"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedDetector:
+    """A detector with trained weights, and what is known about it.
+
+    Attributes:
+        model: detectron2's GeneralizedRCNN.
+        class_names: Names by ``pred_classes``.
+        augmentations: What resizes images for the model.
+        image_format: Order of colours that the model takes: ``RGB`` or ``BGR``.
+        stitch: The only stitch there is, for an exported one.
+        table: Results of its sweep.
+        folder: The training's folder, in which the sweep is looked for if ``table`` is None.
+        source: The file of the weights.
+        iterations: How many iterations the weights were trained for, if the file says it.
+    """
+
+    model: nn.Module
+    class_names: Sequence[str]
+    augmentations: Sequence[T.Augmentation]
+    image_format: str
+    stitch: Stitch | None = None
+    table: StitchTable | None = None
+    folder: str | None = None
+    source: str | None = None
+    iterations: int | None = None
+
+    def prepare(self, image: ImageLike) -> dict[str, object]:
+        """An image as the model takes it, see :meth:`.Predictor.prepare`."""
+        pixels = to_rgb(image)
+        height, width = pixels.shape[:2]
+        resized = _Resized(pixels)
+        T.AugmentationList(list(self.augmentations))(resized)
+        # Colours are exchanged after resizing, which does not mix them: images may be large.
+        pixels = resized.image if self.image_format == "RGB" else resized.image[:, :, ::-1]
+        tensor = torch.as_tensor(pixels.astype("float32").transpose(2, 0, 1))
+        return {"image": tensor, "height": height, "width": width}
+
+
+def load_training(
+    config: str | os.PathLike[str] | DictConfig,
+    weights: str | os.PathLike[str] | None = None,
+) -> LoadedDetector:
+    """Loads a checkpoint of a training; the data of the training need not be there.
+
+    Args:
+        config: The training's config as a file or loaded, or the training's folder.
+        weights: The checkpoint; the last one of ``train.output_dir`` if None.
+
+    Raises:
+        InputError: If config or weights cannot be used.
+    """
+    if not isinstance(config, DictConfig):
+        path = os.fspath(config)
+        config = load_config(os.path.join(path, "config.yaml") if os.path.isdir(path) else path)
+    weights = checkpoint_to_evaluate(str(weights or ""), config.train.output_dir)
+    names, iterations = saved_facts(weights)
+    if iterations == 0 and not is_joined(config.model):
+        logger.warning("%s is what its training starts from: it finds nothing yet.", weights)
+    model_config = copy.deepcopy(config.model)
+    if names is not None:
+        model_config.roi_heads.num_classes = len(names)
+    model = build("model", model_config)
+    # As in the sweep, whose scores go with these weights.
+    averaged = OmegaConf.select(config, "sweep.averaged", default=True)
+    StrictCheckpointer(model).load(weights, averaged=averaged)
+    names = names or [str(i) for i in range(model.roi_heads.num_classes)]
+    return LoadedDetector(
+        *(model, names, *resizing(config.dataloader.test.mapper)),
+        folder=config.train.output_dir,
+        source=weights,
+        iterations=iterations,
+    )
+
+
+def resizing(mapper: Mapping[str, object]) -> tuple[list[T.Augmentation], str]:
+    """The augmentations of a config's mapper, and the order of colours that it gives."""
+    return list(instantiate(mapper["augmentations"])), mapper["image_format"]
+
+
+class _Resized(T.AugInput):
+    """An image that keeps at least one pixel on each side."""
+
+    def transform(self, tfm: T.Transform) -> None:
+        if isinstance(tfm, T.ResizeTransform) and min(tfm.new_h, tfm.new_w) < 1:
+            raise InputError(
+                f"an image of {tfm.w} x {tfm.h} pixels is too elongated (resized, a side would "
+                "have less than one pixel): cut it into pieces"
+            )
+        super().transform(tfm)
