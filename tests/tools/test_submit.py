@@ -309,6 +309,19 @@ def test_gpus_may_be_asked_for_as_generic_resources(submit, slurm):
     assert "gpus-per-node" not in options
 
 
+@pytest.mark.parametrize("status", [0, 1, 143])
+def test_the_script_of_the_docs_requeues_a_training_that_was_stopped(status, slurm):
+    text = (ROOT / "docs/clusters.md").read_text(encoding="utf-8")
+    script = re.search(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[1]
+    (slurm / "srun").write_text(f"#!/bin/bash\nexit {status}\n")
+    variables = {"SLURM_JOB_ID": JOB, "SLURM_JOB_NODELIST": "gpu[01-02]"}
+    run = subprocess.run(["bash", "-c", script], env={**os.environ, **variables}, check=False)
+    assert run.returncode == status
+    asked = (slurm / "scontrol.txt").read_text().splitlines()
+    expected = [f"requeue {JOB}"] if status == 143 else []
+    assert asked == ["show hostnames gpu[01-02]", *expected]
+
+
 # ---------------------------------------------------------------------------- what it refuses
 
 
@@ -368,7 +381,7 @@ def test_without_slurm_there_is_local(submit, monkeypatch):
     monkeypatch.setenv("PATH", "")
     done = submit()
     assert done.code == 2
-    assert "try the command here with --local" in done.error
+    assert "try it here with --local" in done.error
 
 
 def test_without_a_command_for_train_net_it_says_where_it_goes():
