@@ -37,13 +37,15 @@ def site(tmp_path):
 
 def run_report(site: Path) -> subprocess.CompletedProcess:
     """Runs the report with only the standard library, this package and ``site``."""
-    # `site` first: the checkout may have metadata of its own.
-    paths = [str(site), str(ROOT / "projects")]
-    code = (
-        f"import sys; sys.path[:0] = {paths!r}; from snnet_vitdet import env; sys.exit(env.main())"
-    )
+    # Not the checkout's own folder, where an editable installation leaves its metadata.
+    (site / "snnet_vitdet").symlink_to(ROOT / "projects/snnet_vitdet")
+    path = f"import sys; sys.path.insert(0, {str(site)!r})"
+    code = f"{path}; from snnet_vitdet import env; sys.exit(env.main())"
     return subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False
+        [sys.executable, "-I", "-S", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

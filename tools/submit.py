@@ -140,7 +140,9 @@ def sbatch_option(text):
 
 def arguments():
     """The arguments of this program and of train_net.py."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--nodes", type=int, default=1)
     add("--gpus-per-node", type=int, default=1, help="processes, with train.device=cpu")
