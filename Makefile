@@ -36,9 +36,10 @@ demo: $(STAMP) ## train the small default on generated scenes and sweep all its 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 
-lint: $(STAMP) ## check style and formatting
+lint: $(STAMP) ## check style, formatting and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
 
 $(STAMP): $(wildcard requirements*.txt) constraints.txt pyproject.toml tools/install_detectron2.py
 	@if $(BIN)/python -c '' 2> /dev/null; then \

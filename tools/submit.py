@@ -1,25 +1,28 @@
 #!/usr/bin/env python
-"""Submits a training or a sweep to Slurm, as a job that saves and goes on when it is interrupted.
+"""Submits a training or a sweep to Slurm, as a job that saves and resumes when it is interrupted.
 
     python tools/submit.py --nodes 2 --gpus-per-node 8 --hours 72 --partition gpu -- \\
         --config-file configs/COCO/mask_rcnn_snnet_deit3_s_l_100ep.py [key=value ...]
     python tools/submit.py --local -- --config-file F [--resume] [--eval-only] [key=value ...]
 
-What follows -- is for train_net.py, which is started once on every node. What train_net.py would
-refuse is refused here, before the job waits for its turn. Logs are in slurm/ of train.output_dir.
+The arguments after -- are those of train_net.py, which runs once on every node. They are checked
+before the job is submitted. Logs are written to slurm/ in train.output_dir.
 """
 
 import argparse
 import contextlib
+import logging
 import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import snnet_vitdet.omp  # noqa: F401  # isort: skip
 
-import torch
 from detectron2.engine import default_argument_parser
 
 from snnet_vitdet.engine import apply_linear_scaling, load_config, preflight
@@ -28,267 +31,237 @@ from snnet_vitdet.errors import InputError, exit_on_input_error
 
 try:
     import submitit
-
-    from snnet_vitdet.cluster import Training
 except ImportError:
     submitit = None
 
-TRAIN_NET = Path(__file__).resolve().parent.parent / "train_net.py"
-# What sbatch is told by options of this program, or by submitit.
-OWN = {
-    "nodes": "--nodes",
-    "gpus-per-node": "--gpus-per-node",
-    "cpus-per-task": "--cpus-per-node",
-    "time": "--hours",
-    "partition": "--partition",
-    "job-name": "--name",
-    "signal": "--grace",
-    **dict.fromkeys(("ntasks", "ntasks-per-node"), "--nodes: there is one task on each"),
-    **dict.fromkeys(("output", "error", "open-mode"), "train.output_dir"),
-    **dict.fromkeys(("array", "requeue", "no-requeue"), "another program: a job is one run"),
-}
+logger = logging.getLogger("submitit")  # writes to the log of the job
+TRAIN_NET = str(Path(__file__).resolve().parent.parent / "train_net.py")
+INPUT_ERROR = 2
+# Statuses of a training that SIGTERM stopped, after a checkpoint or before its first iteration.
+STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
+# More than Slurm usually leaves a preempted job (KillWait, GraceTime).
+SECONDS_UNTIL_PREEMPTED = 600
+# What sbatch is told by options of this program, and not by --extra.
+OWN = {"nodes", "ntasks", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time", "signal"}
+OWN |= {"partition", "job-name", "output", "error", "open-mode", "array", "requeue", "no-requeue"}
+
+
+class TrainNet:
+    """Runs train_net.py on one node of a job; submitit calls ``checkpoint`` to interrupt it."""
+
+    def __init__(self, options, overrides, grace, variables):
+        self.options, self.overrides = options, overrides
+        self.grace, self.variables = grace, variables
+
+    def command(self, job):
+        """The command line on this node; several nodes meet at the address of the first."""
+        where = ["--dist-url", "auto"]
+        if job.num_tasks > 1:
+            # With --local, the tasks share this machine.
+            host = job.hostnames[0] if job.num_nodes > 1 else "127.0.0.1"
+            # Equal on all nodes, different for the next job, and below Linux's ephemeral ports.
+            port = 10000 + int(job.raw_job_id) % 20000
+            where = ["--num-machines", str(job.num_tasks), "--machine-rank", str(job.global_rank)]
+            where += ["--dist-url", f"tcp://{host}:{port}"]
+        return [sys.executable, TRAIN_NET, *self.options, *where, *self.overrides]
+
+    def __call__(self):
+        job = submitit.JobEnvironment()
+        # Slurm may send the signals to train_net.py as well. The one for submitit would end it, so
+        # that it inherits it blocked. Here they are blocked until the training has stopped.
+        for_submitit = getattr(signal, f"SIG{job.USR_SIG}")
+        signal.pthread_sigmask(signal.SIG_BLOCK, {for_submitit})
+        environment = {**os.environ, **self.variables, "PYTHONUNBUFFERED": "1"}
+        training = subprocess.Popen(self.command(job), env=environment)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        logger.info(f"Task {job.global_rank}, process {os.getpid()}: started {training.pid}")
+        try:
+            interrupted = self.follow(training, for_submitit)
+        finally:
+            # At Ctrl-C: the local executor kills this process a second later, but not that one.
+            training.kill()
+        status = training.returncode
+        if status in STOPPED and job.cluster == "slurm" and not interrupted:
+            # Slurm requeues a preempted job only if it has not ended by itself.
+            logger.warning("The training has stopped; waiting for Slurm.")
+            seconds = max(self.grace, SECONDS_UNTIL_PREEMPTED)
+            interrupted = signal.sigtimedwait({for_submitit}, seconds) is not None
+        if interrupted and status not in (0, INPUT_ERROR):
+            # submitit requeues the job and ends this process, on the first node.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {for_submitit})
+            signal.raise_signal(for_submitit)
+            if job.cluster == "slurm":
+                time.sleep(SECONDS_UNTIL_PREEMPTED)
+        if status in STOPPED:
+            logger.error("The training was stopped; submit it again with --resume to go on.")
+        elif status:
+            logger.error(f"The training ended with status {status}; see the lines above.")
+        if status:
+            sys.exit(status if status > 0 else 128 - status)
+
+    def follow(self, training, for_submitit):
+        """Waits for the end of the training, and asks it to stop when the job is asked to.
+
+        Returns:
+            Whether the signal for submitit has come.
+        """
+        asked, interrupted, deadline = False, False, float("inf")
+        while training.poll() is None:
+            received = signal.sigtimedwait({for_submitit, signal.SIGTERM}, 0.1)
+            if received and not asked:
+                asked = True
+                training.terminate()
+            if received and received.si_signo == for_submitit and not interrupted:
+                interrupted = True
+                # The rest of the grace period is for requeueing.
+                deadline = time.monotonic() + max(self.grace - 30, self.grace / 2)
+            if time.monotonic() > deadline:
+                logger.warning("The training is killed: it did not stop within the grace period.")
+                training.kill()
+                training.wait()
+        return interrupted
+
+    def checkpoint(self):
+        """What the job does when submitit has requeued it."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def sbatch_option(text):
+    """The key of an option of sbatch, and its value, True if it has none."""
+    key, equals, value = text.partition("=")
+    key = key.replace("_", "-")
+    known = re.fullmatch("[a-z-]+", key) and key not in OWN
+    if not known or (equals and not value) or not text.isprintable():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no option of sbatch, or one that has its own option here (see --help)"
+        )
+    return key, value if equals else True
 
 
 def arguments():
-    """The command line up to --, and that of train_net.py behind it."""
+    """The arguments of this program and of train_net.py."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--nodes", type=int, default=1, metavar="N")
-    parser.add_argument(
-        "--gpus-per-node", type=int, default=1, metavar="N", help="processes, with train.device=cpu"
-    )
-    parser.add_argument("--cpus-per-node", type=int, metavar="N", help="default: enough for data")
-    parser.add_argument("--hours", type=float, default=24.0, help="time limit (default 24)")
-    parser.add_argument("--partition", metavar="NAME")
-    parser.add_argument("--name", help="of the job; default: that of the output folder")
-    parser.add_argument(
-        "--extra",
-        action="append",
-        default=[],
-        metavar="KEY[=VALUE]",
-        help="any other option of sbatch: account=vision, qos=long, constraint=h100, exclusive",
-    )
-    parser.add_argument(
-        "--grace",
-        type=int,
-        default=180,
-        metavar="SECONDS",
-        help="how long before its end the job is to save (default 180)",
-    )
-    parser.add_argument(
-        "--max-requeues",
-        type=int,
-        default=10,
-        metavar="N",
-        help="how often it goes on after its time limit (default 10); preemptions do not count",
-    )
-    parser.add_argument(
-        "--local", action="store_true", help="run it on this machine, without Slurm"
-    )
-    words = sys.argv[1:]
-    there = words.index("--") if "--" in words else len(words)
-    args = parser.parse_args(words[:there])
-    if there == len(words):
-        raise InputError("nothing to run: add -- and what train_net.py is to be started with")
-    training = default_argument_parser().parse_args(words[there + 1 :])
-    for name in ("num_gpus", "num_machines", "machine_rank", "dist_url"):
-        option = f"--{name.replace('_', '-')}"
-        if any(word.split("=")[0] == option for word in words[there + 1 :]):
-            raise InputError(f"{option} is set for every node: leave it out, see --nodes")
+    add = parser.add_argument
+    add("--nodes", type=int, default=1)
+    add("--gpus-per-node", type=int, default=1, help="processes, with train.device=cpu")
+    add("--cpus-per-node", type=int, help="default: one for each process and data worker")
+    add("--hours", type=float, default=24.0, help="time limit (default 24)")
+    add("--partition")
+    add("--name", help="of the job; default: the name of the output folder")
+    add("--extra", type=sbatch_option, action="append", default=[], help="such as account=vision")
+    add("--grace", type=int, default=180, help="seconds before the limit to save (default 180)")
+    add("--max-requeues", type=int, default=10, help="after the time limit (default 10)")
+    add("--local", action="store_true", help="run on this machine, without Slurm")
+    if "--" not in sys.argv:
+        parser.error("nothing to run: add -- and the arguments of train_net.py")
+    split = sys.argv.index("--")
+    args = parser.parse_args(sys.argv[1:split])
+    training = default_argument_parser().parse_args(sys.argv[split + 1 :])
+    for name, lowest in {"nodes": 1, "gpus_per_node": 1, "grace": 10, "max_requeues": 0}.items():
+        if getattr(args, name) < lowest:
+            parser.error(f"--{name.replace('_', '-')} must be at least {lowest}")
+    if not args.hours * 60 >= 1 or args.hours * 3600 <= args.grace:
+        parser.error(f"--hours {args.hours:g} must be longer than --grace and at least a minute")
+    if training.num_gpus > 1 or training.num_machines > 1 or training.machine_rank:
+        parser.error("--nodes and --gpus-per-node take the place of --num-gpus and --num-machines")
     return args, training
 
 
-def check_numbers(args):
-    """Refuses numbers that make no job."""
-    for name, lowest in (
-        ("nodes", 1),
-        ("gpus_per_node", 1),
-        ("cpus_per_node", 1),
-        ("grace", 10),
-        ("max_requeues", 0),
-    ):
-        value = getattr(args, name)
-        if value is not None and value < lowest:
-            raise InputError(f"--{name.replace('_', '-')} {value} must be at least {lowest}")
-    # Slurm counts minutes.
-    if not args.hours * 60 >= 1 or args.hours * 3600 <= args.grace:
-        raise InputError(
-            f"--hours {args.hours:g} must be at least a minute, and longer than the --grace of "
-            f"{args.grace} seconds"
-        )
-
-
-def check_training(args, training):
-    """Checks what train_net.py checks, without the GPUs of the node; returns the config."""
+def check(args, training):
+    """Checks what can be checked without the GPUs of the nodes; returns the config."""
     config = load_config(training.config_file, training.opts)
-    asked_for = config.train.device
-    if asked_for == "auto" or asked_for.startswith("cuda"):
-        # Here there may be none.
-        config.train.device = "cpu"
+    device, config.train.device = config.train.device, "cpu"
     if not training.eval_only:
         apply_linear_scaling(config)
-    preflight(
-        config,
-        evaluation=training.eval_only,
-        resume=training.resume,
-        num_processes=args.nodes * args.gpus_per_node,
-    )
-    config.train.device = asked_for
+    processes = args.nodes * args.gpus_per_node
+    mode = {"evaluation": training.eval_only, "resume": training.resume}
+    preflight(config, num_processes=processes, **mode)
+    config.train.device = device
     folder = config.train.output_dir
     if not (training.eval_only or training.resume) and last_checkpoint(folder):
         raise InputError(
-            f"{folder} already holds the beginning of a training, with which the job would go on: "
-            "add --resume behind -- to do so, or choose another train.output_dir"
+            f"{folder} already holds the beginning of a training: add --resume after -- to go on "
+            "with it, or choose another train.output_dir"
         )
     if training.eval_only and config.sweep.overwrite:
-        raise InputError(
-            "sweep.overwrite=True would begin anew whenever the job is started again: delete "
-            f"{os.path.join(folder, 'sweep')}, and leave it out"
-        )
-    for option, text in (
-        ("train.output_dir=", os.path.abspath(folder)),
-        ("--name ", args.name or ""),
-        ("--partition ", args.partition or ""),
-    ):
-        if "%" in text or not text.isprintable():
-            raise InputError(
-                f"{option}{text!r} has a %, which stands for something else in names of Slurm's "
-                "logs, or a character that cannot be printed: choose another"
-            )
+        raise InputError("sweep.overwrite=True would begin anew at every requeue: leave it out")
+    if args.local and args.nodes > 1 and device != "cpu":
+        raise InputError(f"--nodes {args.nodes} with --local needs train.device=cpu")
+    if "%" in os.path.abspath(folder):
+        raise InputError(f"train.output_dir={folder} has a %, which Slurm replaces: choose another")
     return config
 
 
-def extra_options(texts):
-    """Options of sbatch by name; True for one without a value."""
-    options = {}
-    for text in texts:
-        key, given, value = text.partition("=")
-        key = key.replace("_", "-")
-        if (
-            not re.fullmatch(r"[a-z][a-z-]*", key)
-            or (given and not value)
-            or not text.isprintable()
-        ):
-            raise InputError(
-                f"--extra {text!r} is no option of sbatch: write account=vision, or exclusive"
-            )
-        if key in OWN:
-            raise InputError(f"--extra {text} is set already: use {OWN[key]}")
-        options[key] = value if given else True
-    return options
-
-
-def command_of(args, training, on_cluster, config):
-    """What runs on every node, and the overrides that go behind the options that name it."""
-    command = [sys.executable, str(TRAIN_NET), "--config-file", training.config_file, "--resume"]
-    if training.eval_only:
-        command.append("--eval-only")
-    overrides = list(training.opts)
-    if on_cluster and config.train.device == "auto":
-        # Rather refused than trained for days on the CPU of a node whose GPUs are not seen.
-        overrides.append("train.device=cuda")
-    return [*command, "--num-gpus", str(args.gpus_per_node)], overrides
-
-
-def slurm_executor(args, config, folder):
-    """Submitit's executor for Slurm, with what the job asks for."""
-    # Of each process on a node: itself and its data workers.
-    loaders = config.dataloader.train, config.dataloader.test
-    workers = max(loader.num_workers for loader in loaders)
-    cpus = args.cpus_per_node or args.gpus_per_node * (1 + workers)
-    extra = extra_options(args.extra)
-    executor = submitit.SlurmExecutor(folder, max_num_timeout=args.max_requeues)
-    on_gpu = config.train.device != "cpu"
-    executor.update_parameters(
-        job_name=args.name or Path(config.train.output_dir).resolve().name,
-        partition=args.partition,
-        time=int(args.hours * 60),
-        nodes=args.nodes,
-        ntasks_per_node=1,
-        cpus_per_task=cpus,
-        # A cluster that counts them as generic resources is asked by --extra gres=gpu:8.
-        gpus_per_node=args.gpus_per_node if on_gpu and "gres" not in extra else None,
-        signal_delay_s=args.grace,
-        # Some clusters refuse keys that they do not know.
-        wckey=None,
-        stderr_to_stdout=True,
-        additional_parameters={"requeue": True, **extra},
-        srun_args=[
-            # Since Slurm 22.05 it does not take this over from sbatch.
-            f"--cpus-per-task={cpus}",
-            # A job that was requeued goes on with its log.
-            "--open-mode=append",
-            # The others would wait for one that has failed.
-            "--kill-on-bad-exit=1",
-        ],
-    )
-    return executor
-
-
-def local_executor(args, config, folder):
-    """Submitit's executor for this machine."""
-    on_gpu = config.train.device != "cpu" and torch.cuda.is_available()
-    if args.nodes > 1 and on_gpu:
-        raise InputError(
-            f"--nodes {args.nodes} with --local would use each GPU {args.nodes} times: leave out "
-            "--nodes, or try it with train.device=cpu"
-        )
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if not re.fullmatch(r"(\d+(,\d+)*)?", visible):
-        raise InputError(f"CUDA_VISIBLE_DEVICES={visible} must name GPUs by number for --local")
-    executor = submitit.LocalExecutor(folder, max_num_timeout=args.max_requeues)
-    try:
-        executor.update_parameters(
-            timeout_min=int(args.hours * 60),
-            tasks_per_node=args.nodes,
-            gpus_per_node=args.gpus_per_node if on_gpu else 0,
-            visible_gpus=[int(number) for number in visible.split(",") if number],
-            signal_delay_s=args.grace,
-            stderr_to_stdout=True,
-        )
-    except ValueError as error:
-        raise InputError(
-            f"--gpus-per-node {args.gpus_per_node} on this machine: {error}"
-        ) from error
+def executor_of(args, config, folder):
+    """submitit's executor, for Slurm or for this machine."""
+    minutes, gpus = int(args.hours * 60), args.gpus_per_node
+    if args.local:
+        executor = submitit.LocalExecutor(folder, max_num_timeout=args.max_requeues)
+        own = {"timeout_min": minutes, "tasks_per_node": args.nodes, "gpus_per_node": gpus}
+    else:
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=args.max_requeues)
+        loaders = config.dataloader.train, config.dataloader.test
+        cpus = args.cpus_per_node or gpus * (1 + max(loader.num_workers for loader in loaders))
+        extra = dict(args.extra)
+        own = {
+            "job_name": args.name or Path(config.train.output_dir).resolve().name,
+            "partition": args.partition,
+            "time": minutes,
+            "nodes": args.nodes,
+            "ntasks_per_node": 1,
+            "cpus_per_task": cpus,
+            "gpus_per_node": None if config.train.device == "cpu" or "gres" in extra else gpus,
+            "wckey": None,  # some clusters refuse unknown keys
+            "additional_parameters": {"requeue": True, **extra},
+            # srun takes over the CPUs only before Slurm 22.05. A requeued job appends to its log.
+            # If one node fails, all stop.
+            "srun_args": [f"--cpus-per-task={cpus}", "--open-mode=append", "--kill-on-bad-exit=1"],
+        }
+    executor.update_parameters(signal_delay_s=args.grace, stderr_to_stdout=True, **own)
     return executor
 
 
 @contextlib.contextmanager
-def detached():
-    """Lets what is started have no part in this program's output, which may be waited for."""
+def no_output():
+    """Lets a process that is started here run on without keeping a pipe of this program open."""
     sys.stdout.flush()
-    own = {stream.fileno(): os.dup(stream.fileno()) for stream in (sys.__stdout__, sys.__stderr__)}
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    own, nowhere = [os.dup(1), os.dup(2)], os.open(os.devnull, os.O_WRONLY)
     try:
-        for number in own:
-            os.dup2(nowhere, number)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
         yield
     finally:
-        for number, before in own.items():
-            os.dup2(before, number)
-            os.close(before)
+        for number, saved in enumerate(own, start=1):
+            os.dup2(saved, number)
+            os.close(saved)
         os.close(nowhere)
 
 
-def run(args, training):
-    """Checks, submits, and says how to follow and to end the job."""
+def main():
+    """Checks, submits, and says how to follow and to stop the job."""
+    args, training = arguments()
     if submitit is None:
         raise InputError("submitit is not installed: pip install -r requirements-slurm.txt")
     if not args.local and not (shutil.which("sbatch") and shutil.which("srun")):
-        raise InputError(
-            "sbatch and srun are not there, so this is no machine of a Slurm cluster: submit from "
-            "one, or try the command here with --local"
-        )
-    check_numbers(args)
-    config = check_training(args, training)
+        raise InputError("this is no machine of a Slurm cluster: try it here with --local")
+    config = check(args, training)
     folder = Path(config.train.output_dir).resolve() / "slurm"
-    make_executor = local_executor if args.local else slurm_executor
-    executor = make_executor(args, config, folder)
-    command, overrides = command_of(args, training, not args.local, config)
+    options = ["--config-file", training.config_file, "--resume"]
+    options += ["--eval-only"] if training.eval_only else []
+    options += ["--num-gpus", str(args.gpus_per_node)]
+    overrides = list(training.opts)
+    if not args.local and config.train.device == "auto":
+        # Do not train for days on the CPU of a node whose GPUs are not seen.
+        overrides.append("train.device=cuda")
+    # submitit's local executor sets it.
+    variables = {k: v for k, v in os.environ.items() if k == "CUDA_VISIBLE_DEVICES"}
+    training = TrainNet(options, overrides, args.grace, variables if args.local else {})
     try:
-        with detached() if args.local else contextlib.nullcontext():
-            job = executor.submit(Training(command, overrides, args.grace))
+        executor = executor_of(args, config, folder)
+        with no_output() if args.local else contextlib.nullcontext():
+            job = executor.submit(training)
     except submitit.core.utils.FailedJobError as error:
         raise InputError(f"Slurm refuses the job: {error}") from error
     except OSError as error:
@@ -303,11 +276,6 @@ def run(args, training):
         print(f"  cancel  scancel {job.job_id}")
 
 
-def main():
-    """Runs the program."""
-    with exit_on_input_error():
-        run(*arguments())
-
-
 if __name__ == "__main__":
-    main()
+    with exit_on_input_error():
+        main()

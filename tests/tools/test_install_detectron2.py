@@ -2,11 +2,9 @@
 
 import base64
 import csv
-import dataclasses
 import hashlib
 import importlib.util
 import io
-import json
 import os
 import re
 import subprocess
@@ -20,16 +18,9 @@ import pytest
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "install_detectron2.py"
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location("install_detectron2", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    # dataclasses look their module up there.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+spec = importlib.util.spec_from_file_location("install_detectron2", TOOL)
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
 
 SOURCES = {
     "__init__.py": '__version__ = "0.6"\n',
@@ -74,12 +65,12 @@ def write_carrier(folder: Path, sources: dict[str, str] = SOURCES) -> Path:
     return wheel
 
 
-def pin_of(carrier: Path, sources: dict[str, str] = SOURCES):
-    return dataclasses.replace(
-        tool.Pin(),
-        carrier_sha256=hashlib.sha256(carrier.read_bytes()).hexdigest(),
-        sources_digest=digest_by_definition(sources),
-    )
+def constants_for(carrier: Path, sources: dict[str, str] = SOURCES) -> dict[str, str]:
+    """The constants of a tool that accepts this carrier with these sources."""
+    return {
+        "CARRIER_SHA256": hashlib.sha256(carrier.read_bytes()).hexdigest(),
+        "SOURCES_DIGEST": digest_by_definition(sources),
+    }
 
 
 @pytest.fixture
@@ -90,9 +81,17 @@ def carrier(tmp_path):
 @pytest.fixture
 def pinned(monkeypatch, carrier):
     """The tool accepts the miniature carrier instead of the real one."""
-    pin = pin_of(carrier)
-    monkeypatch.setattr(tool, "PIN", pin)
-    return pin
+    constants = constants_for(carrier)
+    for name, value in constants.items():
+        monkeypatch.setattr(tool, name, value)
+    return constants
+
+
+def error_of(*arguments: str) -> str:
+    """The message that the tool ends with."""
+    with pytest.raises(SystemExit) as end:
+        tool.main(list(arguments))
+    return end.value.code
 
 
 @pytest.fixture
@@ -105,9 +104,9 @@ def pip_calls(monkeypatch):
     """Record pip's arguments instead of running it."""
     calls = []
 
-    def record(arguments):
-        calls.append(list(arguments))
-        return subprocess.CompletedProcess(arguments, 0, stdout="")
+    def record(*arguments):
+        calls.append(arguments)
+        return 0, ""
 
     monkeypatch.setattr(tool, "run_pip", record)
     return calls
@@ -137,12 +136,10 @@ class Environment:
             check=False,
         )
 
-    def run_tool(self, pin, *arguments: str, index: Path | None = None):
-        fields = json.dumps(dataclasses.asdict(pin))
+    def run_tool(self, constants: dict[str, str], *arguments: str, index: Path | None = None):
         code = (
-            f"import sys, json; sys.path.insert(0, {str(TOOL.parent)!r}); "
-            "import install_detectron2 as tool; "
-            f"tool.PIN = tool.Pin(**json.loads({fields!r})); sys.exit(tool.main(sys.argv[1:]))"
+            f"import sys; sys.path.insert(0, {str(TOOL.parent)!r}); "
+            f"import install_detectron2 as tool; vars(tool).update({constants!r}); tool.main()"
         )
         return self.run("-c", code, *arguments, index=index)
 
@@ -209,7 +206,7 @@ def test_another_file_on_the_index_is_refused(clean_environment, tmp_path, pinne
     assert result.returncode == 1
     assert result.stderr.startswith(
         "error: The package index offers a labgym==3.1.2 whose sha256 is not "
-        f"{pinned.carrier_sha256}; nothing was installed."
+        f"{pinned['CARRIER_SHA256']}; nothing was installed."
     )
     assert not clean_environment.has_detectron2()
 
@@ -245,53 +242,42 @@ def test_the_digest_sees_a_moved_and_a_changed_file():
 
 
 def test_reading_takes_the_prefix_off_and_leaves_the_rest_behind(carrier, pinned):
-    files = tool.read_sources(carrier, pinned)
+    files = tool.read_sources(carrier)
     assert {path: data.decode() for path, data in files.items()} == SOURCES
 
 
-def test_a_given_wheel_with_another_sha256_is_refused(
-    carrier, pinned, no_detectron2, pip_calls, capsys
-):
+def test_a_given_wheel_with_another_sha256_is_refused(carrier, pinned, no_detectron2, pip_calls):
     carrier.write_bytes(carrier.read_bytes() + b"\x00")
-    assert tool.main(["--wheel", str(carrier)]) == 1
-    error = capsys.readouterr().err
+    error = error_of("--wheel", str(carrier))
     assert f"error: {carrier} has sha256" in error
-    assert f"not {pinned.carrier_sha256}; nothing was installed" in error
+    assert f"not {pinned['CARRIER_SHA256']}; nothing was installed" in error
     assert pip_calls == []
 
 
-def test_a_given_wheel_that_is_not_there_is_named(
-    tmp_path, pinned, no_detectron2, pip_calls, capsys
-):
+def test_a_given_wheel_that_is_not_there_is_named(tmp_path, pinned, no_detectron2, pip_calls):
     missing = tmp_path / "missing.whl"
-    assert tool.main(["--wheel", str(missing)]) == 1
-    assert f"error: There is no wheel at {missing}" in capsys.readouterr().err
+    assert f"error: There is no wheel at {missing}" in error_of("--wheel", str(missing))
     assert pip_calls == []
 
 
-def test_sources_of_another_commit_are_refused(
-    tmp_path, monkeypatch, no_detectron2, pip_calls, capsys
-):
+def test_sources_of_another_commit_are_refused(tmp_path, monkeypatch, no_detectron2, pip_calls):
     sources = {**SOURCES, "extra.py": "\n"}
     carrier = write_carrier(tmp_path, sources)
-    monkeypatch.setattr(tool, "PIN", pin_of(carrier, SOURCES))
-    assert tool.main(["--wheel", str(carrier)]) == 1
-    error = capsys.readouterr().err
-    assert "error: The 6 Python files of detectron2 in labgym==3.1.2 have the digest " in error
+    for name, value in constants_for(carrier, SOURCES).items():
+        monkeypatch.setattr(tool, name, value)
+    error = error_of("--wheel", str(carrier))
+    assert "error: The Python files of detectron2 in labgym==3.1.2 have the digest " in error
     assert digest_by_definition(sources) in error
     assert "nothing was installed" in error
     assert pip_calls == []
 
 
 def test_pip_refusing_to_install_is_reported_with_its_reason(
-    carrier, pinned, no_detectron2, monkeypatch, capsys
+    carrier, pinned, no_detectron2, monkeypatch
 ):
     output = "Processing detectron2\nerror: externally-managed-environment\n\nhint: See PEP 668\n"
-    monkeypatch.setattr(
-        tool, "run_pip", lambda arguments: subprocess.CompletedProcess(arguments, 1, stdout=output)
-    )
-    assert tool.main(["--wheel", str(carrier)]) == 1
-    error = capsys.readouterr().err
+    monkeypatch.setattr(tool, "run_pip", lambda *arguments: (1, output))
+    error = error_of("--wheel", str(carrier))
     assert f"pip could not install detectron2 into {sys.prefix}: externally-managed-env" in error
     assert "virtual environment you may write to ('make setup' makes one in .venv)" in error
 
@@ -308,13 +294,12 @@ def write_package(folder: Path, sources: dict[str, str]) -> Path:
 
 
 def test_an_older_detectron2_is_an_error_and_is_left_alone(
-    tmp_path, monkeypatch, pinned, pip_calls, capsys
+    tmp_path, monkeypatch, pinned, pip_calls
 ):
     older = {path: text for path, text in SOURCES.items() if "vit" not in path}
     package = write_package(tmp_path, older)
     monkeypatch.setattr(tool, "find_package", lambda: package)
-    assert tool.main([]) == 1
-    error = capsys.readouterr().err
+    error = error_of()
     assert error.startswith(f"error: The detectron2 in {package} has no SimpleFeaturePyramid")
     assert "'python -m pip uninstall detectron2'" in error
     assert pip_calls == []
@@ -325,7 +310,7 @@ def test_a_usable_detectron2_stays_without_pip_being_run(
 ):
     package = write_package(tmp_path, SOURCES)
     monkeypatch.setattr(tool, "find_package", lambda: package)
-    assert tool.main([]) == 0
+    tool.main([])
     assert f"detectron2 is there already, in {package}" in capsys.readouterr().out
     assert pip_calls == []
 
@@ -342,7 +327,7 @@ def test_the_pyramid_must_be_exported_and_not_only_mentioned(tmp_path):
 
 
 def test_the_record_of_the_wheel_holds_the_hash_and_size_of_every_file(carrier, pinned, tmp_path):
-    wheel = tool.build_wheel(tool.read_sources(carrier, pinned), tmp_path / "new" / "out", pinned)
+    wheel = tool.build_wheel(tool.read_sources(carrier), tmp_path / "new" / "out")
     with zipfile.ZipFile(wheel) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
     record_name = "detectron2-0.6.dist-info/RECORD"
@@ -357,20 +342,20 @@ def test_the_record_of_the_wheel_holds_the_hash_and_size_of_every_file(carrier, 
 
 
 def test_the_wheel_names_its_licence_and_where_its_sources_come_from(carrier, pinned, tmp_path):
-    wheel = tool.build_wheel(tool.read_sources(carrier, pinned), tmp_path, pinned)
+    wheel = tool.build_wheel(tool.read_sources(carrier), tmp_path)
     with zipfile.ZipFile(wheel) as archive:
         licence = archive.read("detectron2-0.6.dist-info/LICENSE").decode()
         notice = archive.read("detectron2-0.6.dist-info/NOTICE").decode()
     assert re.search(r"Apache License\s+Version 2\.0, January 2004", licence)
     assert "Copyright (c) Facebook, Inc. and its affiliates." in notice
-    assert f"github.com/facebookresearch/detectron2 at commit\n{pinned.commit}" in notice
-    assert "labgym 3.1.2" in notice
+    assert f"github.com/facebookresearch/detectron2 at commit\n{tool.COMMIT}" in notice
+    assert "labgym==3.1.2" in notice
 
 
 def test_the_package_becomes_importable_only_after_all_its_modules_are_written(
     carrier, pinned, tmp_path
 ):
-    wheel = tool.build_wheel(tool.read_sources(carrier, pinned), tmp_path, pinned)
+    wheel = tool.build_wheel(tool.read_sources(carrier), tmp_path)
     with zipfile.ZipFile(wheel) as archive:
         package = [name for name in archive.namelist() if name.startswith("detectron2/")]
     assert package[-1] == "detectron2/__init__.py"
@@ -379,7 +364,7 @@ def test_the_package_becomes_importable_only_after_all_its_modules_are_written(
 def test_without_the_licence_nothing_is_built(carrier, pinned, tmp_path, monkeypatch):
     monkeypatch.setattr(tool, "LICENSE_FILE", tmp_path / "LICENSE")
     with pytest.raises(tool.InstallError, match="LICENSE is missing; detectron2 is not installed"):
-        tool.build_wheel(tool.read_sources(carrier, pinned), tmp_path / "out", pinned)
+        tool.build_wheel(tool.read_sources(carrier), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -387,19 +372,18 @@ def test_build_only_leaves_a_reproducible_wheel_and_installs_nothing(
     carrier, pinned, pip_calls, tmp_path, capsys
 ):
     arguments = ["--wheel", str(carrier), "--build-only"]
-    assert tool.main([*arguments, str(tmp_path / "a")]) == 0
-    assert tool.main([*arguments, str(tmp_path / "b")]) == 0
+    tool.main([*arguments, str(tmp_path / "a")])
+    tool.main([*arguments, str(tmp_path / "b")])
     name = "detectron2-0.6-py3-none-any.whl"
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert f"Built {tmp_path / 'a' / name}" in capsys.readouterr().out
     assert pip_calls == []
 
 
-def test_a_folder_it_may_not_write_is_one_line_and_no_traceback(carrier, pinned, tmp_path, capsys):
+def test_a_folder_it_may_not_write_is_one_line_and_no_traceback(carrier, pinned, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    assert tool.main(["--wheel", str(carrier), "--build-only", str(blocked)]) == 1
-    error = capsys.readouterr().err
+    error = error_of("--wheel", str(carrier), "--build-only", str(blocked))
     assert error.startswith("error: ")
     assert str(blocked) in error
-    assert error.count("\n") == 1
+    assert "\n" not in error

@@ -1,7 +1,7 @@
 """tools/submit.py: what it asks Slurm for, what it refuses, and trainings that it runs to the end.
 
 In place of Slurm there are programs of its names, which do what submitit and the job need of them.
-tests/test_cluster.py has the signals one by one.
+test_submit_jobs.py has the signals one by one.
 """
 
 import os
@@ -89,11 +89,10 @@ def submit_locally(submit, tmp_path):
             os.kill(int(job.job_id), signal.SIGINT)
 
 
-def end_of(job, tasks=1):
-    """What its tasks have failed with, if they have, once they are over."""
+def wait_for(job, tasks=1):
+    """Waits until all tasks have ended well."""
     tasks = [LocalJob(job.paths.folder, job.job_id, [task]) for task in range(tasks)]
     wait_until(lambda: all(each.paths.result_pickle.exists() for each in tasks))
-    return [each.exception() for each in tasks]
 
 
 def run_job(slurm, **kwargs):
@@ -129,7 +128,7 @@ def test_an_interrupted_job_ends_with_the_weights_of_a_training_that_was_run_dir
     wait_until(lambda: len(trained_iterations(output)) > 2)
     task = re.search(r"process (\d+): started", job.paths.stdout.read_text())[1]
     os.kill(int(task), signal.SIGUSR2)
-    assert end_of(job) == [None]
+    wait_for(job)
     assert "Requeued job" in job.paths.stdout.read_text()
     assert len(list(output.glob("model_00*.pth"))) == 1
     assert trained_iterations(output) == list(range(NUM_ITERATIONS))
@@ -163,7 +162,7 @@ def test_a_job_preempted_by_slurm_is_given_back_to_it_and_goes_on(submit, slurm,
     try:
         wait_until(lambda: len(trained_iterations(output)) > 2)
         # To all processes of the task, as Slurm does: first a warning, then what was asked for.
-        pids = re.search(r"process (\d+): started process (\d+)", log.read_text()).groups()
+        pids = re.search(r"process (\d+): started (\d+)", log.read_text()).groups()
         for each in (signal.SIGCONT, signal.SIGTERM, signal.SIGUSR2):
             for pid in pids:
                 os.kill(int(pid), each)
@@ -190,7 +189,7 @@ def kill(job):
 
 
 @pytest.mark.slow
-def test_bad_input_found_late_is_the_exit_status_and_the_last_line_of_the_job(
+def test_bad_input_found_late_is_the_exit_status_of_the_job_and_in_its_log(
     submit, slurm, tiny_scenes, tmp_path
 ):
     images = tmp_path / "images"
@@ -204,8 +203,8 @@ def test_bad_input_found_late_is_the_exit_status_and_the_last_line_of_the_job(
         assert job.wait(TIMEOUT) == 2
     finally:
         kill(job)
-    error = str(LocalJob(tmp_path / "output/slurm", JOB).exception())
-    assert re.search(r"status 2; its last lines:(\n.*)+\nerror: .*images.* cannot be ", error)
+    log = (tmp_path / f"output/slurm/{JOB}_0_log.out").read_text()
+    assert re.search(r"\nerror: .*images.* cannot be .*\n(.*\n)?.*ended with status 2; see", log)
 
 
 @pytest.mark.slow
@@ -219,9 +218,9 @@ def test_two_machines_interrupted_end_with_the_weights_of_two_processes_on_one(
     logs = [LocalJob(job.paths.folder, job.job_id, [task]).paths.stdout for task in (0, 1)]
     task = re.search(r"process (\d+): started", logs[0].read_text())[1]
     os.kill(int(task), signal.SIGUSR2)
-    wait_until(lambda: all("Job completed successfully" in log.read_text() for log in logs))
-    # The second had nobody to take it back, and says so; it is started again with the first.
-    assert "The training was asked to stop" in logs[1].read_text()
+    wait_for(job, tasks=2)
+    # The second cannot requeue the job; it is started again with the first.
+    assert "The training was stopped" in logs[1].read_text()
     subprocess.run(
         [
             *(sys.executable, "train_net.py", "--config-file", NANO, "--num-gpus", "2"),
@@ -310,6 +309,19 @@ def test_gpus_may_be_asked_for_as_generic_resources(submit, slurm):
     assert "gpus-per-node" not in options
 
 
+@pytest.mark.parametrize("status", [0, 1, 143])
+def test_the_script_of_the_docs_requeues_a_training_that_was_stopped(status, slurm):
+    text = (ROOT / "docs/clusters.md").read_text(encoding="utf-8")
+    script = re.search(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[1]
+    (slurm / "srun").write_text(f"#!/bin/bash\nexit {status}\n")
+    variables = {"SLURM_JOB_ID": JOB, "SLURM_JOB_NODELIST": "gpu[01-02]"}
+    run = subprocess.run(["bash", "-c", script], env={**os.environ, **variables}, check=False)
+    assert run.returncode == status
+    asked = (slurm / "scontrol.txt").read_text().splitlines()
+    expected = [f"requeue {JOB}"] if status == 143 else []
+    assert asked == ["show hostnames gpu[01-02]", *expected]
+
+
 # ---------------------------------------------------------------------------- what it refuses
 
 
@@ -318,17 +330,16 @@ def test_gpus_may_be_asked_for_as_generic_resources(submit, slurm):
     [
         ([], [], "train.max_itr=3", "did you mean 'max_iter'"),
         (["--nodes", "3"], [], "", "cannot be shared by 3 processes"),
-        (["--nodes", "0"], [], "", "--nodes 0 must be at least 1"),
-        (["--hours", "0.05"], [], "", "longer than the --grace of 180 seconds"),
-        (["--hours", "nan"], [], "", "--hours nan must be at least a minute"),
-        (["--extra", "time=5"], [], "", "--extra time=5 is set already: use --hours"),
-        (["--extra", "ntasks_per_node=5"], [], "", "use --nodes: there is one task on each"),
+        (["--nodes", "0"], [], "", "--nodes must be at least 1"),
+        (["--hours", "0.05"], [], "", "--hours 0.05 must be longer than --grace"),
+        (["--hours", "nan"], [], "", "--hours nan must be longer than --grace"),
+        (["--extra", "time=5"], [], "", "'time=5' is no option of sbatch, or one that has its own"),
+        (["--extra", "ntasks_per_node=5"], [], "", "'ntasks_per_node=5' is no option of sbatch"),
         (["--extra", "comment=a\nreboot"], [], "", "is no option of sbatch"),
         (["--extra", "=5"], [], "", "is no option of sbatch"),
-        ([], ["--num-gpus=2"], "", "--num-gpus is set for every node"),
+        ([], ["--num-gpus=2"], "", "--gpus-per-node take the place of --num-gpus"),
         ([], ["--eval-only"], "", "nothing to evaluate"),
-        (["--name", "50%"], [], "", "--name '50%' has a %"),
-        (["--partition", "gpu\nreboot"], [], "", "a character that cannot be printed"),
+        (["--local", "--nodes", "2"], [], "train.device=auto", "--local needs train.device=cpu"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_job_waits(
@@ -337,7 +348,7 @@ def test_what_cannot_work_is_refused_before_the_job_waits(
     done = submit(*options, training=training, overrides=[override] if override else [])
     assert done.code == 2
     assert expected in done.error
-    assert done.error.startswith("error: ")
+    assert re.search("^(submit.py: )?error: ", done.error, re.MULTILINE)
     assert "Traceback" not in done.error
     assert not (slurm / "job.sh").exists()
 
@@ -370,13 +381,13 @@ def test_without_slurm_there_is_local(submit, monkeypatch):
     monkeypatch.setenv("PATH", "")
     done = submit()
     assert done.code == 2
-    assert "try the command here with --local" in done.error
+    assert "try it here with --local" in done.error
 
 
 def test_without_a_command_for_train_net_it_says_where_it_goes():
     done = run_program("tools/submit.py", "--local")
     assert done.code == 2
-    assert "add -- and what train_net.py is to be started with" in done.error
+    assert "add -- and the arguments of train_net.py" in done.error
 
 
 def test_without_submitit_it_says_how_to_install_it(submit, monkeypatch):

@@ -5,6 +5,7 @@ One multiply-accumulate counts as one FLOP, as fvcore counts and the paper repor
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .space import BlockStep, EmbeddingStep, Step, Stitch, StitchSpace, Transition
 
@@ -88,7 +89,7 @@ class CostTable(Sequence[Cost]):
     def __len__(self) -> int:
         return len(self._costs)
 
-    def __getitem__(self, stitch_id):
+    def __getitem__(self, stitch_id: Any) -> Any:
         return self._costs[stitch_id]
 
     @property

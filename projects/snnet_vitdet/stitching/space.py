@@ -245,7 +245,7 @@ class StitchSpace(Sequence[Stitch]):
     def __getitem__(self, key: int | str) -> Stitch: ...
     @overload
     def __getitem__(self, key: slice) -> tuple[Stitch, ...]: ...
-    def __getitem__(self, key):
+    def __getitem__(self, key: int | str | slice) -> Stitch | tuple[Stitch, ...]:
         """A stitch by id or name, or a tuple of them by slice.
 
         Raises:
