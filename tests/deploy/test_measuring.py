@@ -6,8 +6,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from snnet_vitdet.benchmark import measure
-from snnet_vitdet.benchmark.measuring import bytes_kept_for_backward, peak_of_live_storages
+from snnet_vitdet.deploy.measuring import (
+    bytes_kept_for_backward,
+    measure,
+    peak_of_live_storages,
+)
 
 CPU = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""Times of several functions, taken in turn so that all of them see the same machine; memory."""
+"""Time and memory of functions."""
 
 import statistics
 import time
@@ -15,11 +15,11 @@ __all__ = ["Measurement", "bytes_kept_for_backward", "measure", "peak_of_live_st
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one function takes.
+    """Time and memory of one function.
 
     Attributes:
-        seconds: Of each repetition.
-        peak_bytes: Highest memory of the device during a call; None on a CPU.
+        seconds: Duration of each call that counts.
+        peak_bytes: Highest memory use of the device during a call; None on a CPU.
     """
 
     seconds: tuple[float, ...]
@@ -27,7 +27,7 @@ class Measurement:
 
     @property
     def median(self) -> float:
-        """Median of the repetitions in seconds."""
+        """Median duration in seconds."""
         return statistics.median(self.seconds)
 
 
@@ -37,13 +37,13 @@ def measure(
     repeats: int = 5,
     warmup: int = 2,
 ) -> dict[str, Measurement]:
-    """Calls every function once in each round, so that a slow spell of the machine hits all alike.
+    """Calls each function once per round, so that a slow spell of the machine affects all alike.
 
     Args:
-        functions: By name.
-        device: Where they compute; on a GPU a call ends when its work is done.
-        repeats: Rounds that count.
-        warmup: Rounds before these.
+        functions: The functions by name.
+        device: The device that they use. On a GPU, a call ends when its work is done.
+        repeats: Number of rounds that count.
+        warmup: Number of rounds before these.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     peaks: dict[str, int | None] = dict.fromkeys(functions)
@@ -64,13 +64,13 @@ def measure(
 
 
 def bytes_kept_for_backward(forward: Callable[[], torch.Tensor]) -> int:
-    """Memory that a forward pass leaves behind for the backward pass, on any device.
+    """Memory that a forward pass keeps for the backward pass, on any device.
 
     Args:
-        forward: Runs the forward pass. Neither what it returns nor what was there before counts.
+        forward: Runs the forward pass. Its result and tensors from before do not count.
     """
     with _NewStorages() as new:
-        output = forward()  # alive, so that the backward pass could follow
+        output = forward()  # kept alive, as a backward pass would need it
     kept = {
         key: size for key, (storage, size) in new.seen.items() if size and not storage.expired()
     }
@@ -79,36 +79,36 @@ def bytes_kept_for_backward(forward: Callable[[], torch.Tensor]) -> int:
 
 
 def peak_of_live_storages(function: Callable[[], object]) -> int:
-    """Most bytes that are alive at a time of what the operations of a function make, any device.
+    """Most bytes that results of a function's operations occupy at one time, on any device.
 
-    What was there before does not count, nor what an operation needs inside itself.
+    Tensors from before do not count, nor does memory that an operation uses internally.
     """
-    with _NewStorages(watch=True) as new:
+    with _NewStorages(track_peak=True) as new:
         function()
     return new.peak
 
 
 class _NewStorages(TorchDispatchMode):
-    """Notes the storages that operations inside it make."""
+    """Records the storages that are created by the operations inside it."""
 
-    def __init__(self, watch: bool = False) -> None:
+    def __init__(self, track_peak: bool = False) -> None:
         """
         Args:
-            watch: Whether to sum up after every operation what is alive, for ``peak``.
+            track_peak: Whether to update ``peak`` after each operation.
         """
         super().__init__()
         self.peak = 0
-        self._watch = watch
-        # By address, which is not used again while the weak reference lives; 0 bytes for one that
-        # was there before.
+        self._track_peak = track_peak
+        # By address, which cannot be reused while the weak reference exists. A storage from before
+        # has size 0.
         self.seen: dict[int, tuple[StorageWeakRef, int]] = {}
 
-    def _note(self, values: object, made: bool) -> None:
+    def _record(self, values: object, created: bool) -> None:
         for tensor in tree_leaves(values):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
                 reference = StorageWeakRef(storage)
-                size = storage.nbytes() if made else 0
+                size = storage.nbytes() if created else 0
                 self.seen.setdefault(reference.cdata, (reference, size))
 
     def __torch_dispatch__(
@@ -119,13 +119,13 @@ class _NewStorages(TorchDispatchMode):
         kwargs: dict | None = None,
     ) -> object:
         kwargs = kwargs or {}
-        self._note((args, kwargs), made=False)
+        self._record((args, kwargs), created=False)
         output = func(*args, **kwargs)
-        self._note(output, made=True)
-        if self._watch:
-            # What has gone is dropped, or its address could not be used again.
-            gone = [key for key, (storage, size) in self.seen.items() if storage.expired()]
-            for key in gone:
+        self._record(output, created=True)
+        if self._track_peak:
+            # Without this, the addresses of freed storages could not be reused.
+            freed = [key for key, (storage, _) in self.seen.items() if storage.expired()]
+            for key in freed:
                 del self.seen[key]
             self.peak = max(self.peak, sum(size for _, size in self.seen.values()))
         return output
