@@ -1,11 +1,11 @@
-"""Rows of a study: read, written, and compared seed by seed."""
+"""Scores of a run, and rows of a study: read, written, and compared seed by seed."""
 
 import math
 
 import pytest
+from research.proxy.table import StudyTable, paired, scores_of
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.study import StudyTable
 
 PAPER_COST = 0.5
 
@@ -88,3 +88,51 @@ def test_what_is_no_such_file_is_refused(content, tmp_path):
         (tmp_path / "rows.csv").write_bytes(content)
     with pytest.raises(InputError, match=r"rows.csv cannot be read as the rows of a study"):
         StudyTable(PAPER_COST).read(tmp_path / "rows.csv")
+
+
+def row(name, kind, gflops, ap):
+    return {"name": name, "kind": kind, "gflops": gflops, "bbox_AP": ap}
+
+
+SMALL_ALONE = row("baseline", "baseline", 1.0, 20.0)
+LARGE_ALONE = row("baseline", "baseline", 5.0, 40.0)
+
+
+def test_gaps_of_the_ends_and_means_of_the_kinds():
+    rows = [
+        row("S", "S", 1.0, 17.0),
+        row("L", "L", 5.0, 41.0),
+        row("FS-1", "FS", 3.0, 30.0),
+        row("FS-2", "FS", 2.0, 26.0),
+    ]
+    scores = scores_of(rows, SMALL_ALONE, LARGE_ALONE)
+    assert (scores["small"], scores["small_gap"]) == (17.0, -3.0)
+    assert (scores["large"], scores["large_gap"]) == (41.0, 1.0)
+    assert scores["FS"] == 28.0
+
+
+def test_the_frontier_is_compared_with_the_line_over_the_costs_between_the_two():
+    # Steps of 17, 26 and 30 over 1, 1 and 2 units; the line is 30 on average.
+    rows = [
+        row("S", "S", 1.0, 17.0),
+        row("L", "L", 5.0, 41.0),
+        row("FS-1", "FS", 3.0, 30.0),
+        row("FS-2", "FS", 2.0, 26.0),
+    ]
+    expected = (17 + 26 + 2 * 30) / 4 - 30
+    assert scores_of(rows, SMALL_ALONE, LARGE_ALONE)["over_line"] == pytest.approx(expected)
+    # The exit projection makes the small end a little dearer: the line starts there, too.
+    rows[0] = row("S", "S", 1.5, 17.0)
+    expected = (17 * 0.5 + 26 + 2 * 30) / 3.5 - (22.5 + 40) / 2
+    assert scores_of(rows, SMALL_ALONE, LARGE_ALONE)["over_line"] == pytest.approx(expected)
+
+
+def test_a_difference_is_that_of_each_seed_with_its_error():
+    mean, error = paired({0: 10.0, 1: 20.0, 2: 33.0}, {0: 9.0, 1: 18.0, 2: 30.0, 7: 0.0})
+    assert mean == pytest.approx(2.0)
+    # Of 1, 2 and 3: a deviation of 1.
+    assert error == pytest.approx(1 / math.sqrt(3))
+    mean, error = paired({0: 1.0}, {0: 3.0})
+    assert mean == -2.0 and math.isnan(error)
+    with pytest.raises(ValueError, match="no seed"):
+        paired({0: 1.0}, {1: 1.0})

@@ -1,10 +1,10 @@
-"""The proxy of docs/accuracy.md: the paper's recipe in small, where a run takes minutes on a CPU.
+"""The proxy: the paper's recipe in small, with ViTs that differ clearly, in minutes on a CPU.
 
-Its ViTs differ clearly; init.weights takes the checkpoints of detectors trained with each of them
-alone, by mask_rcnn_vitdet_proxy_s.py and …_l.py. tools/proxy_study.py runs them all.
+init.weights takes the checkpoints of detectors that were trained with each ViT alone, by
+mask_rcnn_vitdet_proxy_s.py and …_l.py. `python -m research.proxy` runs them all.
 """
 
-from ..shapes.mask_rcnn_snnet_nano import (
+from ....configs.shapes.mask_rcnn_snnet_nano import (
     data,
     dataloader,
     init,
@@ -25,7 +25,7 @@ data.prepare.num_test = 300
 for _anchor in (model.backbone.net.small, model.backbone.net.large):
     _anchor.window_size = 4
     _anchor.pretrain_img_size = 128
-    # Of so few tokens, what a fused kernel asks for takes longer than it saves.
+    # With so few tokens, a fused kernel costs more time than it saves.
     _anchor.attention = "reference"
 model.backbone.net.small.embed_dim = 64
 model.backbone.net.small.num_heads = 2
@@ -35,10 +35,10 @@ model.backbone.net.large.embed_dim = 128
 model.backbone.net.large.num_heads = 4
 model.backbone.net.large.depth = 12
 model.backbone.net.large.global_block_indexes = [2, 5, 8, 11]
-# Of its width, a rank as the paper's 16 is of 384.
+# Relative to the width, as the paper's rank 16 is to 384.
 model.backbone.net.lora_rank = 4
 model.proposal_generator.anchor_generator.sizes = [[8], [16], [32], [64], [128]]
-# Light heads, or they would be most of the time.
+# Light heads; otherwise they would take most of the time.
 model.backbone.out_channels = 32
 model.proposal_generator.head.in_channels = 32
 model.proposal_generator.batch_size_per_image = 64
@@ -56,16 +56,16 @@ dataloader.train.total_batch_size = 4
 dataloader.train.num_workers = 1
 dataloader.test.num_workers = 1
 
-# Parameters are small and many.
+# There are many small parameters.
 optimizer.fused = True
 # The layer-wise decay of ViTDet's baselines for 12 and 24 blocks.
 optimizer.params.lr_factor_func.rates = dict(small=0.7, large=0.8)
 
-# Fifteen groups; S and L have two of them alone. Rounded, as the figures of docs/accuracy.md were.
+# Fifteen groups; S and L are alone in two of them. The figures in README.md are with rounding.
 sampler.step = 0.002
 sampler.grouping = "round"
 
-# Of each kind, enough to see a frontier.
+# Enough of each kind to see a frontier.
 sweep.stitch_ids = "S,L,FS,SF,SFS-1-3,SFS-2-4,SFS-3-5,FSF-1-3,FSF-2-4,FSF-3-5"
 
 train.output_dir = "output/proxy/snnet"

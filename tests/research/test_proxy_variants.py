@@ -1,12 +1,17 @@
-"""The configs of the study."""
+"""The configs of the study, and its page."""
+
+import re
+import shlex
 
 import pytest
+from research.proxy.table import StudyTable
+from research.proxy.variants import ALONE, CONFIGS, PAPER, VARIANTS, training_cost
 
 from snnet_vitdet.engine import build_sampler, load_config
 from snnet_vitdet.modeling import stitch_costs
 from snnet_vitdet.stitching import select_stitches
-from snnet_vitdet.study import ALONE, CONFIGS, PAPER, VARIANTS, StudyTable, training_cost
 
+PAGE = "research/proxy/README.md"
 SUPERNETS = [variant for variant in VARIANTS if variant.vit is None]
 SINGLE_VITS = [variant for variant in (*ALONE.values(), *VARIANTS) if variant.vit is not None]
 
@@ -52,8 +57,21 @@ def test_the_cost_of_a_training_is_the_mean_over_the_draws(make):
     assert 0.6 < cost < 1
 
 
+def test_s_in_every_second_iteration_costs_no_more_for_that_it_is_longer(root):
+    """The two commands of the page for COCO."""
+    page = (root / PAGE).read_text(encoding="utf-8").replace("\\\n", " ")
+    costs = []
+    for line in re.findall(r"^python train_net.py --config-file (.*)$", page, re.MULTILINE):
+        path, _, _, *overrides = shlex.split(line)
+        config = load_config(str(root / path), overrides)
+        mean = training_cost(config, stitch_costs(config.model))
+        costs.append(mean * config.train.max_iter)
+    paper, longer = costs
+    assert 0.98 * paper < longer <= paper
+
+
 def test_the_page_has_every_variant_with_its_overrides(root):
-    page = (root / "docs/accuracy.md").read_text(encoding="utf-8")
+    page = (root / PAGE).read_text(encoding="utf-8")
     rows = {
         cells[1].strip(): cells[-2].strip()
         for line in page.splitlines()
@@ -73,5 +91,5 @@ def test_the_page_has_every_variant_with_its_overrides(root):
 def test_the_page_has_the_table_of_its_rows(root, make):
     config = make(PAPER)
     table = StudyTable(training_cost(config, stitch_costs(config.model)))
-    table.read(root / "docs/accuracy.csv")
-    assert table.summary() in (root / "docs/accuracy.md").read_text(encoding="utf-8")
+    table.read(root / "research/proxy/study.csv")
+    assert table.summary() in (root / PAGE).read_text(encoding="utf-8")

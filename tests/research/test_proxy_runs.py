@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from research.proxy.runs import Study
+from research.proxy.variants import PAPER, Variant
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.study import PAPER, Runner, Study, Variant
 
 # Notes how it was called; a training needs the weights it is told to start from.
 STAND_IN = """
@@ -34,8 +35,8 @@ LONGER = Variant("longer", "What does S gain?", length=2.5, vit="small")
 @pytest.fixture
 def study(tmp_path):
     (tmp_path / "train_net.py").write_text(STAND_IN)
-    runner = Runner(tmp_path / "train_net.py", tmp_path / "runs", ("common=2",))
-    return Study(runner, pretrain_iter=30, max_iter=10)
+    program, folder = tmp_path / "train_net.py", tmp_path / "runs"
+    return Study(program, folder, pretrain_iter=30, max_iter=10, overrides=("common=2",))
 
 
 def calls(tmp_path):
@@ -44,7 +45,12 @@ def calls(tmp_path):
 
 def play(study, variants=(PAPER, OTHER), jobs=2):
     finished = []
-    study.play([3, 4], variants, jobs, lambda *run: finished.append(run))
+    study.play(
+        [3, 4],
+        variants,
+        jobs,
+        lambda seed, variant, rows: finished.append((seed, variant.name, rows)),
+    )
     return finished
 
 

@@ -1,8 +1,8 @@
-"""The two detectors of configs/proxy/mask_rcnn_vitdet_proxy_{s,l}.py, joined; for docs/join.md."""
+"""The detectors of mask_rcnn_vitdet_proxy_{s,l}.py, joined: measured in docs/join.md."""
 
 from snnet_vitdet.modeling import anchor_alone, join_configs
 
-from ..proxy.mask_rcnn_snnet_proxy import (
+from .mask_rcnn_snnet_proxy import (
     data,
     dataloader,
     init,
