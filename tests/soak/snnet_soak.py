@@ -1,6 +1,6 @@
-"""What tools/soak.py kills: the tiniest detector with all parts, an iteration in 0.1 s on a CPU."""
+"""What soak.py trains: the smallest detector with all parts, 0.1 s per iteration on a CPU."""
 
-from .mask_rcnn_snnet_nano import (
+from ...configs.shapes.mask_rcnn_snnet_nano import (
     data,
     dataloader,
     init,
@@ -15,7 +15,7 @@ from .mask_rcnn_snnet_nano import (
 data.image_size = 64
 data.prepare.root = "${train.output_dir}_scenes"
 data.prepare.num_train = 12
-# More than the 50 images of a file of detections: an interrupted sweep has something to go on from.
+# More than the 50 images of a file of detections, so that an interrupted sweep can be resumed.
 data.prepare.num_test = 52
 
 model.backbone.net.lora_rank = 4
@@ -27,7 +27,7 @@ for _anchor in (model.backbone.net.small, model.backbone.net.large):
     # 64 pixels are 4 x 4 tokens.
     _anchor.window_size = 2
     _anchor.pretrain_img_size = 64
-    # Randomness inside the model, too, has to continue where it was.
+    # Randomness inside the model has to be resumed, too.
     _anchor.drop_path_rate = 0.2
 
 model.proposal_generator.pre_nms_topk = [60, 40]
@@ -35,7 +35,7 @@ model.proposal_generator.post_nms_topk = [40, 20]
 model.roi_heads.batch_size_per_image = 16
 model.roi_heads.box_head.fc_dims = [64]
 model.roi_heads.box_predictor.input_shape.channels = 64
-# So short a training is sure of nothing.
+# After so short a training, all scores are low.
 model.roi_heads.box_predictor.test_score_thresh = 0.01
 model.roi_heads.box_predictor.test_topk_per_image = 10
 

@@ -1,11 +1,13 @@
-"""The phases of a training and a sweep, as their output and files tell them."""
+"""Processes of a run, with a program of a few lines; phases, by output and files."""
 
 import json
 import os
+import signal
+import sys
+import time
 
 import pytest
-
-from snnet_vitdet.soak.phases import (
+from observed_run import (
     CHECKPOINT,
     EVALUATION,
     FINAL,
@@ -15,11 +17,84 @@ from snnet_vitdet.soak.phases import (
     SWEEP_SCORES,
     SWEEP_START,
     TRAINING,
-    Aim,
-    Durations,
     Observer,
+    Run,
     iterations_of,
 )
+
+PROGRAM = """
+import os, sys, time
+for _ in range(2):
+    if os.fork() == 0:
+        time.sleep(100)
+if sys.argv[1] == "ends":
+    sys.exit(7)
+if sys.argv[1] == "writes":
+    with open(sys.argv[2], "wb") as file:
+        file.write(bytes(2000))
+    sys.exit(0)
+print("ready", flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts the program, which has two children like itself."""
+    runs = []
+
+    def start(*arguments, largest_file=None):
+        command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
+        runs.append(Run(command, tmp_path / f"{len(runs)}.log", largest_file))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.end()
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_copies_of_a_process_are_its_workers(start):
+    run = start("waits")
+    wait_for(lambda: "ready" in run.output() and len(run.members()) == 3)
+    assert [member.pid for member in run.trainers()] == [run.pid]
+    workers = run.workers()
+    assert len(workers) == 2
+    assert all(worker.parent == run.pid for worker in workers)
+    assert run.send(signal.SIGKILL, workers[0].pid)
+    # A dead one that nobody has asked for is still in the system's list, but not among these.
+    wait_for(lambda: [worker.pid for worker in run.workers()] == [workers[1].pid])
+    assert run.status is None
+
+
+def test_who_is_left_over_is_seen_and_ended(start):
+    run = start("ends")
+    assert run.wait(60) == 7
+    assert len(run.wait_until_gone(0.2)) == 2
+    run.end()
+    assert run.members() == []
+
+
+def test_a_signal_to_all_reaches_children(start):
+    run = start("waits")
+    wait_for(lambda: "ready" in run.output())
+    assert run.send(signal.SIGINT)
+    assert run.wait(60) == -signal.SIGINT
+    assert run.wait_until_gone(60) == []
+
+
+def test_a_limit_of_a_file_stands_for_a_full_disk(start, tmp_path):
+    path = tmp_path / "large"
+    assert start("writes", path).wait(60) == 0
+    run = start("writes", path, largest_file=1000)
+    assert run.wait(60) == 1
+    assert "File too large" in run.output()
 
 
 class StubRun:
@@ -61,7 +136,6 @@ def test_a_training_goes_through_its_phases(run, tmp_path):
     write(tmp_path / ".tmp.model_0000003.pth", time=900.0)
     run.text += "Starting training from iteration 4\n"
     assert observer.phase() == INITIALISATION
-    assert observer.first_iteration() == 4
     assert observer.last_iteration() == -1
     train(tmp_path, 4)
     assert observer.phase() == TRAINING
@@ -101,7 +175,7 @@ def test_iterations_are_read_past_a_cut_line(tmp_path):
 
 
 @pytest.mark.parametrize(("progress", "first"), [(0.0, 4), (0.5, 7), (1.0, 9)])
-def test_an_aim_waits_for_its_part_of_the_training(progress, first, run, tmp_path, monkeypatch):
+def test_a_moment_of_the_training_is_waited_for(progress, first, run, tmp_path, monkeypatch):
     """Iterations 4 to 9 are to come; a look at the folder lets one of them pass."""
     run.text = "Starting training from iteration 4\n"
     observer = Observer(run, tmp_path, sweeps=False)
@@ -109,12 +183,11 @@ def test_an_aim_waits_for_its_part_of_the_training(progress, first, run, tmp_pat
     struck = []
     monkeypatch.setattr(observer, "last_iteration", lambda: struck.append(next(done)) or struck[-1])
     monkeypatch.setattr("time.sleep", lambda _: None)
-    durations = Durations({}, {TRAINING: 0.0})
-    assert Aim(TRAINING, progress, 0.5).wait(observer, durations, max_iter=10)
+    assert observer.wait_for(TRAINING, progress, 0.0, max_iter=10)
     assert struck[-1] + 1 == first
 
 
-def test_an_aim_at_the_training_waits_for_a_checkpoint_to_be_written(run, tmp_path, monkeypatch):
+def test_a_moment_of_the_training_is_not_while_a_checkpoint_is_written(run, tmp_path, monkeypatch):
     run.text = "Starting training from iteration 0\n"
     train(tmp_path, 0)
     checkpoint = tmp_path / ".tmp.model_0000000.pth"
@@ -129,12 +202,11 @@ def test_an_aim_at_the_training_waits_for_a_checkpoint_to_be_written(run, tmp_pa
             checkpoint.unlink()
 
     monkeypatch.setattr("time.sleep", sleep)
-    durations = Durations({}, {TRAINING: 0.0})
-    assert Aim(TRAINING, 0.0, 0.5).wait(observer, durations, max_iter=10)
+    assert observer.wait_for(TRAINING, 0.0, 0.0, max_iter=10)
     assert len(sleeps) == 3
 
 
-def test_an_aim_gives_up_when_the_run_ends(run, tmp_path):
+def test_waiting_ends_when_the_run_ends(run, tmp_path):
     run.status = 0
     observer = Observer(run, tmp_path, sweeps=False)
-    assert not Aim(CHECKPOINT, 0.0, 0.0).wait(observer, Durations({}, {CHECKPOINT: 0.0}), 10)
+    assert not observer.wait_for(CHECKPOINT, 0.0, 0.0, max_iter=10)
