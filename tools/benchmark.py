@@ -20,6 +20,7 @@ from pathlib import Path
 
 import snnet_vitdet.omp  # noqa: F401  # isort: skip
 
+import numpy as np
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
@@ -315,12 +316,9 @@ def plot(rows, path):
     panels = figure.subplots(len(groups), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axes, (what, group) in zip(panels, groups.items(), strict=True):
         times, fastest, slowest = (
-            [1000 * row[key] for row in group] for key in ("median_s", "min_s", "max_s")
+            np.array([1000 * row[key] for row in group]) for key in ("median_s", "min_s", "max_s")
         )
-        errors = [
-            [time - low for time, low in zip(times, fastest, strict=True)],
-            [high - time for time, high in zip(times, slowest, strict=True)],
-        ]
+        errors = [times - fastest, slowest - times]
         others = ("detectron2" in row["network"] or "separately" in row["network"] for row in group)
         colours = [OTHERS if other else OURS for other in others]
         labels = [f"{row['network']}   ({row['over_detectron2']:.2f})" for row in group]
