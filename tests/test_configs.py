@@ -23,17 +23,21 @@ from snnet_vitdet.modeling.weights import check_weights
 from snnet_vitdet.stitching import ResourceConstrainedSampler
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/**/*mask_*.py"))
+PROXY = "research/proxy/configs/"
+FILES = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("configs/**/*mask_*.py", f"{PROXY}*.py")
+    for path in ROOT.glob(pattern)
+)
 RUNNABLE = [name for name in FILES if "/common/" not in name]
 STITCHED = [name for name in RUNNABLE if "snnet" in name]
 OF_COCO = ("configs/COCO/", "configs/families/", "configs/join/")
 OF_SCENES = (
     "configs/shapes/",
-    "configs/proxy/",
     "configs/join/mask_rcnn_snnet_nano.py",
-    "configs/join/mask_rcnn_snnet_proxy.py",
+    PROXY,
 )
-JOINED = [name for name in RUNNABLE if name.startswith("configs/join/")]
+JOINED = [n for n in RUNNABLE if n.startswith("configs/join/") or n.endswith("_joined.py")]
 RECIPES = [
     name
     for name in RUNNABLE
@@ -70,13 +74,13 @@ DECAY = {
     "configs/join/mask_rcnn_snnet_mae_b_l.py": JOINED_SL,
     "configs/join/mask_rcnn_snnet_s_l_coco_json.py": JOINED_SL,
     "configs/join/mask_rcnn_snnet_nano.py": NANO,
-    "configs/join/mask_rcnn_snnet_proxy.py": {"small": (6, 1.0), "large": (12, 1.0)},
+    f"{PROXY}mask_rcnn_snnet_proxy_joined.py": {"small": (6, 1.0), "large": (12, 1.0)},
     "configs/shapes/mask_rcnn_snnet_nano.py": NANO,
     "configs/shapes/mask_rcnn_vitdet_nano_s.py": {"net": (4, 0.7)},
     "configs/shapes/mask_rcnn_vitdet_nano_l.py": {"net": (8, 0.8)},
-    "configs/proxy/mask_rcnn_snnet_proxy.py": {"small": (6, 0.7), "large": (12, 0.8)},
-    "configs/proxy/mask_rcnn_vitdet_proxy_s.py": {"net": (6, 0.7)},
-    "configs/proxy/mask_rcnn_vitdet_proxy_l.py": {"net": (12, 0.8)},
+    f"{PROXY}mask_rcnn_snnet_proxy.py": {"small": (6, 0.7), "large": (12, 0.8)},
+    f"{PROXY}mask_rcnn_vitdet_proxy_s.py": {"net": (6, 0.7)},
+    f"{PROXY}mask_rcnn_vitdet_proxy_l.py": {"net": (12, 0.8)},
 }
 WIDTHS = {"s": 384, "b": 768, "l": 1024, "h": 1280}
 
@@ -245,7 +249,7 @@ def test_coco_recipe_has_the_papers_numbers(name, load):
 def test_baseline_and_supernet_differ_in_their_backbone_alone(name, load):
     config, _ = load(name)
     paper = "configs/COCO/mask_rcnn_snnet_deit3_s_l_100ep.py"
-    reference, _ = load("configs/proxy/mask_rcnn_snnet_proxy.py" if "proxy" in name else paper)
+    reference, _ = load(f"{PROXY}mask_rcnn_snnet_proxy.py" if "proxy" in name else paper)
     for section in ("data", "dataloader", "lr_multiplier"):
         assert config[section] == reference[section], section
     for part in ("proposal_generator", "roi_heads"):

@@ -14,7 +14,12 @@ from snnet_vitdet.modeling import anchor_alone, baseline_cost, stitch_costs
 from snnet_vitdet.stitching import StitchSpace
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+DOCUMENTS = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "docs/*.md", "research/*/*.md")
+    for path in ROOT.glob(pattern)
+    if path.name != "CHANGELOG.md"
+)
 REPRODUCE = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")
 SL = "configs/COCO/mask_rcnn_snnet_deit3_s_l_100ep.py"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -54,7 +59,9 @@ def table_rows(text, heading):
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_named_files_are_there(document):
     text = (ROOT / document).read_text(encoding="utf-8")
-    named = re.findall(r"(?<![\w/.])(?:configs|tools|tests|docs)/[\w/{},*.-]*\.(?:py|md)", text)
+    named = re.findall(
+        r"(?<![\w/.])(?:configs|tools|tests|docs|research)/[\w/{},*.-]*\.(?:py|md)", text
+    )
     missing = [path for name in named for path in alternatives(name) if not list(ROOT.glob(path))]
     assert not missing
 

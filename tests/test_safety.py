@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(
     path.relative_to(ROOT).as_posix()
-    for folder in ("projects", "tools", "configs")
+    for folder in ("projects", "tools", "configs", "research")
     for path in (ROOT / folder).rglob("*.py")
 ) + ["train_net.py"]
 

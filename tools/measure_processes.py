@@ -4,18 +4,41 @@
     python tools/measure_processes.py
     python tools/measure_processes.py --processes 1 2 4 8 --total-batch 8 --config-file F
 
-The images of an iteration are the same for any number of processes. Writes processes.csv.
+Trains on images of noise in float32, with one thread per process. An iteration has the same number
+of images for any number of processes. Writes processes.csv.
 """
 
 import argparse
+import copy
 import csv
-import os
-from dataclasses import asdict
+import statistics
+import time
+from pathlib import Path
 
 import snnet_vitdet.omp  # noqa: F401  # isort: skip
 
-from snnet_vitdet.benchmark import load_without_data, measure_processes
+import torch
+import torch.distributed as dist
+from detectron2.config import instantiate
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
+from torch.multiprocessing import get_context
+
+from snnet_vitdet.engine import (
+    StitchedTrainer,
+    build_sampler,
+    fit_stitching_layers,
+    launch_here,
+    load_config,
+    synthetic_batch,
+)
 from snnet_vitdet.errors import InputError, exit_on_input_error
+from snnet_vitdet.modeling import find_stitched_vit, stitch_costs
+
+WARMUP = 2
+COCO_CLASSES = 80
 
 
 def arguments():
@@ -32,6 +55,104 @@ def arguments():
     return parser.parse_args()
 
 
+def measure_processes(config, num_processes, total_batch, repeats):
+    """Trains with some processes; all train the same stitches in the same order.
+
+    Returns:
+        A row of processes.csv: number of processes, images of each in an iteration, median duration
+        of an iteration, mean processor time of an iteration of all processes together, duration of
+        the fit of the stitching layers, median duration of asking all processes whether to stop,
+        bytes that each process hands in to be summed in an iteration, largest memory of a process.
+    """
+    queue = get_context("spawn").SimpleQueue()
+    args = (queue, config, total_batch // num_processes, repeats)
+    if num_processes == 1:
+        threads = torch.get_num_threads()
+        train(*args)
+        torch.set_num_threads(threads)
+    else:
+        launch_here(train, num_processes, *args)
+    return queue.get()
+
+
+def train(queue, config, batch, repeats):
+    """What each process does; the first one puts the row into the queue."""
+    torch.set_num_threads(1)
+    config = copy.deepcopy(config)
+    seed_all_rng(0)
+    model = instantiate(config.model)
+    backbone = find_stitched_vit(model)
+    config.optimizer.params.model = model
+    images = synthetic_batch(batch, config.data.image_size, model.roi_heads.num_classes)
+    start = time.perf_counter()
+    fit_stitching_layers(model, images, images[:1])
+    fit_seconds = time.perf_counter() - start
+    model = create_ddp_model(model.train(), find_unused_parameters=True, device_ids=None)
+    trainer = StitchedTrainer(
+        model,
+        [images] * (WARMUP + repeats),
+        instantiate(config.optimizer),
+        backbone=backbone,
+        sampler=build_sampler(config, stitch_costs(config.model)),
+    )
+    reduced = count_reduced(model)
+    seconds, cpu = [], 0.0
+    with EventStorage(0) as trainer.storage:
+        for trainer.iter in range(WARMUP + repeats):
+            comm.synchronize()
+            reduced.clear()
+            start, cpu_start = time.perf_counter(), time.process_time()
+            trainer.run_step()
+            comm.synchronize()
+            if trainer.iter >= WARMUP:
+                seconds.append(time.perf_counter() - start)
+                cpu += time.process_time() - cpu_start
+    agreeing = []
+    for _ in range(50):
+        start = time.perf_counter()
+        comm.all_gather(None)
+        agreeing.append(time.perf_counter() - start)
+    row = {
+        "num_processes": comm.get_world_size(),
+        "batch": batch,
+        "seconds": statistics.median(seconds),
+        "cpu_seconds": sum(comm.all_gather(cpu)) / repeats,
+        "fit_seconds": fit_seconds,
+        "agree_seconds": statistics.median(agreeing),
+        "reduced_bytes": sum(reduced),
+        "peak_bytes": max(comm.all_gather(peak_bytes())),
+    }
+    if comm.is_main_process():
+        queue.put(row)
+
+
+def count_reduced(model):
+    """A list to which the size in bytes of each gradient bucket is added that DDP sums."""
+    sizes = []
+
+    def count(_state, bucket):
+        buffer = bucket.buffer()
+        sizes.append(buffer.numel() * buffer.element_size())
+        # As DDP itself does it: divide for the mean, then sum.
+        buffer.div_(comm.get_world_size())
+        work = dist.all_reduce(buffer, async_op=True)
+        return work.get_future().then(lambda future: future.value()[0])
+
+    if comm.get_world_size() > 1:
+        model.register_comm_hook(None, count)
+    return sizes
+
+
+def peak_bytes():
+    """The largest memory of this process so far; 0 where the system does not list it (not Linux).
+
+    The usual ``getrusage`` gives a started process the peak of the one that has started it.
+    """
+    path = Path("/proc/self/status")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
 def run(args):
     """Measures, prints and writes everything."""
     wrong = [number for number in args.processes if number < 1 or args.total_batch % number]
@@ -40,21 +161,24 @@ def run(args):
             f"--processes {wrong[0]} cannot share --total-batch {args.total_batch}: give a "
             "multiple of each"
         )
-    config = load_without_data(args.config_file, args.opts)
+    config = load_config(args.config_file, args.opts)
+    if not isinstance(config.model.roi_heads.num_classes, int):
+        config.model.roi_heads.num_classes = COCO_CLASSES  # it would be read from the data
     rows = []
     for number in args.processes:
         row = measure_processes(config, number, args.total_batch, args.repeats)
-        rows.append(asdict(row))
+        rows.append(row)
         print(
-            f"{number} processes of batch {row.batch}: {row.seconds:.3f} s "
-            f"an iteration, {row.cpu_seconds:.3f} s of all processors, fit {row.fit_seconds:.2f} s"
+            f"{number} processes of batch {row['batch']}: {row['seconds']:.3f} s an iteration, "
+            f"{row['cpu_seconds']:.3f} s of all processors, fit {row['fit_seconds']:.2f} s"
         )
         print(
-            f"    each: {row.reduced_bytes / 2**20:.1f} MiB reduced, "
-            f"{1000 * row.agree_seconds:.2f} ms to agree, {row.peak_bytes / 2**20:.0f} MiB memory"
+            f"    each: {row['reduced_bytes'] / 2**20:.1f} MiB reduced, "
+            f"{1000 * row['agree_seconds']:.2f} ms to agree, "
+            f"{row['peak_bytes'] / 2**20:.0f} MiB memory"
         )
-    os.makedirs(args.output, exist_ok=True)
-    path = os.path.join(args.output, "processes.csv")
+    path = Path(args.output) / "processes.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()

@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.analysis import FlopCountAnalysis
 from detectron2.utils.events import EventStorage
 from in_process import run_main
+from research.proxy.variants import training_cost
 
 from snnet_vitdet.engine import StitchedTrainer, launch_here, load_config, synthetic_batch
 from snnet_vitdet.engine.distillation import InPlaceDistillation, distils, rpn_distance, teacher_of
@@ -24,7 +25,6 @@ from snnet_vitdet.modeling import (
     stitch_costs,
 )
 from snnet_vitdet.stitching import StitchSpace, UniformSampler
-from snnet_vitdet.study import training_cost
 
 L = 1  # id of the large anchor
 NET = "model.backbone.net"

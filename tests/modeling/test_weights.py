@@ -16,10 +16,10 @@ from snnet_vitdet.modeling import load_anchor_weights
 from snnet_vitdet.modeling.weights import check_weights, read_weights
 
 ALONE = {
-    "small": "configs/proxy/mask_rcnn_vitdet_proxy_s.py",
-    "large": "configs/proxy/mask_rcnn_vitdet_proxy_l.py",
+    "small": "research/proxy/configs/mask_rcnn_vitdet_proxy_s.py",
+    "large": "research/proxy/configs/mask_rcnn_vitdet_proxy_l.py",
 }
-SUPERNET = "configs/proxy/mask_rcnn_snnet_proxy.py"
+SUPERNET = "research/proxy/configs/mask_rcnn_snnet_proxy.py"
 NAME = "deit3_small_patch16_224.fb_in22k_ft_in1k"
 
 

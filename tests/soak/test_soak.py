@@ -1,17 +1,28 @@
-"""Trainings and sweeps killed at random moments, as their users start them."""
+"""Trainings and sweeps that are killed, damaged and resumed, as their users start them."""
 
 import math
 import signal
+import subprocess
+import sys
+from collections import Counter
+from itertools import islice
 from pathlib import Path
 from random import Random
 
 import pytest
+from faults import (
+    DAMAGES,
+    PHASES,
+    SWEEP_DAMAGES,
+    Attack,
+    FullDisk,
+    Strike,
+    attacks_on_sweep,
+    attacks_on_training,
+    dealt,
+)
 from in_process import run_program
-
-from snnet_vitdet.soak import Plan, Setting, Soak
-from snnet_vitdet.soak.damages import DAMAGES, SWEEP_DAMAGES
-from snnet_vitdet.soak.faults import Blow, FullDisk, Strike
-from snnet_vitdet.soak.phases import (
+from observed_run import (
     CHECKPOINT,
     EVALUATION,
     INITIALISATION,
@@ -20,6 +31,8 @@ from snnet_vitdet.soak.phases import (
     SWEEP_START,
     TRAINING,
 )
+from rounds import Setting
+from soak import Soak
 
 ROOT = Path(__file__).parent.parent.parent
 MAX_ITER = 16
@@ -33,6 +46,8 @@ KILL, KILL_ALL, KILL_WORKER, STOP, STOP_ALL = (
         (signal.SIGTERM, "all"),
     )
 )
+# Hits its phase unless the run is three times faster than the undisturbed one was.
+EARLY = 0.3
 
 
 def damage(name):
@@ -40,83 +55,94 @@ def damage(name):
     return next(each for each in (*DAMAGES, *SWEEP_DAMAGES) if each.name == name)
 
 
-# Hits its phase unless the run is three times faster than the undisturbed one was.
-EARLY = 0.3
-PLAN = Plan(
-    1,
-    (
-        Blow(INITIALISATION, STOP_ALL, EARLY),
-        Blow(TRAINING, KILL_ALL, EARLY),
-        Blow(CHECKPOINT, STOP),
-        Blow(EVALUATION, KILL),
-    ),
-    (Blow(SWEEP_START, KILL, EARLY), Blow(SWEEP_SCORES, STOP), Blow(SWEEP_FILES, KILL_ALL)),
-)
-
-
 @pytest.fixture(scope="module")
 def soak(tmp_path_factory):
-    """Plays rounds in a short training, and notes what it says."""
+    """Plays rounds in a short training."""
     overrides = (f"train.max_iter={MAX_ITER}", "sweep.stitch_ids='S,L,FSF-1-2'")
-    setting = Setting(ROOT / "train_net.py", "configs/shapes/snnet_soak.py", overrides, MAX_ITER)
-    said = []
-    soak = Soak(setting, tmp_path_factory.mktemp("soak"), said.append)
-    soak.said = said
-    return soak
+    setting = Setting(str(ROOT / "tests/soak/snnet_soak.py"), overrides, MAX_ITER)
+    return Soak(setting, tmp_path_factory.mktemp("soak"))
 
 
 @pytest.mark.slow
-def test_what_is_killed_or_stopped_in_any_phase_ends_as_if_nothing_had_happened(soak, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    lost = soak.play_round(0, PLAN, Random(0), math.inf)
-    assert lost == [], "\n".join(soak.said)
-    tally = soak.tally
-    assert (tally.rounds, tally.equal_rounds) == (1, 1)
-    assert tally.num_survived == tally.num_faults
+def test_what_is_killed_or_stopped_in_any_phase_ends_as_if_nothing_had_happened(soak):
+    training = (
+        Attack(INITIALISATION, STOP_ALL, EARLY),
+        Attack(TRAINING, KILL_ALL, EARLY),
+        Attack(CHECKPOINT, STOP),
+        Attack(EVALUATION, KILL),
+    )
+    sweep = (
+        Attack(SWEEP_START, KILL, EARLY),
+        Attack(SWEEP_SCORES, STOP),
+        Attack(SWEEP_FILES, KILL_ALL),
+    )
+    assert soak.play_round(0, 1, training, sweep, Random(0), math.inf) == []
+    assert (soak.rounds, soak.equal_rounds) == (1, 1)
+    assert soak.survived == soak.attacks
     # Whether the others are hit is up to the machine: a run that is faster than the undisturbed
     # one was is struck late, or ends before.
-    assert {INITIALISATION, TRAINING, SWEEP_START} <= tally.phases(), "\n".join(soak.said)
+    assert {INITIALISATION, TRAINING, SWEEP_START} <= {phase for _, phase, _ in soak.attacks}
     assert not list(soak.folder.glob("round_*"))
 
 
 @pytest.mark.slow
-def test_damaged_files_a_dead_worker_and_a_full_disk_cost_nothing_but_time(soak, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    plan = Plan(
-        1,
-        (
-            Blow(TRAINING, KILL_WORKER),
-            Blow(TRAINING, damage("last checkpoint truncated")),
-            Blow(TRAINING, damage("file last_checkpoint removed")),
-            Blow(CHECKPOINT, FullDisk()),
-        ),
-        (Blow(SWEEP_SCORES, damage("stitches.csv truncated")),),
+def test_damaged_files_a_dead_worker_and_a_full_disk_cost_nothing_but_time(soak):
+    training = (
+        Attack(TRAINING, KILL_WORKER),
+        Attack(TRAINING, damage("last checkpoint truncated")),
+        Attack(TRAINING, damage("file last_checkpoint removed")),
+        Attack(CHECKPOINT, FullDisk()),
     )
-    lost = soak.play_round(2, plan, Random(2), math.inf)
-    assert lost == [], "\n".join(soak.said)
+    sweep = (Attack(SWEEP_SCORES, damage("stitches.csv truncated")),)
+    assert soak.play_round(2, 1, training, sweep, Random(2), math.inf) == []
 
 
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("train.log_period=20", "train.log_period=20, but the losses of every iteration"),
-        ("train.checkpointer.period=900", "is not below train.max_iter=30"),
-        ("dataloader.test.num_workers=0", "dataloader.test.num_workers must be above 0"),
-        ("train.max_itr=3", "did you mean 'max_iter'"),
-    ],
-)
-def test_what_cannot_be_soaked_is_refused(override, expected, monkeypatch, tmp_path):
-    monkeypatch.chdir(ROOT)
-    finished = run_program("tools/soak.py", "--folder", str(tmp_path), override)
-    assert finished.code == 2
-    assert expected in finished.error
+@pytest.mark.nightly
+def test_a_soak_of_half_an_hour_loses_nothing(tmp_path):
+    command = [sys.executable, "tests/soak/soak.py", "--minutes", "30", "--folder", str(tmp_path)]
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
 
 
-def test_a_soak_without_time_ends_with_an_empty_table(monkeypatch, tmp_path):
-    monkeypatch.chdir(ROOT)
+@pytest.mark.parametrize("number", [1, 2])
+def test_every_attack_in_every_phase_comes_once_before_any_comes_again(number):
+    phases = set()
+    for attacks in (attacks_on_training(number), attacks_on_sweep(number)):
+        assert len(set(attacks)) == len(attacks)
+        phases |= {attack.phase for attack in attacks}
+        num_hands = math.ceil(len(attacks) / 3)
+        hands = list(islice(dealt(attacks, 3, Random(5)), num_hands))
+        assert all(len(hand) == 3 for hand in hands)
+        assert all(hand == sorted(hand, key=attacks.index) for hand in hands)
+        counts = Counter(attack for hand in hands for attack in hand)
+        assert counts.keys() == set(attacks)
+        assert list(islice(dealt(attacks, 3, Random(5)), num_hands)) == hands
+        assert list(islice(dealt(attacks, 3, Random(6)), num_hands)) != hands
+    assert phases == set(PHASES)
+
+
+def test_the_table_adds_up(tmp_path):
+    soak = Soak(Setting("some.py", (), 1), tmp_path)
+    kill, stop = "SIGKILL to all processes", "SIGTERM to the main process"
+    first, second = (1, "training", kill), (1, "sweep, scores", stop)
+    soak.attacks = Counter({first: 3, second: 1, (2, "initialisation", stop): 1})
+    soak.survived = Counter({first: 1, second: 1, (2, "initialisation", stop): 1})
+    soak.rounds, soak.equal_rounds, soak.repeated = 4, 3, 8
+    table, _, totals = soak.table().partition("\n\n")
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()[2:]]
+    assert rows == [
+        ["1", "training", kill, "3", "1"],
+        ["1", "sweep, scores", stop, "1", "1"],
+        ["2", "initialisation", stop, "1", "1"],
+        ["", "", "**all**", "**5**", "**3**"],
+    ]
+    assert totals.startswith("4 rounds with 5 faults: 3 ended with the weights")
+    assert "8 iterations were done again" in totals
+
+
+def test_a_soak_without_time_ends_with_an_empty_table(tmp_path):
     table = tmp_path / "table.md"
     arguments = ("--minutes", "0", "--folder", str(tmp_path), "--markdown", str(table))
-    finished = run_program("tools/soak.py", *arguments)
+    finished = run_program("tests/soak/soak.py", *arguments)
     assert finished.code == 0, finished.error
     assert "0 rounds with 0 faults" in table.read_text()
     assert table.read_text() in finished.printed

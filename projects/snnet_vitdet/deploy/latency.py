@@ -6,10 +6,10 @@ from functools import partial
 
 import torch
 
-from snnet_vitdet.benchmark.measuring import measure, peak_of_live_storages
 from snnet_vitdet.modeling import find_stitched_vit
 from snnet_vitdet.stitching import Cost
 
+from .measuring import measure, peak_of_live_storages
 from .predictor import Predictor
 
 __all__ = ["measure_stitches"]

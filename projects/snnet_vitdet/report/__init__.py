@@ -1,6 +1,5 @@
 """Pictures and pages made from the results of sweeps."""
 
-from .benchmark_plot import plot_benchmark
 from .comparison_plot import plot_comparison
 from .drawing import drawing
 from .page import SampleColumn, SamplePicture, SampleRow, Samples, report_html, write_report
@@ -14,7 +13,6 @@ __all__ = [
     "Samples",
     "TrainingCurve",
     "drawing",
-    "plot_benchmark",
     "plot_comparison",
     "plot_pareto",
     "read_training",
