@@ -15,11 +15,10 @@ from detectron2.structures import Boxes, BoxMode
 from in_process import run_main, run_program
 from PIL import Image
 
-from snnet_vitdet import sweep_run
+from snnet_vitdet import StitchTable, sweep_run
 from snnet_vitdet.deploy import (
     ClassNames,
     Detections,
-    StitchTable,
     sample_detections,
     stitches_to_show,
 )
