@@ -1,6 +1,6 @@
 """Every override of an ablation, trained for an iteration or more: it does what its row says.
 
-What the configs of the ablations change is in test_ablations.py; LoRA on the anchors of a stitched
+That the ablations build is in test_ablations.py; LoRA on the anchors of a stitched
 detector is trained in test_train_net.py.
 """
 

@@ -1,4 +1,4 @@
-"""Every row of docs/bad_input.md: what becomes of bad input, and that check_dataset.py tells."""
+"""What happens with bad input (docs/data.md), and that check_dataset.py reports it."""
 
 import json
 import math
@@ -29,7 +29,6 @@ from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import evaluate_stitch
 
 ROOT = Path(__file__).parent.parent.parent
-DOCUMENT = ROOT / "docs/bad_input.md"
 NANO = ROOT / "configs/shapes/mask_rcnn_snnet_nano.py"
 # As many as the detector of the embedded default has.
 CATEGORIES = [{"id": i, "name": f"kind {i}"} for i in (1, 3, 4, 7, 8, 90)]
@@ -723,51 +722,3 @@ def test_truncated_checkpoint_is_told_with_the_data(check_dataset, tmp_path):
 
 
 # ----------------------------------------------------------------------------------------- the page
-
-
-def rows():
-    """Input, what happens and test of every row of the tables."""
-    lines = DOCUMENT.read_text(encoding="utf-8").splitlines()
-    table = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
-    assert all(len(cells) == 3 for cells in table), [c for c in table if len(c) != 3]
-    return [cells for cells in table if cells[0] not in ("input", "---")]
-
-
-def cases():
-    """What every case that is named in the tables says, by its name in pytest."""
-    names = {}
-    for kind, case in REFUSED.items():
-        names[f"test_image_is_refused[{kind}]"] = case.says
-    for kind, case in HANDLED.items():
-        names[f"test_image_is_used[{kind}]"] = case.says
-    for kind, (_, says) in (FAULTY_ANNOTATIONS | FAULTY_TEST_ANNOTATIONS).items():
-        names[f"test_annotation_is_refused[{kind}]"] = says
-    for kind, (_, says, _) in ODD_GEOMETRY.items():
-        names[f"test_most_boxes_or_masks_are_refused[{kind}]"] = says
-    for kind, (_, says) in FAULTY_FILES.items():
-        names[f"test_annotation_file_is_refused[{kind}]"] = says
-    return names
-
-
-def test_every_row_has_a_test_that_is_there():
-    assert len(rows()) >= 60
-    own, known = Path(__file__).read_text(encoding="utf-8"), cases()
-    for what, _, test in rows():
-        name = test.strip("`")
-        path, _, function = name.rpartition(": ")
-        text = (ROOT / path).read_text(encoding="utf-8") if path else own
-        assert f"def {function.partition('[')[0]}(" in text, (what, name)
-        assert "[" not in name or name in known, (what, name)
-
-
-def test_every_case_has_a_row_with_what_it_says():
-    told = {test.strip("`"): happens for _, happens, test in rows()}
-    for name, says in cases().items():
-        assert name in told, name
-        assert says in told[name].replace("`", ""), (name, told[name])
-    functions = re.findall(r"^def (test_\w+)\(", Path(__file__).read_text("utf-8"), re.MULTILINE)
-    named = {name.partition("[")[0] for name in told}
-    about_the_page = {name for name in functions if name.startswith("test_every_")}
-    assert set(functions) - named == about_the_page | {"test_modes_of_images_are_counted"} | {
-        "test_the_mapper_of_detectron2_alone_fails_at_an_empty_image"
-    }

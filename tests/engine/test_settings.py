@@ -122,14 +122,14 @@ def test_all_keys_with_a_validator_are_those_of_a_config(tiny_config):
 
 
 def as_code(value):
-    """A value as docs/configs.md shows it; nothing of one that the user gives."""
+    """A value as the pages show it; nothing of one that the user gives."""
     if value in ("", LEFT_TO_USER):
         return ""
     return f"`{written(value).lower() if isinstance(value, bool) else written(value)}`"
 
 
 def table_of(group):
-    """The table of a group's keys for docs/configs.md."""
+    """The table of a group's keys for docs/train.md or docs/sweep.md."""
     rows = ["| key | default | allowed | meaning |", "| --- | --- | --- | --- |"]
     for key, item in settings_of(group):
         default = "" if item.metadata["optional"] else as_code(item.default)
@@ -144,8 +144,9 @@ def table_of(group):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_page_of_keys_has_the_table_of_every_group(group, root):
-    page = (root / "docs/configs.md").read_text(encoding="utf-8")
-    assert table_of(group) in page, f"copy this into docs/configs.md:\n{table_of(group)}"
+    page = "docs/sweep.md" if group is SweepSettings else "docs/train.md"
+    table = table_of(group)
+    assert table in (root / page).read_text(encoding="utf-8"), f"copy this into {page}:\n{table}"
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -291,7 +291,7 @@ def test_no_network_is_an_error_that_says_what_to_do(published, monkeypatch):
     assert str(info.value) == (
         f"timm could not give the weights '{NAME}' (ConnectionError: no route to the hub): "
         "without network, download them elsewhere and give the file's path with "
-        "init.weights.small=<file> (or .large, or .net; docs/anchors.md says where they are)"
+        "init.weights.small=<file> (or .large, or .net; docs/method.md says where they are)"
     )
 
 

@@ -94,7 +94,7 @@ def test_mean_cost_of_an_iteration_is_that_of_the_table(run, tmp_path):
 
 
 def test_uniform_sampling_has_no_groups(run):
-    printed = run("--config-file", "configs/ablations/sampling_uniform.py")
+    printed = run("--config-file", SL, "sampler._target_=snnet_vitdet.stitching.UniformSampler")
     assert "Groups of" not in printed
     assert "Iterations that train an anchor alone: 1.5 %" in printed
 

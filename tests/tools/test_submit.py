@@ -311,7 +311,7 @@ def test_gpus_may_be_asked_for_as_generic_resources(submit, slurm):
 
 @pytest.mark.parametrize("status", [0, 1, 143])
 def test_the_script_of_the_docs_requeues_a_training_that_was_stopped(status, slurm):
-    text = (ROOT / "docs/clusters.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/train.md").read_text(encoding="utf-8")
     script = re.search(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[1]
     (slurm / "srun").write_text(f"#!/bin/bash\nexit {status}\n")
     variables = {"SLURM_JOB_ID": JOB, "SLURM_JOB_NODELIST": "gpu[01-02]"}

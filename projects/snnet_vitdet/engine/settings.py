@@ -98,7 +98,7 @@ class DataSettings(Settings, key="data"):
     test_images: FilePath = _setting(LEFT_TO_USER, "folder of the file names in `test_json`")
     image_size: Side = _setting(1024, "side of the square that images are cropped or padded to")
     masks: Literal["auto", True, False] = _setting(
-        True, "`false`: boxes alone; `auto`: [as the data allow](#data-without-masks)"
+        True, "`false`: boxes alone; `auto`: [as the data allow](data.md#masks-or-boxes-alone)"
     )
     check: bool = _setting(True, "check annotation files and image paths before anything starts")
     prepare: dict | None = _setting(None, "a call that makes the data first", optional=True)
@@ -110,11 +110,11 @@ class InitSettings(Settings, key="init"):
 
     weights: Sources | None = _setting(
         None,
-        "by ViT (`small`, `large`, or `net` of a baseline): [what to load](#init)",
+        "by ViT (`small`, `large`, or `net` of a baseline): weights to load",
         optional=True,
     )
     detectors: Sources | None = _setting(
-        None, "by ViT (`small`, `large`): the detectors to [join](#joined-detectors)", optional=True
+        None, "by ViT (`small`, `large`): the detectors to [join](join.md)", optional=True
     )
     stitching_layers: Literal["least_squares", "random"] = _setting(
         "least_squares", "how the stitching layers start: fitted, or random"
@@ -221,7 +221,7 @@ class TrainSettings(Settings, key="train"):
         "shared", "all processes train the same stitch, or each draws its own"
     )
     reference_batch_size: int | None = _setting(
-        None, "images an iteration that the schedule is [written for](#fewer-gpus)", lowest=1
+        None, "images an iteration that the schedule is [written for](#one-gpu)", lowest=1
     )
     freeze_anchors: int = _setting(0, "iterations at the start with frozen ViTs", lowest=0)
     rehearsal: bool = _setting(True, "on a GPU, try first whether the largest stitch fits")

@@ -145,6 +145,6 @@ def _read_timm(name: str) -> Mapping[str, torch.Tensor]:
         raise InputError(
             f"timm could not give the weights {name!r} ({type(e).__name__}: {first_line(e)}): "
             "without network, download them elsewhere and give the file's path with "
-            "init.weights.small=<file> (or .large, or .net; docs/anchors.md says where they are)"
+            "init.weights.small=<file> (or .large, or .net; docs/method.md says where they are)"
         ) from e
     return model.state_dict()

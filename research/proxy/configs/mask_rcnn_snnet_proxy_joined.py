@@ -1,4 +1,4 @@
-"""The detectors of mask_rcnn_vitdet_proxy_{s,l}.py, joined: measured in docs/join.md."""
+"""The detectors of mask_rcnn_vitdet_proxy_{s,l}.py, joined: measured in docs/results.md."""
 
 from snnet_vitdet.modeling import anchor_alone, join_configs
 
