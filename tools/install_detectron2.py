@@ -50,7 +50,6 @@ Name: detectron2
 Version: 0.6
 Summary: detectron2 at upstream commit {COMMIT[:7]}, Python sources only (taken from {CARRIER})
 Home-page: https://github.com/facebookresearch/detectron2
-Author: FAIR
 License: Apache-2.0
 License-File: LICENSE
 License-File: NOTICE

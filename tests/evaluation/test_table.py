@@ -325,6 +325,9 @@ def test_measurements_of_other_stitches_and_damaged_ones_are_refused(folder, tmp
         path.write_text(text)
         with pytest.raises(InputError, match="damaged or was not written by"):
             StitchTable.read(folder)
+    measure(path, {0: 5.0}, stitch_id=[0])
+    with pytest.raises(InputError, match="a row has no stitch_id or no name"):
+        StitchTable.read(folder)
     measure(path, {0: 5.0}, memory_mb=-1)
     with pytest.raises(InputError, match="memory_mb is -1"):
         StitchTable.read(folder)

@@ -13,8 +13,8 @@ from snnet_vitdet.report.kinds import kind_label
 from snnet_vitdet.text import escaped
 
 from .choices import BUDGETS, Choices
-from .pictures import MAX_SIDE, open_picture
 from .plot import amount, plot_svg
+from .uploads import MAX_SIDE, open_picture
 
 __all__ = ["BY_NAME", "F1", "Answers", "Wish", "message"]
 

@@ -359,8 +359,8 @@ def _read_measurements(path: Path) -> dict[str, Any]:
                 value = row[key]
                 if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
                     raise ValueError(f"{key} is {value!r}")
-            if not {"stitch_id", "name"} <= set(row):
-                raise ValueError("a row names no stitch")
+            if type(row.get("stitch_id")) is not int or not isinstance(row.get("name"), str):
+                raise ValueError("a row has no stitch_id or no name")
     except OSError as error:
         raise InputError(
             f"cannot read the measurements {path}: {error.strerror}; "

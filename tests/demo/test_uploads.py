@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snnet_vitdet.demo.pictures import MAX_SIDE, open_picture
+from snnet_vitdet.demo.uploads import MAX_SIDE, open_picture
 from snnet_vitdet.errors import InputError
 
 LIMIT = 4_000_000
