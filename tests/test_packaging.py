@@ -51,7 +51,7 @@ def test_each_requirements_file_is_an_extra():
         for path in ROOT.glob("requirements*.txt")
     }
     extras = {f"requirements-{extra}.txt": [f"-e .[{extra}]"] for extra in EXTRAS}
-    assert lines == {"requirements.txt": ["-e ."], **extras}
+    assert lines == {"requirements.txt": [*PROJECT["dependencies"], "-e ."], **extras}
 
 
 def test_the_citation_has_the_version_of_the_package():

@@ -25,7 +25,7 @@ import snnet_vitdet.omp  # noqa: F401  # isort: skip
 
 from detectron2.engine import default_argument_parser
 
-from snnet_vitdet.engine import apply_linear_scaling, load_config, preflight
+from snnet_vitdet.engine import apply_linear_scaling, load_config, preflight, prepare_run
 from snnet_vitdet.engine.checkpoint import last_checkpoint
 from snnet_vitdet.errors import InputError, exit_on_input_error
 
@@ -178,6 +178,7 @@ def check(args, training):
     processes = args.nodes * args.gpus_per_node
     mode = {"evaluation": training.eval_only, "resume": training.resume}
     preflight(config, num_processes=processes, **mode)
+    prepare_run(config, **mode)
     config.train.device = device
     folder = config.train.output_dir
     if not (training.eval_only or training.resume) and last_checkpoint(folder):
