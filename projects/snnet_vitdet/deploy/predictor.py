@@ -169,8 +169,6 @@ class Predictor:
         """
         return cls(LoadedDetector(model, class_names, *resizing(mapper)), **options)
 
-    of_model = from_model  # its earlier name
-
     def _make_ready(self) -> None:
         # Held while the stitch or the threshold is read or changed, and while a model runs.
         self._lock = threading.RLock()
