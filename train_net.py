@@ -21,10 +21,10 @@ import torch
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig
 
 from snnet_vitdet.engine import (
     AUTO,
+    Config,
     alone_in,
     apply_linear_scaling,
     folder_of_run,
@@ -41,7 +41,7 @@ from snnet_vitdet.sweep_run import run_sweep
 logger = logging.getLogger("snnet_vitdet.train_net")
 
 
-def main(args: argparse.Namespace, config: DictConfig, notes: Sequence[str] = ()) -> None:
+def main(args: argparse.Namespace, config: Config, notes: Sequence[str] = ()) -> None:
     """Runs one process of a training or a sweep.
 
     Args:
@@ -68,7 +68,7 @@ def cli() -> None:
     args = parser.parse_args()
     setup_logger(name="snnet_vitdet", distributed_rank=int(os.environ.get("RANK", 0)))
 
-    def prepare(num_processes: int) -> tuple[DictConfig, list[str]]:
+    def prepare(num_processes: int) -> tuple[Config, list[str]]:
         config = load_config(args.config_file, args.opts)
         notes = [] if args.eval_only else apply_linear_scaling(config)
         preflight(

@@ -10,13 +10,13 @@ import os
 import torch
 from detectron2.config import instantiate
 from detectron2.utils import comm
-from omegaconf import DictConfig
 from torch import nn
 
 from snnet_vitdet.data import category_names
 from snnet_vitdet.deploy import Predictor, write_sweep_report
 from snnet_vitdet.engine import (
     ClassNames,
+    Config,
     StrictCheckpointer,
     build_model,
     checkpoint_to_evaluate,
@@ -41,7 +41,7 @@ __all__ = ["load_for_sweep", "report_sweep", "run_sweep"]
 logger = logging.getLogger(__name__)
 
 
-def run_sweep(config: DictConfig, resume: bool) -> StitchTable:
+def run_sweep(config: Config, resume: bool) -> StitchTable:
     """Scores the stitches of ``sweep.stitch_ids``, and writes tables, picture and page.
 
     Args:
@@ -96,9 +96,7 @@ def run_sweep(config: DictConfig, resume: bool) -> StitchTable:
     return table
 
 
-def load_for_sweep(
-    config: DictConfig, model: nn.Module
-) -> tuple[str | None, int | None, bool | None]:
+def load_for_sweep(config: Config, model: nn.Module) -> tuple[str | None, int | None, bool | None]:
     """Loads the weights of a sweep into a model.
 
     Returns:
@@ -121,7 +119,7 @@ def load_for_sweep(
     return checkpoint, iteration, averaged if "ema" in rest else None
 
 
-def report_sweep(config: DictConfig, model: nn.Module) -> None:
+def report_sweep(config: Config, model: nn.Module) -> None:
     """Writes report.html with sample detections of the model, which cannot be used afterwards."""
 
     def predictor(table: StitchTable) -> Predictor:

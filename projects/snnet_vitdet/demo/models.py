@@ -5,7 +5,6 @@ import copy
 import os
 from pathlib import Path
 
-from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from snnet_vitdet.deploy import (
@@ -15,7 +14,7 @@ from snnet_vitdet.deploy import (
     image_files,
     read_export,
 )
-from snnet_vitdet.engine import load_config, set_float32_arithmetic
+from snnet_vitdet.engine import Config, load_config, set_float32_arithmetic
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import StitchTable
 from snnet_vitdet.modeling import stitch_costs
@@ -114,7 +113,7 @@ def from_exports(args: argparse.Namespace) -> tuple[Answers, str, list[str]]:
     return answers, heading, _examples(args.examples, None)
 
 
-def _examples(folder: str | None, config: DictConfig | None) -> list[str]:
+def _examples(folder: str | None, config: Config | None) -> list[str]:
     """Some images of the named folder, or of the config's test data."""
     if folder is not None:
         return image_files(folder)[:_NUM_EXAMPLES]

@@ -12,15 +12,17 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from detectron2.modeling import GeneralizedRCNN, SimpleFeaturePyramid
-from omegaconf import DictConfig, ListConfig
+from omegaconf import ListConfig, OmegaConf
 from torch import nn
 
 from snnet_vitdet.building import located
+from snnet_vitdet.engine import Config
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import StitchTable
 from snnet_vitdet.files import replacing
@@ -53,7 +55,7 @@ _NET = "backbone.net."
 def export_stitch(
     path: str | os.PathLike[str],
     model: nn.Module,
-    config: DictConfig,
+    config: Config,
     stitch: Stitch | None,
     class_names: Sequence[str],
 ) -> ExportInfo:
@@ -130,7 +132,7 @@ def _with_sweep(info: ExportInfo, folder: Path) -> ExportInfo:
     return replace(info, result=table[stitch_id].result, curve=table[stitch_id].curve)
 
 
-def _plan_of_stitch(model_config: DictConfig, stitch: Stitch | None) -> dict:
+def _plan_of_stitch(model_config: Any, stitch: Stitch | None) -> dict:
     """The plan of the detector that runs one stitch alone.
 
     Args:
@@ -167,7 +169,7 @@ def _plan_of(node: object) -> object:
     Raises:
         InputError: If it calls something that is not on the list, or holds other objects.
     """
-    if isinstance(node, DictConfig):
+    if OmegaConf.is_dict(node):
         target = node._metadata.object_type
         if not dataclasses.is_dataclass(target):
             target = node.get("_target_")

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from detectron2.config import instantiate
 from detectron2.data import transforms as T
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import nn
 
 from snnet_vitdet.building import build
 from snnet_vitdet.engine import (
+    Config,
     StrictCheckpointer,
     checkpoint_to_evaluate,
     load_config,
@@ -70,7 +71,7 @@ class LoadedDetector:
 
 
 def load_training(
-    config: str | os.PathLike[str] | DictConfig,
+    config: str | os.PathLike[str] | Config,
     weights: str | os.PathLike[str] | None = None,
 ) -> LoadedDetector:
     """Loads a checkpoint of a training; the data of the training need not be there.
@@ -82,7 +83,7 @@ def load_training(
     Raises:
         InputError: If config or weights cannot be used.
     """
-    if not isinstance(config, DictConfig):
+    if not OmegaConf.is_config(config):
         path = os.fspath(config)
         config = load_config(os.path.join(path, "config.yaml") if os.path.isdir(path) else path)
     weights = checkpoint_to_evaluate(str(weights or ""), config.train.output_dir)

@@ -12,9 +12,9 @@ import torch
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
-from omegaconf import DictConfig
 from torch import nn
 
+from snnet_vitdet.engine import Config
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import StitchTable
 from snnet_vitdet.evaluation.score_curves import wanted_precision
@@ -50,7 +50,7 @@ class Predictor:
 
     def __init__(
         self,
-        config: str | os.PathLike[str] | DictConfig | LoadedDetector,
+        config: str | os.PathLike[str] | Config | LoadedDetector,
         weights: str | os.PathLike[str] | None = None,
         *,
         stitch: int | str | None = None,

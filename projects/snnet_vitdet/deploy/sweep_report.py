@@ -4,9 +4,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from snnet_vitdet.data import category_names, coco_dicts
+from snnet_vitdet.engine import Config
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import StitchTable
 from snnet_vitdet.report import Samples, drawing, read_training, write_report
@@ -23,7 +22,7 @@ REPORT_FILE = "report.html"
 
 
 def write_sweep_report(
-    config: DictConfig, make_predictor: Callable[[StitchTable], Predictor] | None
+    config: Config, make_predictor: Callable[[StitchTable], Predictor] | None
 ) -> Path:
     """Writes ``report.html`` beside the results of a sweep.
 
@@ -74,7 +73,7 @@ def _read(folder: Path) -> StitchTable:
 
 
 def _samples(
-    config: DictConfig, table: StitchTable, make_predictor: Callable[[StitchTable], Predictor]
+    config: Config, table: StitchTable, make_predictor: Callable[[StitchTable], Predictor]
 ) -> Samples:
     images = coco_dicts(config.data.test_json, config.data.test_images, filter_empty=False)
     names = category_names(config.data.test_json)
@@ -82,7 +81,7 @@ def _samples(
     return sample_detections(make_predictor(table), rows, images, names)
 
 
-def _facts(config: DictConfig, table: StitchTable) -> list[tuple[str, str]]:
+def _facts(config: Config, table: StitchTable) -> list[tuple[str, str]]:
     net = config.model.backbone.net
     vits = [net[anchor] for anchor in ("small", "large")] if "small" in net else [net]
     facts = []

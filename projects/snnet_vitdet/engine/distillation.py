@@ -7,7 +7,6 @@ import torch
 from detectron2.modeling import GeneralizedRCNN, SimpleFeaturePyramid
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.utils.events import get_event_storage
-from omegaconf import DictConfig
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -15,6 +14,8 @@ from torch.nn import functional as F
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import JoinedRCNN, StitchedViT, find_stitched_vit, pyramid_of_exit
 from snnet_vitdet.stitching import CostTable, Sampler, StitchSpace
+
+from .settings import Config, TrainSettings
 
 __all__ = [
     "InPlaceDistillation",
@@ -83,7 +84,7 @@ def check_distillation(settings: Mapping[str, object], model: nn.Module) -> None
         )
 
 
-def distil(config: DictConfig, model: GeneralizedRCNN, costs: CostTable | None) -> None:
+def distil(config: Config, model: GeneralizedRCNN, costs: CostTable | None) -> None:
     """Adds distillation to a detector, if the config asks for it.
 
     Args:
@@ -279,7 +280,7 @@ def _cross_entropy(logits: torch.Tensor, objectness: torch.Tensor) -> torch.Tens
     return F.binary_cross_entropy_with_logits(logits, objectness, reduction="none")
 
 
-def distillation_cost(train: DictConfig, costs: CostTable, sampler: Sampler) -> float:
+def distillation_cost(train: TrainSettings, costs: CostTable, sampler: Sampler) -> float:
     """Mean cost per draw that distillation adds to a training, in GFLOPs of a forward pass.
 
     A forward with backward costs three forward passes. The teacher makes one forward, without the

@@ -13,7 +13,6 @@ import torch.distributed as dist
 from detectron2.config import instantiate
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils import comm
-from omegaconf import DictConfig
 from torch import nn
 
 from snnet_vitdet.data import category_names
@@ -32,6 +31,7 @@ from snnet_vitdet.validators import written
 
 from .checkpointer import PIXELS, ClassNames, DetectorCheckpointer
 from .precision import autocast, machine_epsilon
+from .settings import Config
 
 __all__ = [
     "FitResidual",
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 def initialise_weights(
-    config: DictConfig, model: nn.Module, data_loader: Iterable, precision: torch.dtype
+    config: Config, model: nn.Module, data_loader: Iterable, precision: torch.dtype
 ) -> None:
     """Loads pretrained weights as ``init`` says, and fits the stitching layers.
 
@@ -241,7 +241,7 @@ def _log_residuals(residuals: Mapping[str, FitResidual], precision: str) -> None
         )
 
 
-def check_detectors(config: DictConfig, *, data_there: bool) -> None:
+def check_detectors(config: Config, *, data_there: bool) -> None:
     """Checks what :func:`load_detectors` checks, and the image format, on the meta device.
 
     Args:

@@ -13,9 +13,10 @@ fractions of the training in every recipe, so they need no scaling.
 import copy
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from fvcore.common.param_scheduler import ParamScheduler
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import nn
 
 from snnet_vitdet.building import build, told_as
@@ -23,6 +24,7 @@ from snnet_vitdet.errors import InputError
 from snnet_vitdet.validators import check, number
 
 from .setting_checks import SETTINGS
+from .settings import Config
 
 __all__ = [
     "LayerwiseDecay",
@@ -127,7 +129,7 @@ def scale_iterations(iterations: int, reference: int, batch: int) -> int:
     return max(1, round(iterations * reference / batch)) if iterations else 0
 
 
-def apply_linear_scaling(config: DictConfig) -> list[str]:
+def apply_linear_scaling(config: Config) -> list[str]:
     """Scales learning rate and iterations from ``train.reference_batch_size`` to the batch.
 
     The reference is set to null, so that nothing is scaled twice: neither by another call nor from
@@ -169,7 +171,7 @@ def _shown(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:g}"
 
 
-def check_schedule(config: DictConfig, model: nn.Module) -> None:
+def check_schedule(config: Config, model: nn.Module) -> None:
     """Checks that the optimizer can be built, and its learning rates over the whole training.
 
     Args:
@@ -191,7 +193,7 @@ def check_schedule(config: DictConfig, model: nn.Module) -> None:
         check(f"lr_multiplier after {place} of {_PLACES} parts of the training", factor, _FACTOR)
 
 
-def build_schedule(node: DictConfig) -> ParamScheduler:
+def build_schedule(node: Any) -> ParamScheduler:
     """Builds the schedule of a config; it has a value at the very end, too.
 
     detectron2's hook asks for it after the last iteration, where fvcore's constant schedule and its

@@ -12,7 +12,6 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from omegaconf import DictConfig
 from torch import nn
 
 from snnet_vitdet.errors import InputError, first_line
@@ -21,6 +20,7 @@ from snnet_vitdet.stitching import CostTable
 
 from .distillation import distils
 from .precision import autocast, training_precision
+from .settings import Config
 
 __all__ = ["memory_to_come", "probe_memory", "synthetic_batch"]
 
@@ -35,7 +35,7 @@ _REMEDIES = (
 
 
 def probe_memory(
-    config: DictConfig,
+    config: Config,
     model: GeneralizedRCNN,
     optimizer: torch.optim.Optimizer,
     costs: CostTable | None,

@@ -3,7 +3,8 @@
 import contextlib
 
 import torch
-from omegaconf import DictConfig
+
+from .settings import Config
 
 __all__ = ["autocast", "machine_epsilon", "set_float32_arithmetic", "training_precision"]
 
@@ -11,7 +12,7 @@ __all__ = ["autocast", "machine_epsilon", "set_float32_arithmetic", "training_pr
 _TF32_EPSILON = 2.0**-10
 
 
-def training_precision(config: DictConfig) -> torch.dtype:
+def training_precision(config: Config) -> torch.dtype:
     """The type a training computes in: that of mixed precision on a GPU, else float32."""
     if not (config.train.amp.enabled and config.train.device.startswith("cuda")):
         return torch.float32

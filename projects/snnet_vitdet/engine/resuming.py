@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Mapping
 
 import torch
-from omegaconf import DictConfig
 
 from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.files import write_atomically
@@ -14,6 +13,7 @@ from snnet_vitdet.text import listed, shown
 
 from .checkpoint import last_checkpoint
 from .config import EARLIER_VALUES, config_files, parse_yaml, read_yaml, save_config
+from .settings import Config
 
 __all__ = ["check_resumed_optimizer", "check_resumed_settings", "save_resumed_config"]
 
@@ -32,7 +32,7 @@ _FREE = (
 _ABSENT = object()
 
 
-def check_resumed_settings(config: DictConfig) -> None:
+def check_resumed_settings(config: Config) -> None:
     """Refuses to resume ``train.output_dir`` with changed settings that its checkpoint overrides.
 
     Raises:
@@ -114,7 +114,7 @@ def _same(own: object, saved: object) -> bool:
     return list(own) == list(saved) if isinstance(own, tuple | list) else own == saved
 
 
-def save_resumed_config(config: DictConfig, iteration: int) -> None:
+def save_resumed_config(config: Config, iteration: int) -> None:
     """Writes the config.yaml of a resumed training, and warns of changed settings.
 
     If a change affects the training, the earlier file stays as ``config_until_….yaml``. How the
@@ -167,7 +167,7 @@ def save_resumed_config(config: DictConfig, iteration: int) -> None:
     save_config(config, path)
 
 
-def _changes(folder: str, config: DictConfig) -> list[tuple[str, object, object]]:
+def _changes(folder: str, config: Config) -> list[tuple[str, object, object]]:
     """Name, earlier value and current value of the settings that differ."""
     path = os.path.join(folder, "config.yaml")
     if not os.path.isfile(path):

@@ -15,12 +15,12 @@ from typing import TextIO
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig
 
 from snnet_vitdet.errors import InputError, cannot_write
 
 from .config import save_config
 from .precision import set_float32_arithmetic
+from .settings import Config
 
 try:
     import fcntl
@@ -36,12 +36,12 @@ _PATIENCE_SECONDS = 60.0
 _POLL_SECONDS = 0.5
 
 
-def folder_of_run(config: DictConfig, args: argparse.Namespace) -> str:
+def folder_of_run(config: Config, args: argparse.Namespace) -> str:
     """The folder for log, config.yaml and results: ``train.output_dir``, or its ``sweep``."""
     return os.path.join(config.train.output_dir, "sweep" if args.eval_only else "")
 
 
-def set_up(config: DictConfig, args: argparse.Namespace) -> None:
+def set_up(config: Config, args: argparse.Namespace) -> None:
     """detectron2's ``default_setup``, with logs and config.yaml in the folder of the run.
 
     A sweep has its own config.yaml. A resumed training replaces its config.yaml later, once its

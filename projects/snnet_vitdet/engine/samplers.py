@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from omegaconf import DictConfig
-
 from snnet_vitdet.building import build, told_as
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import is_joined
@@ -16,6 +14,8 @@ from snnet_vitdet.stitching import (
     select_stitches,
 )
 
+from .settings import Config
+
 __all__ = [
     "build_sampler",
     "crowded_anchors",
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-def build_sampler(config: DictConfig, costs: CostTable) -> Sampler:
+def build_sampler(config: Config, costs: CostTable) -> Sampler:
     """Builds the sampler of a config; with ``train.ends``, it alternates with the ends.
 
     Args:

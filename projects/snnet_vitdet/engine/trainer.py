@@ -11,7 +11,6 @@ import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
-from omegaconf import DictConfig
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
     bf16_compress_hook,
@@ -26,6 +25,7 @@ from snnet_vitdet.stitching import CostTable, Stitch
 from .precision import training_precision
 from .resuming import check_resumed_optimizer
 from .samplers import build_sampler
+from .settings import Config
 
 __all__ = ["StitchedAMPTrainer", "StitchedTrainer", "build_trainer", "wrap_for_processes"]
 
@@ -40,7 +40,7 @@ logging.getLogger("detectron2.engine.train_loop").addFilter(
 
 
 def build_trainer(
-    config: DictConfig,
+    config: Config,
     model: nn.Module,
     data_loader: Iterable[Sequence],
     optimizer: torch.optim.Optimizer,
@@ -77,7 +77,7 @@ def build_trainer(
     )
 
 
-def wrap_for_processes(config: DictConfig, model: nn.Module, precision: torch.dtype) -> nn.Module:
+def wrap_for_processes(config: Config, model: nn.Module, precision: torch.dtype) -> nn.Module:
     """Wraps a model for several processes; returns it unchanged for one process.
 
     With ``train.ddp.fp16_compression``, gradients are exchanged in the type of mixed precision.

@@ -10,7 +10,6 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter
-from omegaconf import DictConfig
 from torch import nn
 
 from snnet_vitdet.data import category_names
@@ -30,6 +29,7 @@ from .precision import training_precision
 from .resuming import save_resumed_config
 from .run_data import note_training_data
 from .samplers import crowded_anchors, ends_plan
+from .settings import Config
 from .trainer import StitchedTrainer, build_trainer
 
 __all__ = ["build_model", "train", "training_plan"]
@@ -37,13 +37,13 @@ __all__ = ["build_model", "train", "training_plan"]
 logger = logging.getLogger(__name__)
 
 
-def build_model(config: DictConfig) -> nn.Module:
+def build_model(config: Config) -> nn.Module:
     """Builds the detector on its device, with the same random weights on every process."""
     seed_all_rng(config.train.seed)
     return instantiate(config.model).to(config.train.device)
 
 
-def train(config: DictConfig, resume: bool) -> None:
+def train(config: Config, resume: bool) -> None:
     """Trains a detector from the start, or from the last checkpoint of the output folder.
 
     Args:
@@ -138,7 +138,7 @@ def train(config: DictConfig, resume: bool) -> None:
 
 
 def _hooks(
-    config: DictConfig,
+    config: Config,
     checkpointer: StrictCheckpointer,
     freeze: FreezeAnchors,
     stop: StopOnSignal,
@@ -162,7 +162,7 @@ def _hooks(
 
 
 def _evaluate(
-    config: DictConfig, model: nn.Module, test_loader: object, make_evaluator: Callable
+    config: Config, model: nn.Module, test_loader: object, make_evaluator: Callable
 ) -> dict[str, dict[str, float]]:
     """Scores of ``train.eval_stitches``, or of a baseline, by name."""
     backbone = find_stitched_vit(model)
@@ -195,7 +195,7 @@ def _save_after_error(trainer: StitchedTrainer, checkpointer: StrictCheckpointer
 
 
 def _log_plan(
-    config: DictConfig,
+    config: Config,
     trainer: StitchedTrainer,
     costs: CostTable | None,
     start_iter: int,
@@ -212,7 +212,7 @@ def _log_plan(
 
 
 def training_plan(
-    config: DictConfig, num_processes: int, learning_rate: float, start_iter: int, num_images: int
+    config: Config, num_processes: int, learning_rate: float, start_iter: int, num_images: int
 ) -> str:
     """Describes a training in one sentence.
 

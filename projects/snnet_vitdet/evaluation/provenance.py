@@ -2,8 +2,9 @@
 
 import json
 import os
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from snnet_vitdet.data.fingerprint import image_facts, leaves, sha256_of
 
@@ -15,7 +16,7 @@ _DATA_PATHS = ("train_json", "train_images", "test_json", "test_images")
 
 
 def provenance_of(
-    config: DictConfig, checkpoint: str | None, averaged: bool | None = None
+    config: Any, checkpoint: str | None, averaged: bool | None = None
 ) -> dict[str, object]:
     """What the scores of a stitch depend on, as plain values.
 

@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
@@ -20,7 +21,6 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvalua
 from detectron2.utils.file_io import PathManager
 from faster_coco_eval import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
-from omegaconf import DictConfig
 
 from snnet_vitdet.building import located
 from snnet_vitdet.data.coco_json import read_coco_json
@@ -152,7 +152,7 @@ class CocoScorer:
             ) from error
 
 
-def evaluators_of(node: DictConfig) -> Callable[[], DatasetEvaluator]:
+def evaluators_of(node: Any) -> Callable[[], DatasetEvaluator]:
     """Returns a function that makes evaluators of the annotations as they are now.
 
     A training evaluates hours after its start; the annotation file may have changed by then. The
@@ -185,7 +185,7 @@ def evaluators_of(node: DictConfig) -> Callable[[], DatasetEvaluator]:
     return make
 
 
-def _evaluator_per_task(node: DictConfig, mask_dataset: str) -> DatasetEvaluators:
+def _evaluator_per_task(node: Any, mask_dataset: str) -> DatasetEvaluators:
     evaluators = []
     for task in node.get("tasks") or TASKS:
         own = copy.deepcopy(node)
