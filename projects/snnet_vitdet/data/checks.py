@@ -211,7 +211,7 @@ class Inspection:
             if not os.path.isdir(image_root):
                 raise InputError(
                     f"The image folder {image_root} (for {self._json_file}) does not exist or is "
-                    "no folder: check the path."
+                    "not a folder: check the path."
                 )
             folder = ImageFolder(image_root)
             missing = [name for name in names if not folder.has(name)]
