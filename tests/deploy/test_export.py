@@ -1,12 +1,12 @@
 """A stitch of a trained tiny model as a file of its own."""
 
+import copy
 import json
 import sys
 
 import pytest
 import safetensors.torch
 import torch
-import train_net
 from detectron2.config import LazyCall, instantiate
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import GeneralizedRCNN
@@ -27,6 +27,7 @@ from snnet_vitdet.deploy import (
     read_export,
 )
 from snnet_vitdet.deploy.export_parts import build
+from snnet_vitdet.engine import load_config
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import StitchedViT, anchor_alone, stitch_costs
 from snnet_vitdet.stitching import LowRankLinear
@@ -215,7 +216,7 @@ def test_a_stitch_takes_the_pyramid_of_its_exit_along(tiny_config, tmp_path, nam
 
 
 def test_a_cascade_is_exported_as_well(root, tmp_path):
-    config = train_net.load_config(
+    config = load_config(
         str(root / "configs/COCO/cascade_mask_rcnn_snnet_deit3_s_l_100ep.py"),
         [f"train.output_dir={tmp_path}", "data.image_size=64"],
     )
@@ -232,7 +233,7 @@ def test_a_cascade_is_exported_as_well(root, tmp_path):
 
 
 def test_what_cannot_be_described_is_not_exported(supernet, swept, tmp_path):
-    config = train_net.copy.deepcopy(swept)
+    config = copy.deepcopy(swept)
     config.model.backbone.top_block = LazyCall(LastLevelP6P7)(in_channels=64, out_channels=64)
     stitch, names = supernet.stitch, supernet.class_names
     with pytest.raises(InputError, match="LastLevelP6P7 in the config is none of the parts"):

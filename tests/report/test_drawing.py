@@ -40,7 +40,9 @@ def test_a_library_that_would_end_the_program_is_a_sentence_and_an_interruption_
 
 
 def test_a_screen_that_is_none_ends_no_program():
-    code = "import train_net; from snnet_vitdet.report import plot_pareto; print(plot_pareto.__name__)"
+    code = (
+        "import train_net; from snnet_vitdet.report import plot_pareto; print(plot_pareto.__name__)"
+    )
     finished = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
