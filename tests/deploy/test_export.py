@@ -7,6 +7,7 @@ import sys
 import pytest
 import safetensors.torch
 import torch
+import train_net
 from detectron2.config import LazyCall, instantiate
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import GeneralizedRCNN

@@ -8,10 +8,9 @@ import subprocess
 import sys
 
 import pytest
-import train_net
 from in_process import ROOT, run_main, run_program
 
-from snnet_vitdet import report
+from snnet_vitdet import report, sweep_run
 from snnet_vitdet.deploy import sweep_report
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.report import drawing
@@ -62,7 +61,7 @@ def test_a_sentence_stays_as_it_is():
 @pytest.mark.parametrize(
     ("module", "name", "says"),
     [
-        (train_net, "plot_pareto", "There is no picture: .*pareto.png cannot be made"),
+        (sweep_run, "plot_pareto", "There is no picture: .*pareto.png cannot be made"),
         (sweep_report, "sample_detections", "The report has no sample detections: .*no width"),
         (sweep_report, "read_training", "There is no report: report.html cannot be made"),
         (sweep_report, "write_report", "There is no report: report.html cannot be made"),
@@ -85,7 +84,7 @@ def test_a_sweep_keeps_its_rows_whatever_cannot_be_drawn(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("module", "name"), [(train_net, "plot_pareto"), (sweep_report, "write_report")]
+    ("module", "name"), [(sweep_run, "plot_pareto"), (sweep_report, "write_report")]
 )
 def test_a_library_that_exits_does_not_end_a_sweep(
     module, name, trained_tiny, tmp_path, monkeypatch, restored_logging
