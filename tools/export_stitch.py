@@ -11,6 +11,7 @@ whole detector as traced TorchScript (.ts); each is compared with the model befo
 """
 
 import argparse
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -107,11 +108,17 @@ def print_sizes(predictor, info, output):
     print(f"after:  {megabytes(output)} in {output}")
 
 
+def _described(info):
+    """What a file says, without the hundreds of numbers of its score curve."""
+    content = json.loads(replace(info, curve=None).to_json())
+    del content["curve"]
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
 def run(args):
     """Writes, compares and prints."""
     if args.info:
-        # The hundred numbers of its score curve would push everything else off the screen.
-        print(neutral(replace(read_export(args.info), curve=None).to_json(indent=1), keep="\n"))
+        print(neutral(_described(read_export(args.info)), keep="\n"))
         return
     config = load_config(args.config_file, args.opts)
     choices = {name: getattr(args, name) for name in ("stitch", *BUDGETS, "by")}

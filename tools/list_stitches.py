@@ -21,7 +21,7 @@ from snnet_vitdet.engine import (
     mean_gflops,
     training_shares,
 )
-from snnet_vitdet.errors import InputError, exit_on_input_error, first_line
+from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.files import write_csv
 from snnet_vitdet.modeling import anchor_alone, baseline_cost, is_joined, stitch_costs
 from snnet_vitdet.modeling.cost import image_size_of
@@ -94,8 +94,8 @@ def run(args):
             write_csv(args.csv, COLUMNS, rows)
     except InterpolationToMissingValueError as error:
         raise InputError(
-            f"the config leaves data to you ({first_line(error)}); for the costs alone "
-            "give model.roi_heads.num_classes=80"
+            "the number of classes comes from data that the config leaves to you; for the costs "
+            "alone give model.roi_heads.num_classes=80"
         ) from error
     print(tabulate(rows, COLUMNS, disable_numparse=[1, 2, 3]))
     print(

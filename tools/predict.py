@@ -32,6 +32,7 @@ from snnet_vitdet.deploy import (
 )
 from snnet_vitdet.engine import load_config, set_float32_arithmetic
 from snnet_vitdet.errors import InputError, exit_on_input_error
+from snnet_vitdet.text import counted
 
 BUDGETS = ("max_gflops", "max_latency_ms", "max_memory_mb")
 # Others are written as JPEG, which every program opens.
@@ -216,7 +217,9 @@ def run(args):
     else:
         predictions = predict_images(predictor, files, output, not args.no_pictures)
     predictions.write(output / "predictions.json")
-    print(f"{len(predictions)} detections in {output / 'predictions.json'}")
+    print(
+        f"{counted(len(predictions), 'detection', 'detections')} in {output / 'predictions.json'}"
+    )
 
 
 def main():

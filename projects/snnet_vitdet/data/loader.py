@@ -186,7 +186,7 @@ class TrainLoader:
             InputError: An image cannot be used.
         """
         if num_samples > len(self._samples):
-            logger.info("Using all %d images, fewer than %d.", len(self._samples), num_samples)
+            logger.info("There are %d images, fewer than %d.", len(self._samples), num_samples)
         yield from self._fit_samples(0, min(num_samples, len(self._samples)), mapper)
 
     def held_out_samples(self, num_samples: int, mapper: Mapper | None = None) -> Iterator[dict]:

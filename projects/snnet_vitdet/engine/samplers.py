@@ -93,7 +93,7 @@ def crowded_anchors(sampler: Sampler, costs: CostTable) -> str:
     return (
         f"sampler.step={sampler.step:g} is wide for stitches of {min(costs.gflops):.3g} to "
         f"{max(costs.gflops):.3g} GFLOPs ({len(groups)} groups): {', '.join(crowded)}, so it is "
-        "drawn less often than a budget of its own would be. tools/list_stitches.py shows what "
+        "drawn less often than if it had a group to itself. tools/list_stitches.py shows what "
         "another step gives"
     )
 

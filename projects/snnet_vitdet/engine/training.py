@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import os
 from collections.abc import Callable
 
@@ -174,8 +175,10 @@ def _evaluate(
     for stitch in stitches:
         scores = evaluate_stitch(model, stitch, test_loader, make_evaluator())
         results[stitch.name] = scores
-        text = ", ".join(f"{key} {value:.1f}" for key, value in scores.items())
-        logger.info("%s: %s", stitch.name, text)
+        known = {key: value for key, value in scores.items() if not math.isnan(value)}
+        text = ", ".join(f"{key} {value:.1f}" for key, value in known.items())
+        # COCO's scorer has no scores at all where nothing is detected.
+        logger.info("%s: %s", stitch.name, text or "nothing was detected")
     return results
 
 
