@@ -125,6 +125,6 @@ def test_an_image_may_have_no_object_or_one(predict, tmp_path):
     scores = sorted(a["score"] for a in json.loads(written.read_text())["annotations"])
     for threshold, count in ((1.0, 0), (scores[-1], 1)):
         printed = predict(image, "--threshold", str(threshold))
-        assert f"{count} detections in" in printed
+        assert f"{count} detection{'s' * (count != 1)} in" in printed
         assert len(json.loads(written.read_text())["annotations"]) == count
         assert cv2.imread(str(tmp_path / "out" / image.name)).shape == (64, 64, 3)
