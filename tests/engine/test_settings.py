@@ -171,6 +171,7 @@ def test_a_config_of_plain_dicts_gets_defaults_and_is_checked(tmp_path):
         "train = dict(max_iter=5, amp=dict(enabled=False), ends=None, own=1)\n"
         "data = dict(train_json='a', train_images='b', test_json='c', test_images='d')\n"
         "model = dict(backbone=dict(net=dict(exit_norm=None)))\n"
+        "init, sweep = dict(), dict()\n"
     )
     config = load_config(str(path), ["train.log_period=3"])
     train = {"max_iter": 5, "log_period": 3, "own": 1}
@@ -180,7 +181,7 @@ def test_a_config_of_plain_dicts_gets_defaults_and_is_checked(tmp_path):
     assert config.sweep == as_config(SweepSettings())
     assert config.init == as_config(InitSettings()) and "weights" not in config.init
     assert config.data.image_size == 1024 and config.data.masks is True
-    path.write_text("train = dict(max_iter=-5)\n")
+    path.write_text("train = dict(max_iter=-5)\ndata, init, sweep = dict(), dict(), dict()\n")
     with pytest.raises(InputError, match="train.max_iter=-5 must be a whole number of at least 0"):
         load_config(str(path))
     with pytest.raises(InputError, match=r"no key 'max_itr' \(did you mean 'max_iter'"):
@@ -189,7 +190,7 @@ def test_a_config_of_plain_dicts_gets_defaults_and_is_checked(tmp_path):
 
 def test_what_the_user_must_give_is_not_replaced_by_a_default(tmp_path):
     path = tmp_path / "own.py"
-    path.write_text("train = dict(output_dir='???')\n")
+    path.write_text("train = dict(output_dir='???')\ndata, init, sweep = dict(), dict(), dict()\n")
     config = load_config(str(path))
     assert OmegaConf.is_missing(config.train, "output_dir")
     assert OmegaConf.is_missing(config.data, "train_json")
@@ -229,3 +230,40 @@ def test_every_other_key_set_to_nothing_or_a_word_passes_or_is_named(
             names = {name, *(".".join(parts[:length]) for length in range(1, len(parts) + 1))}
             named = [each for each in names if each in str(error)]
             assert named or value in str(error), (key, str(error))
+
+
+GIVEN = {"train": "dict(max_iter=3)", "data": "dict()", "init": "dict()", "sweep": "dict()"}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            {"train": "dict(max_itr=3)"},
+            r"train.max_itr is not a setting: did you mean train.max_iter",
+        ),
+        ({"train": "dict(amp=dict(enable=False))"}, "did you mean train.amp.enabled"),
+        ({"init": "dict(weight=dict(small=None))"}, "did you mean init.weights"),
+        (
+            {"train": "TrainSettings(max_iter=3)"},
+            r"has no group train: .* as_config\(TrainSettings",
+        ),
+        ({"sweep": "SweepSettings(mode='separate')"}, "has no group sweep"),
+        ({"train": "[1]"}, "has no group train"),
+        ({"train": "None"}, "has no group train"),
+    ],
+)
+def test_a_setting_is_never_replaced_by_its_default_in_silence(given, says, tmp_path):
+    path = tmp_path / "own.py"
+    lines = [f"{key} = {value}" for key, value in (GIVEN | given).items()]
+    start = "from snnet_vitdet.engine import SweepSettings, TrainSettings"
+    path.write_text("\n".join([start, *lines]))
+    with pytest.raises(InputError, match=says):
+        load_config(str(path))
+
+
+def test_a_misspelt_setting_in_a_group_override_is_refused(tiny_config):
+    with pytest.raises(InputError, match="did you mean train.amp.enabled"):
+        tiny_config("train.amp={enable: false}")
+    with pytest.raises(InputError, match="did you mean train.seed"):
+        tiny_config("+train.seeed=1")

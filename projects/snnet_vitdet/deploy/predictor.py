@@ -88,6 +88,7 @@ class Predictor:
         """
         if precision not in ("float32", "float16", "bfloat16"):
             raise InputError(f"precision must be float32, float16 or bfloat16, got {precision!r}")
+        device = str(device)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device.startswith("cuda") and not torch.cuda.is_available():

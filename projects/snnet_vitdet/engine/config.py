@@ -29,7 +29,7 @@ from snnet_vitdet.files import write_atomically
 from .checkpoint import last_checkpoint
 from .run_data import settle_masks
 from .setting_checks import check_like, check_settings
-from .settings import DEFAULTS, Config, add_defaults
+from .settings import DEFAULTS, GROUPS, Config, add_defaults
 
 __all__ = [
     "EARLIER_VALUES",
@@ -82,6 +82,14 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> Config:
         hint = f"; there are {', '.join(near)}" if near else ""
         raise InputError(f"config file {config_file} does not exist{hint}")
     config = _loaded(config_file)
+    lacking = [group for group in GROUPS if group.key not in config]
+    if lacking and config_file.endswith(".py"):
+        # LazyConfig drops what is not a dict, a dataclass for instance.
+        key, name = lacking[0].key, lacking[0].__name__
+        raise InputError(
+            f"{config_file} has no group {key}: import it from another config, or write "
+            f"{key} = as_config({name}(…)), both of snnet_vitdet.engine, or {key} = dict(…)"
+        )
     add_defaults(config)
     _drop_removed(config)
     _name_grouping(config, config_file)

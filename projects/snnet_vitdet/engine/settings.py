@@ -5,12 +5,14 @@ config file begins with ``as_config(TrainSettings())`` and changes what differs;
 its default. The other parts of a config are arguments of detectron2's and torch's objects.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from snnet_vitdet.errors import InputError
 from snnet_vitdet.validators import (
     FLAG,
     PATH,
@@ -302,10 +304,32 @@ def as_config(settings: Settings) -> DictConfig:
 
 
 def add_defaults(config: DictConfig) -> None:
-    """Gives the settings that a config lacks their defaults, in place."""
+    """Gives the settings that a config lacks their defaults, in place.
+
+    Other keys in the groups are a user's own, unless they are nearly the name of a setting.
+
+    Raises:
+        InputError: For a misspelt setting, whose default would otherwise be used.
+    """
     for group in GROUPS:
         defaults = OmegaConf.to_container(as_config(group()))
+        if isinstance(config.get(group.key), DictConfig):
+            optional = [item.name for item in fields(group)]
+            _check_spelling(config[group.key], [*defaults, *optional], defaults, group.key)
         _add_default(config, group.key, defaults, group.key)
+
+
+def _check_spelling(
+    node: DictConfig, names: Sequence[str], defaults: Mapping[str, object], path: str
+) -> None:
+    for name in node.keys():  # noqa: SIM118 (a value may be missing or refer to other keys)
+        if name not in names and (near := get_close_matches(str(name), names, n=1, cutoff=0.8)):
+            raise InputError(f"{path}.{name} is not a setting: did you mean {path}.{near[0]}?")
+        default = defaults.get(name)
+        if isinstance(default, Mapping) and isinstance(node._get_node(name), DictConfig):
+            child = node._get_node(name)
+            if not child._is_none() and not child._is_interpolation() and not child._is_missing():
+                _check_spelling(child, list(default), default, f"{path}.{name}")
 
 
 def _add_default(node: DictConfig, name: str, default: object, key: str) -> None:
