@@ -306,3 +306,12 @@ def test_a_full_disk_is_a_sentence_and_the_config_of_before_is_whole(
     with pytest.raises(InputError, match=r"cannot write .*config\.yaml: No space left on device"):
         save_config(tiny_config(), str(path))
     assert path.read_text() == "before" and os.listdir(tmp_path) == ["config.yaml"]
+
+
+def test_a_group_that_is_there_twice_is_refused(tiny_config, tmp_path):
+    """YAML takes the last one, and all other settings of it would be defaults."""
+    path = tmp_path / "config.yaml"
+    save_config(tiny_config(), str(path))
+    path.write_text(path.read_text() + "train: {max_iter: 3}\n")
+    with pytest.raises(InputError, match="it has train twice"):
+        load_config(str(path))

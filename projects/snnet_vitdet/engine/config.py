@@ -331,6 +331,15 @@ class _Loader(yaml.SafeLoader):
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Merges nothing: merges of merges can be billions, and no saved config has one."""
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Refuses a key that is there twice, of which YAML would take the last one."""
+        keys = [str(key.value) for key, _ in node.value]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise ValueError(
+                f"it has {twice[0]} twice, in line {node.start_mark.line + 1} and below"
+            )
+        return super().construct_mapping(node, deep)
+
 
 def _as_text(loader: yaml.Loader, suffix: str, node: yaml.Node) -> str:
     return yaml.serialize(node)
