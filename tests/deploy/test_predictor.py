@@ -183,6 +183,13 @@ def test_a_folder_stands_for_its_config_wherever_it_has_been_moved(swept, files,
     assert not torch.equal(predictor(files[0]).scores, trained_scores)
 
 
+def test_a_file_that_is_no_config_is_told_what_it_is():
+    with pytest.raises(InputError, match="exported detector: load it by Predictor.from_file"):
+        Predictor("FS-3.safetensors")
+    with pytest.raises(InputError, match="holds weights: give the config first"):
+        Predictor("model_final.pth")
+
+
 def test_weights_that_are_not_trained_are_said_to_be_so(swept, caplog):
     folder = Path(swept.train.init_checkpoint).parent
     for name, warns in (("model_init", True), ("model_final", False)):

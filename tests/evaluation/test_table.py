@@ -294,8 +294,9 @@ def test_measured_times_and_memory_are_budgets(folder):
             {"max_gflops": 200, "max_latency_ms": 4.5},
             r"no stitch within max_gflops takes at most 4.5 ms: the cheapest is S \(id 0\) with 5",
         ),
-        ({"max_gflops": 0}, "max_gflops must be above 0"),
-        ({"max_gflops": math.nan}, "max_gflops must be above 0"),
+        ({"max_gflops": 0}, "max_gflops must be a number above 0"),
+        ({"max_gflops": math.nan}, "max_gflops must be a number above 0"),
+        ({"max_gflops": "0.5"}, "max_gflops must be a number above 0, got '0.5'"),
     ],
 )
 def test_a_budget_nothing_fits_names_the_cheapest(folder, budgets, message):

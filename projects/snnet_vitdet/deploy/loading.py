@@ -85,6 +85,10 @@ def load_training(
     """
     if not OmegaConf.is_config(config):
         path = os.fspath(config)
+        if path.endswith(".safetensors"):
+            raise InputError(f"{path} is an exported detector: load it by Predictor.from_file")
+        if path.endswith((".pth", ".pkl")):
+            raise InputError(f"{path} holds weights: give the config first, and them as weights=")
         config = load_config(os.path.join(path, "config.yaml") if os.path.isdir(path) else path)
     weights = checkpoint_to_evaluate(str(weights or ""), config.train.output_dir)
     names, iterations = saved_facts(weights)

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -330,8 +331,8 @@ def _within(rows: Sequence[Row], limits: Mapping[str, float]) -> Sequence[Row]:
     before: list[str] = []
     for budget, limit in limits.items():
         column, unit = _BUDGETS[budget]
-        if not limit > 0:
-            raise InputError(f"{budget} must be above 0, got {limit}")
+        if not isinstance(limit, Real) or isinstance(limit, bool) or not limit > 0:
+            raise InputError(f"{budget} must be a number above 0, got {limit!r}")
         known = [row for row in rows if row[column] is not None]
         if not known:
             raise InputError(
