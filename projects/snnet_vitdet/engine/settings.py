@@ -326,10 +326,9 @@ def _check_spelling(
         if name not in names and (near := get_close_matches(str(name), names, n=1, cutoff=0.8)):
             raise InputError(f"{path}.{name} is not a setting: did you mean {path}.{near[0]}?")
         default = defaults.get(name)
-        if isinstance(default, Mapping) and isinstance(node._get_node(name), DictConfig):
-            child = node._get_node(name)
-            if not child._is_none() and not child._is_interpolation() and not child._is_missing():
-                _check_spelling(child, list(default), default, f"{path}.{name}")
+        refers = OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name)
+        if isinstance(default, Mapping) and not refers and isinstance(node[name], DictConfig):
+            _check_spelling(node[name], list(default), default, f"{path}.{name}")
 
 
 def _add_default(node: DictConfig, name: str, default: object, key: str) -> None:
