@@ -152,12 +152,12 @@ def differing(predictor, files, *stitches):
 
 
 def test_a_moved_slider_changes_stitch_and_picture(browser, address, choices, predictor, files):
-    cheapest, dearest = (
+    cheapest, costliest = (
         choices.stitches[choices.within("gflops", limit, "box")].name
         for limit in choices.limits("gflops")[:2]
     )
-    assert cheapest != dearest
-    file = differing(predictor, files, cheapest, dearest)
+    assert cheapest != costliest
+    file = differing(predictor, files, cheapest, costliest)
     visit = Visit(browser, address)
     # The plot needs no image.
     visit.press(Keys.HOME)
@@ -166,8 +166,8 @@ def test_a_moved_slider_changes_stitch_and_picture(browser, address, choices, pr
     visit.until_said(f"{cheapest} found", " ms")
     before = visit.until_picture()
     visit.press(Keys.END)
-    visit.until_chosen(dearest)
-    visit.until_said(f"{dearest} found")
+    visit.until_chosen(costliest)
+    visit.until_said(f"{costliest} found")
     visit.until_picture(other_than=before)
     visit.press(Keys.HOME)
     visit.until_said(f"{cheapest} found")

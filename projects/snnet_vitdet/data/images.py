@@ -99,8 +99,8 @@ class ImageFacts:
     """What an image file is.
 
     Attributes:
-        width: In pixels, upright.
-        height: In pixels, upright.
+        width: Width in pixels, upright.
+        height: Height in pixels, upright.
         mode: Pillow's mode of the file.
         turned: Whether its EXIF data say that it is stored turned or mirrored.
         large: Whether Pillow warns of its number of pixels.

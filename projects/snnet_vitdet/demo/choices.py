@@ -20,9 +20,9 @@ class Point:
     """A stitch in the plot.
 
     Attributes:
-        id: Of the stitch.
-        name: Of the stitch.
-        kind: Of the stitch.
+        id: Id of the stitch.
+        name: Its name.
+        kind: Its kind.
         x: What it costs.
         y: What it scores; its parameters in millions where nothing is scored.
     """

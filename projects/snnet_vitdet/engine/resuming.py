@@ -13,6 +13,7 @@ from snnet_vitdet.text import listed, shown
 
 from .checkpoint import last_checkpoint
 from .config import EARLIER_VALUES, config_files, parse_yaml, read_yaml, save_config
+from .setting_checks import flat, holds_settings
 from .settings import Config
 
 __all__ = ["check_resumed_optimizer", "check_resumed_settings", "save_resumed_config"]
@@ -197,17 +198,9 @@ def _read(path: str) -> Mapping[str, object]:
     return content
 
 
-def _flat(node: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted names and values."""
-    if isinstance(node, Mapping):
-        children = node.items()
-    elif isinstance(node, list) and any(isinstance(child, Mapping) for child in node):
-        children = enumerate(node)
-    else:
-        yield path, node
-        return
-    for key, value in children:
-        yield from _flat(value, f"{path}.{key}" if path else str(key))
+def _flat(node: Mapping) -> Iterator[tuple[str, object]]:
+    """Dotted names and values of the settings, without the groups that hold them."""
+    return ((key, value) for key, value in flat(node) if not holds_settings(value))
 
 
 def _is_in(key: str, groups: tuple[str, ...]) -> bool:

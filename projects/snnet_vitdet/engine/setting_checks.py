@@ -31,7 +31,7 @@ from snnet_vitdet.validators import (
 
 from .settings import LEFT_TO_USER, OWN_VALIDATORS, SEED, SIDE, Config, Settings
 
-__all__ = ["SETTINGS", "check_like", "check_present", "check_settings", "flat"]
+__all__ = ["SETTINGS", "check_like", "check_present", "check_settings", "flat", "holds_settings"]
 
 # More processes than a machine has cores.
 _WORKERS = whole(0, 1024)
@@ -194,10 +194,15 @@ def flat(node: Mapping | list, path: str = "") -> Iterator[tuple[str, object]]:
     for name, value in node.items() if isinstance(node, Mapping) else enumerate(node):
         key = f"{path}.{name}" if path else str(name)
         yield key, value
-        if isinstance(value, Mapping) or (
-            isinstance(value, list) and any(isinstance(part, Mapping) for part in value)
-        ):
+        if holds_settings(value):
             yield from flat(value, key)
+
+
+def holds_settings(value: object) -> bool:
+    """Returns whether a value is a group or a list of groups, not a setting itself."""
+    return isinstance(value, Mapping) or (
+        isinstance(value, list) and any(isinstance(part, Mapping) for part in value)
+    )
 
 
 def _settings(config: Config) -> Iterator[tuple[str, object]]:
