@@ -322,13 +322,14 @@ def add_defaults(config: DictConfig) -> None:
 def _check_spelling(
     node: DictConfig, names: Sequence[str], defaults: Mapping[str, object], path: str
 ) -> None:
-    for name in node.keys():  # noqa: SIM118 (a value may be missing or refer to other keys)
-        if name not in names and (near := get_close_matches(str(name), names, n=1, cutoff=0.8)):
+    for key in node.keys():  # noqa: SIM118 (a value may be missing or refer to other keys)
+        name = str(key)
+        if name not in names and (near := get_close_matches(name, names, n=1, cutoff=0.8)):
             raise InputError(f"{path}.{name} is not a setting: did you mean {path}.{near[0]}?")
         default = defaults.get(name)
-        refers = OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name)
-        if isinstance(default, Mapping) and not refers and isinstance(node[name], DictConfig):
-            _check_spelling(node[name], list(default), default, f"{path}.{name}")
+        refers = OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key)
+        if isinstance(default, Mapping) and not refers and isinstance(node[key], DictConfig):
+            _check_spelling(node[key], list(default), default, f"{path}.{name}")
 
 
 def _add_default(node: DictConfig, name: str, default: object, key: str) -> None:
