@@ -19,6 +19,7 @@ from detectron2.modeling import GeneralizedRCNN
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import ScoreCurve, StitchResult, StitchTable
 from snnet_vitdet.evaluation.score_curves import NUM_SCORES
+from snnet_vitdet.modeling.operating import take_position_grids
 from snnet_vitdet.stitching import LARGE, SMALL, Segment, Stitch, Transition
 from snnet_vitdet.text import listed
 
@@ -193,6 +194,7 @@ def load_exported(
             raise InputError(f"{path} is damaged: it says that it {says}; export it again")
     with _opened(path) as file:
         saved = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    take_position_grids(model, saved)
     expected = model.state_dict()
     _compare(path, saved, expected)
     saved = {key: value.to(expected[key].dtype) for key, value in saved.items()}

@@ -14,6 +14,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.files import replacing, write_atomically
+from snnet_vitdet.modeling.operating import take_position_grids
 from snnet_vitdet.text import listed, shown
 from snnet_vitdet.weight_files import check_state_dict
 
@@ -200,9 +201,12 @@ class StrictCheckpointer(DetectionCheckpointer):
             checkpoint["model"] = checkpoint["ema"]["weights"]
             logger.info("The weights are the moving average of their training.")
         new_head = self._adapt_to_new_classes(checkpoint) if self.new_classes else set()
-        own = self.model.state_dict()
         # detectron2 removes this prefix.
         saved = {key.removeprefix("module."): v for key, v in checkpoint["model"].items()}
+        # Another image size is for a new training; a resumed one goes on with its own.
+        if "trainer" not in self.checkpointables:
+            take_position_grids(self.model, saved)
+        own = self.model.state_dict()
         # Copying would convert integers to floats and back without a word.
         types = [
             f"{key} {saved[key].dtype} instead of {own[key].dtype}"

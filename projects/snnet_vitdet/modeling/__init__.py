@@ -2,12 +2,13 @@
 
 from .anchor import AnchorViT
 from .attention import attention_implementation
-from .cost import anchor_alone, baseline_cost, stitch_costs
+from .cost import anchor_alone, baseline_cost, point_costs, stitch_costs
 from .extracted import ExtractedViT, extracted_state
 from .families import anchor_arguments, plain_vit_names
 from .joined import HeadsPerExit, JoinedRCNN, PerExit, is_joined, join_configs
+from .operating import operating_at, take_position_grids
 from .pyramid import PyramidPerExit, pyramid_from_features, pyramid_of_exit
-from .roi_heads import running_in, train_on_given_masks
+from .roi_heads import detect_with_counts, running_in, train_on_given_masks
 from .stitched_vit import StitchedViT, find_stitched_vit
 from .weights import load_anchor_weights
 
@@ -23,15 +24,19 @@ __all__ = [
     "anchor_arguments",
     "attention_implementation",
     "baseline_cost",
+    "detect_with_counts",
     "extracted_state",
     "find_stitched_vit",
     "is_joined",
     "join_configs",
     "load_anchor_weights",
+    "operating_at",
     "plain_vit_names",
+    "point_costs",
     "pyramid_from_features",
     "pyramid_of_exit",
     "running_in",
     "stitch_costs",
+    "take_position_grids",
     "train_on_given_masks",
 ]

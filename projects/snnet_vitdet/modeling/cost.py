@@ -36,7 +36,14 @@ from .joined import is_joined
 from .pyramid import pyramid_from_features, pyramid_of_exit
 from .stitched_vit import StitchedViT
 
-__all__ = ["anchor_alone", "baseline_cost", "build_on_meta", "image_size_of", "stitch_costs"]
+__all__ = [
+    "anchor_alone",
+    "baseline_cost",
+    "build_on_meta",
+    "image_size_of",
+    "point_costs",
+    "stitch_costs",
+]
 
 
 def _layer_norm_flops(input_shape: Sequence[int], *args: object, **kwargs: object) -> int:
@@ -69,9 +76,11 @@ def image_size_of(model_config: DictConfig) -> int:
     return side
 
 
-@told_as("model cannot run an image with its config")
 def stitch_costs(
-    model_config: DictConfig, image_size: int | None = None, num_detections: int = 0
+    model_config: DictConfig,
+    image_size: int | None = None,
+    num_detections: int = 0,
+    num_proposals: int | None = None,
 ) -> CostTable:
     """Cost of every stitch of a detector.
 
@@ -79,6 +88,7 @@ def stitch_costs(
         model_config: A detectron2 R-CNN on a SimpleFeaturePyramid on a StitchedViT.
         image_size: Side of the square image in pixels; the config's own if None.
         num_detections: Number of detections the mask head is counted for.
+        num_proposals: Number of proposals the box head is counted for; the config's own if None.
 
     Returns:
         The cost of every stitch of the model's space, with merged stitching layers.
@@ -86,24 +96,58 @@ def stitch_costs(
     Raises:
         InputError: If the model has no stitched backbone.
     """
-    model, image_size = build_on_meta(model_config), image_size or image_size_of(model_config)
+    (table,) = point_costs(model_config, [image_size], [num_proposals], num_detections).values()
+    return table
+
+
+@told_as("model cannot run an image with its config")
+def point_costs(
+    model_config: DictConfig,
+    image_sizes: Sequence[int | None],
+    proposals: Sequence[int | None],
+    num_detections: int = 0,
+) -> dict[tuple[int | None, int | None], CostTable]:
+    """Cost of every stitch at several image sizes, with several numbers of proposals.
+
+    Args:
+        model_config: A detectron2 R-CNN on a SimpleFeaturePyramid on a StitchedViT.
+        image_sizes: Sides of the square image in pixels; None for the config's own.
+        proposals: Numbers of proposals; None for the config's own.
+        num_detections: Number of detections the mask head is counted for.
+
+    Returns:
+        A table by image size and number of proposals, as given.
+
+    Raises:
+        InputError: If the model has no stitched backbone.
+    """
+    model = build_on_meta(model_config)
     backbone = model.backbone.net
     if not isinstance(backbone, StitchedViT):
         raise InputError("model.backbone.net is no StitchedViT, so the model has no stitches")
     layers = backbone.stitching_layers
-    grid = image_size // backbone.small.patch_size
-    parts = CostParts(
-        embeddings=tuple(_embedding(anchor, image_size) for anchor in backbone.anchors),
-        blocks=tuple(_blocks(anchor, grid) for anchor in backbone.anchors),
-        stitching_layers={key: _stitching_layer(layer, grid) for key, layer in layers.items()},
-        exits=tuple(_exit(model, grid, anchor, num_detections) for anchor in (SMALL, LARGE)),
-    )
-    return CostTable(backbone.space, parts)
+    tables = {}
+    for size in image_sizes:
+        side = size or image_size_of(model_config)
+        grid = side // backbone.small.patch_size
+        embeddings = tuple(_embedding(anchor, side) for anchor in backbone.anchors)
+        blocks = tuple(_blocks(anchor, grid) for anchor in backbone.anchors)
+        stitching = {key: _stitching_layer(layer, grid) for key, layer in layers.items()}
+        for count in proposals:
+            exits = tuple(
+                _exit(model, grid, anchor, num_detections, count) for anchor in (SMALL, LARGE)
+            )
+            parts = CostParts(embeddings, blocks, stitching, exits)
+            tables[size, count] = CostTable(backbone.space, parts)
+    return tables
 
 
 @told_as("model cannot run an image with its config")
 def baseline_cost(
-    model_config: DictConfig, image_size: int | None = None, num_detections: int = 0
+    model_config: DictConfig,
+    image_size: int | None = None,
+    num_detections: int = 0,
+    num_proposals: int | None = None,
 ) -> Cost:
     """Cost of a detector on one anchor; arguments as for :func:`stitch_costs`.
 
@@ -115,7 +159,8 @@ def baseline_cost(
     if not isinstance(anchor, AnchorViT):
         raise InputError("model.backbone.net is no AnchorViT, so the model is no baseline")
     grid = image_size // anchor.patch_size
-    after = _after_vit(model, model.backbone, anchor.embed_dim, grid, num_detections)
+    counts = (num_detections, num_proposals)
+    after = _after_vit(model, model.backbone, anchor.embed_dim, grid, *counts)
     parts = [_embedding(anchor, image_size), *_blocks(anchor, grid), *after.values()]
     return sum(parts, Cost())
 
@@ -186,7 +231,9 @@ def _stitching_layer(layer: StitchingLayer, grid: int) -> Cost:
         return Cost(_count(layer, _tokens(grid, layer.in_features)), _params(layer))
 
 
-def _exit(model: nn.Module, grid: int, anchor: int, num_detections: int) -> dict[str, Cost]:
+def _exit(
+    model: nn.Module, grid: int, anchor: int, num_detections: int, num_proposals: int | None
+) -> dict[str, Cost]:
     """Pyramid, RPN and RoI heads of the stitches that end in an anchor."""
     net, width = model.backbone.net, model.backbone.net.exit_widths[anchor]
     pyramid = pyramid_of_exit(model.backbone, anchor)
@@ -198,11 +245,16 @@ def _exit(model: nn.Module, grid: int, anchor: int, num_detections: int) -> dict
         )
     stitches = [stitch.id for stitch in net.space if stitch.exit == anchor]
     with net.using_stitch(stitches[0]) if stitches else nullcontext():
-        return _after_vit(model, pyramid, width, grid, num_detections)
+        return _after_vit(model, pyramid, width, grid, num_detections, num_proposals)
 
 
 def _after_vit(
-    model: nn.Module, pyramid: nn.Module, width: int, grid: int, num_detections: int
+    model: nn.Module,
+    pyramid: nn.Module,
+    width: int,
+    grid: int,
+    num_detections: int,
+    num_proposals: int | None,
 ) -> dict[str, Cost]:
     """Pyramid, RPN and RoI heads of a GeneralizedRCNN, on features of a width."""
     if not isinstance(pyramid, SimpleFeaturePyramid):
@@ -217,7 +269,8 @@ def _after_vit(
         for m in (heads.box_head, heads.box_predictor)
     )
     side = heads.box_pooler.output_size
-    proposals = torch.empty(rpn.post_nms_topk[False], pooled_channels, *side, device="meta")
+    count = rpn.post_nms_topk[False] if num_proposals is None else num_proposals
+    proposals = torch.empty(count, pooled_channels, *side, device="meta")
     flops = 0.0
     for box_head, predictor in zip(box_heads, predictors, strict=True):
         flops += _count(box_head, proposals) + _count(predictor, box_head(proposals))

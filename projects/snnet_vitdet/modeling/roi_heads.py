@@ -1,15 +1,21 @@
-"""Hooks on detectron2's RoI heads: training on objects without a mask, results in float32."""
+"""What detectron2's RoI heads lack: objects without a mask, results in float32, fewer proposals."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from detectron2.modeling.roi_heads import ROIHeads
+from detectron2.modeling.roi_heads import (
+    CascadeROIHeads,
+    FastRCNNOutputLayers,
+    ROIHeads,
+    StandardROIHeads,
+)
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
-__all__ = ["running_in", "train_on_given_masks"]
+__all__ = ["detect_with_counts", "running_in", "train_on_given_masks"]
 
 
 def train_on_given_masks(model: nn.Module) -> None:
@@ -71,10 +77,83 @@ def running_in(model: nn.Module, precision: torch.dtype) -> Iterator[None]:
 def _in_float32(
     heads: nn.Module, given: tuple, output: tuple[list[Instances], dict[str, torch.Tensor]]
 ) -> None:
-    for instances in output[0]:
+    _turn_to_float32(output[0])
+
+
+def _turn_to_float32(results: list[Instances]) -> None:
+    for instances in results:
         fields = instances.get_fields()
         for name, value in fields.items():
             if isinstance(value, Boxes):
                 fields[name] = Boxes(value.tensor.float())
             elif isinstance(value, torch.Tensor) and value.is_floating_point():
                 fields[name] = value.float()
+
+
+@torch.no_grad()
+def detect_with_counts(
+    heads: ROIHeads,
+    images: ImageList,
+    features: Mapping[str, torch.Tensor],
+    proposals: Sequence[Instances],
+    counts: Sequence[int],
+) -> Iterator[list[Instances]]:
+    """What RoI heads detect with several numbers of proposals.
+
+    Proposals are sorted by score, so fewer of them are the first ones. detectron2's box heads treat
+    each proposal alone: they run once, on all of them. NMS and mask head run for each number.
+
+    Args:
+        heads: RoI heads in evaluation mode.
+        images: The images, as the heads take them.
+        features: The pyramid's levels by name.
+        proposals: The RPN's proposals for each image.
+        counts: Numbers of proposals.
+
+    Yields:
+        For each number, the detections in each image.
+    """
+    predictors = getattr(heads, "box_predictor", None)
+    predictors = predictors if isinstance(predictors, nn.ModuleList) else [predictors]
+    is_known = type(heads) in (StandardROIHeads, CascadeROIHeads) and all(
+        type(predictor) is FastRCNNOutputLayers for predictor in predictors
+    )
+    if len(counts) == 1 or not is_known:
+        for count in counts:
+            yield heads(images, features, [each[:count] for each in proposals], None)[0]
+        return
+    boxes, scores = _box_outputs(heads, features, proposals, predictors)
+    last, sizes = predictors[-1], [each.image_size for each in proposals]
+    limits = (last.test_score_thresh, last.test_nms_thresh, last.test_topk_per_image)
+    for count in counts:
+        fewer = ([each[:count] for each in part] for part in (boxes, scores))
+        found, _ = fast_rcnn_inference(*fewer, sizes, *limits)
+        results = heads.forward_with_given_boxes(features, found)
+        _turn_to_float32(results)
+        yield results
+
+
+def _box_outputs(
+    heads: StandardROIHeads,
+    features: Mapping[str, torch.Tensor],
+    proposals: Sequence[Instances],
+    predictors: Sequence[FastRCNNOutputLayers],
+) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
+    """Boxes and scores of each image's proposals, before NMS, as the heads compute them."""
+    levels = [features[name] for name in heads.box_in_features]
+    if not isinstance(heads, CascadeROIHeads):
+        pooled = heads.box_pooler(levels, [each.proposal_boxes for each in proposals])
+        outputs = heads.box_predictor(heads.box_head(pooled))
+        (predictor,) = predictors
+        boxes = predictor.predict_boxes(outputs, proposals)
+        return boxes, predictor.predict_probs(outputs, proposals)
+    sizes = [each.image_size for each in proposals]
+    scores = []
+    for stage, predictor in enumerate(predictors):
+        if stage:
+            proposals = heads._create_proposals_from_boxes(boxes, sizes)
+        outputs = heads._run_stage(levels, proposals, stage)
+        boxes = predictor.predict_boxes(outputs, proposals)
+        scores.append(predictor.predict_probs(outputs, proposals))
+    # As detectron2: the mean score of all stages, summed in their order.
+    return boxes, [sum(each) * (1.0 / len(scores)) for each in zip(*scores, strict=True)]

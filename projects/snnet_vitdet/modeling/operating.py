@@ -1,0 +1,84 @@
+"""A detector at other image sizes and with other numbers of proposals than it was trained with.
+
+Weights do not depend on the image size, besides the relative positions of global blocks: these
+belong to the training's grid, and attention interpolates them to the grid at hand.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from detectron2.modeling import GeneralizedRCNN, SimpleFeaturePyramid
+from detectron2.modeling.proposal_generator import RPN
+from torch import nn
+
+from .anchor import Block
+
+__all__ = ["operating_at", "take_position_grids"]
+
+
+@contextmanager
+def operating_at(
+    model: GeneralizedRCNN, image_size: int | None, num_proposals: int | None
+) -> Iterator[None]:
+    """Runs a detector on other images, and with other numbers of proposals, inside the context.
+
+    Args:
+        model: A detector on a ViT, in evaluation mode.
+        image_size: Side in pixels of the square that images are padded to; a multiple of the
+            patch size. The images must be resized to it. None changes nothing.
+        num_proposals: Largest number of proposals that reach the box head. None changes nothing.
+    """
+    pyramids = [m for m in model.modules() if isinstance(m, SimpleFeaturePyramid)]
+    # A joined detector has two.
+    rpns = [module for module in model.modules() if isinstance(module, RPN)]
+    sides = [pyramid._square_pad for pyramid in pyramids]
+    counts = [rpn.post_nms_topk for rpn in rpns]
+    try:
+        if image_size is not None:
+            for pyramid in pyramids:
+                pyramid._square_pad = image_size
+        if num_proposals is not None:
+            for rpn in rpns:
+                rpn.post_nms_topk = {**rpn.post_nms_topk, False: num_proposals}
+        yield
+    finally:
+        for pyramid, side in zip(pyramids, sides, strict=True):
+            pyramid._square_pad = side
+        for rpn, count in zip(rpns, counts, strict=True):
+            rpn.post_nms_topk = count
+
+
+def take_position_grids(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Gives the relative positions of global blocks the sizes that they have in a state dict.
+
+    So weights of one image size fit a model that is built for another. A ViT whose tables in the
+    state dict are not those of one square grid stays as it is.
+
+    Args:
+        model: A model on a ViT. Its optimizer keeps the parameters.
+        state: State dict of the same model, built for any image size.
+    """
+    tables: dict[str, list[tuple[nn.Parameter, torch.Tensor]]] = {}
+    for name, block in model.named_modules():
+        if not isinstance(block, Block) or block.window_size:
+            continue
+        vit = name.rpartition(".blocks.")[0]
+        for key, table in block.attn.named_parameters(f"{name}.attn", recurse=False):
+            if key in state:
+                tables.setdefault(vit, []).append((table, state[key]))
+    for pairs in tables.values():
+        lengths = {_offsets(*pair) for pair in pairs}
+        if len(lengths) == 1 and None not in lengths:
+            for table, saved in pairs:
+                table.data = table.new_empty(saved.shape)
+
+
+def _offsets(table: torch.Tensor, saved: torch.Tensor) -> int | None:
+    """Number of offsets of a saved table of relative positions; None if it is no such table."""
+    if saved.ndim != table.ndim or saved.ndim < 2:
+        return None
+    # (offsets, C) if decomposed, (heads, offsets, offsets) if a table of biases.
+    offsets = saved.shape[-1] if table.ndim == 3 else saved.shape[0]
+    wanted = (table.shape[0], offsets, offsets) if table.ndim == 3 else (offsets, table.shape[1])
+    return offsets if offsets % 2 and saved.shape == wanted else None

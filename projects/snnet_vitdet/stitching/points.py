@@ -1,0 +1,86 @@
+"""Operating points: a stitch at an image size, with a number of proposals."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from .space import Stitch
+
+__all__ = ["OperatingPoint", "operating_points", "split_point_name"]
+
+_NAME = re.compile(r"(?P<stitch>[^@]+)@(?P<size>\d{1,6})/(?P<count>\d{1,6})", re.ASCII)
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """One detector of a family: a stitch, an image size, and a number of proposals.
+
+    >>> from snnet_vitdet.stitching import StitchSpace
+    >>> OperatingPoint(StitchSpace()["FS-3"], 640, 300).name
+    'FS-3@640/300'
+
+    Attributes:
+        stitch: The walk through the two ViTs.
+        image_size: Side in pixels of the square that images are resized and padded to. None, as
+            ``num_proposals`` then is, stands for what the detector was trained with.
+        num_proposals: Largest number of the RPN's proposals that reach the box head.
+
+    Raises:
+        ValueError: If only one of size and number is None.
+    """
+
+    stitch: Stitch
+    image_size: int | None = None
+    num_proposals: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.image_size is None) != (self.num_proposals is None):
+            raise ValueError("give image_size and num_proposals both, or neither")
+
+    @property
+    def name(self) -> str:
+        """Unique in a family: the stitch's name alone, or such as ``FS-3@640/300``."""
+        if self.image_size is None:
+            return self.stitch.name
+        return f"{self.stitch.name}@{self.image_size}/{self.num_proposals}"
+
+
+def operating_points(
+    stitches: Iterable[Stitch],
+    image_sizes: Sequence[int],
+    proposals: Sequence[int],
+    trained: Callable[[Stitch], tuple[int, int]],
+) -> Iterator[OperatingPoint]:
+    """Every stitch at every image size with every number of proposals.
+
+    Args:
+        stitches: The stitches.
+        image_sizes: Image sizes; none stands for the training's own.
+        proposals: Numbers of proposals; none stands for the training's own.
+        trained: Returns image size and number of proposals that a stitch was trained with.
+
+    Yields:
+        The points, by stitch, then by size and number as given.
+    """
+    for stitch in stitches:
+        own = trained(stitch)
+        for size in image_sizes or own[:1]:
+            for count in proposals or own[1:]:
+                is_own = (size, count) == own
+                yield OperatingPoint(stitch) if is_own else OperatingPoint(stitch, size, count)
+
+
+def split_point_name(name: str) -> tuple[str, int | None, int | None]:
+    """The stitch, image size and number of proposals in the name of an operating point.
+
+    >>> split_point_name("FS-3@640/300"), split_point_name("FS-3")
+    (('FS-3', 640, 300), ('FS-3', None, None))
+
+    Raises:
+        ValueError: If the text has an ``@`` that no size and number follow.
+    """
+    if "@" not in name:
+        return name, None, None
+    if not (match := _NAME.fullmatch(name)):
+        raise ValueError(f"{name!r} is no operating point: write it as FS-3@640/300")
+    return match["stitch"], int(match["size"]), int(match["count"])

@@ -1,0 +1,145 @@
+import copy
+
+import pytest
+import torch
+from detectors import SIZE, cascade_config, nano_config, picture
+from detectron2.config import instantiate
+
+from snnet_vitdet.modeling import operating_at, take_position_grids
+from snnet_vitdet.modeling.roi_heads import detect_with_counts
+
+SMALLER = 64
+
+
+def build(config):
+    torch.manual_seed(0)
+    model = instantiate(config).eval()
+    # Positions that differ from place to place; they start at zero.
+    for name, parameter in model.named_parameters():
+        if "rel_pos" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def detect(model, size):
+    with torch.no_grad():
+        (output,) = model([dict(image=picture(size))])
+    return output["instances"]
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected) > 0
+    assert torch.equal(found.scores, expected.scores)
+    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    assert torch.equal(found.pred_masks, expected.pred_masks)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return build(nano_config(num_classes=6))
+
+
+def test_inside_the_context_size_and_number_are_others_and_then_the_own_ones_again(trained):
+    own = detect(trained, SIZE)
+    with operating_at(trained, SMALLER, 7):
+        images = trained.preprocess_image([dict(image=picture(48))])
+        assert images.tensor.shape[-2:] == (SMALLER, SMALLER)
+        features = trained.backbone(images.tensor)
+        proposals, _ = trained.proposal_generator(images, features, None)
+        assert len(proposals[0]) == 7
+    assert_same(detect(trained, SIZE), own)
+    assert trained.backbone.padding_constraints["square_size"] == SIZE
+
+
+def test_the_context_ends_with_an_error_in_it_too(trained):
+    with pytest.raises(RuntimeError, match="inside"), operating_at(trained, SMALLER, 7):
+        raise RuntimeError("inside")
+    assert trained.backbone.padding_constraints["square_size"] == SIZE
+    assert trained.proposal_generator.post_nms_topk[False] == 100
+
+
+@pytest.mark.parametrize("table", [False, True], ids=["decomposed", "table"])
+def test_weights_of_one_image_size_are_loaded_into_a_model_of_another(table):
+    config, smaller = nano_config(6), nano_config(6, image_size=SMALLER)
+    for each in (config, smaller):
+        each.backbone.net.large.rel_pos_table = table
+    trained, other = build(config), build(smaller)
+    state = trained.state_dict()
+    parameters = dict(other.named_parameters())
+    take_position_grids(other, state)
+    other.load_state_dict(state)
+    # An optimizer that knows the parameters keeps them.
+    assert all(parameters[name] is value for name, value in other.named_parameters())
+    with operating_at(trained, SMALLER, None):
+        expected = detect(trained, SMALLER)
+    assert_same(detect(other, SMALLER), expected)
+
+
+def test_positions_of_other_windows_or_other_blocks_are_not_taken():
+    config = nano_config(image_size=256)
+    state = build(config).state_dict()
+    for changes in (
+        {"window_size": 4},
+        {"global_block_indexes": [0, 2]},
+        # One grid for the windows of the file, another for its global blocks.
+        {"global_block_indexes": [1, 2, 3]},
+    ):
+        other = copy.deepcopy(config)
+        other.backbone.net.small.update(changes)
+        model = build(other)
+        take_position_grids(model, state)
+        with pytest.raises(RuntimeError, match="size mismatch for backbone.net.small"):
+            model.load_state_dict(state)
+
+
+def test_the_positions_of_another_width_are_not_taken(trained):
+    state = trained.state_dict()
+    key = "backbone.net.small.blocks.1.attn.rel_pos_h"
+    for shape in ((9, 16), (8, 32), (9, 32, 1), ()):
+        model = build(nano_config())
+        before = model.state_dict()[key].shape
+        take_position_grids(model, {**state, key: torch.zeros(shape)})
+        assert model.state_dict()[key].shape == before
+
+
+@pytest.mark.parametrize("make", [nano_config, cascade_config], ids=["mask_rcnn", "cascade"])
+def test_several_numbers_of_proposals_detect_what_each_detects_alone(make):
+    model = build(make(num_classes=6))
+    batch = [dict(image=picture(SIZE)), dict(image=picture(96))]
+    images = model.preprocess_image(batch)
+    with torch.no_grad():
+        features = model.backbone(images.tensor)
+        proposals, _ = model.proposal_generator(images, features, None)
+        counts = [5, 40, 100]
+        together = list(detect_with_counts(model.roi_heads, images, features, proposals, counts))
+        for count, results in zip(counts, together, strict=True):
+            with operating_at(model, None, count):
+                fewer, _ = model.proposal_generator(images, features, None)
+                expected, _ = model.roi_heads(images, features, fewer, None)
+            for found, alone in zip(results, expected, strict=True):
+                assert len(found) == len(alone)
+                # Products of matrices of other sizes may be rounded otherwise.
+                torch.testing.assert_close(found.scores, alone.scores, atol=1e-6, rtol=1e-5)
+                torch.testing.assert_close(
+                    found.pred_boxes.tensor, alone.pred_boxes.tensor, atol=1e-4, rtol=1e-5
+                )
+                torch.testing.assert_close(found.pred_masks, alone.pred_masks, atol=1e-5, rtol=1e-4)
+    assert len(together[0][0]) < len(together[2][0])
+
+
+def test_a_box_head_of_another_kind_runs_once_for_each_number(trained):
+    calls = []
+
+    class Predictor(type(trained.roi_heads.box_predictor)):
+        def inference(self, predictions, proposals):
+            calls.append(len(proposals[0]))
+            return super().inference(predictions, proposals)
+
+    model = copy.deepcopy(trained)
+    model.roi_heads.box_predictor.__class__ = Predictor
+    images = model.preprocess_image([dict(image=picture(SIZE))])
+    with torch.no_grad():
+        features = model.backbone(images.tensor)
+        proposals, _ = model.proposal_generator(images, features, None)
+        list(detect_with_counts(model.roi_heads, images, features, proposals, [10, 20]))
+    assert calls == [10, 20]
