@@ -13,6 +13,8 @@ from snnet_vitdet.modeling import (
     anchor_alone,
     attention_implementation,
     baseline_cost,
+    operating_at,
+    point_costs,
     stitch_costs,
 )
 from snnet_vitdet.modeling.cost import image_size_of
@@ -232,3 +234,30 @@ def test_the_anchors_of_the_supernet_meet_the_figures_of_the_design(small_and_la
     assert table[table.space["S"].id].gflops == pytest.approx(475, rel=0.02)
     # A cut replaces at least one stage of an anchor, which outweighs all stitching layers.
     assert min(table.gflops) == table[0].gflops and max(table.gflops) == large
+
+
+def test_the_cost_of_an_operating_point_equals_detectron2s_count_of_the_running_detector(nano):
+    model, _ = nano
+    tables = point_costs(nano_config(), [64, 192], [20, 60])
+    for (size, count), table in tables.items():
+        for name in ("FS-2", "SF-1"):
+            net = model.backbone.net
+            with (
+                operating_at(model, size, count),
+                net.using_stitch(name),
+                merged(net),
+                attention_implementation(net, "reference"),
+            ):
+                flops, _ = traced(model, count, size)
+            assert table[table.space[name].id].flops == pytest.approx(flops, rel=AGREEMENT)
+
+
+def test_the_own_size_and_number_are_those_of_the_config():
+    config = nano_config()
+    own = stitch_costs(config)
+    tables = point_costs(config, [None, SIZE], [None, 100])
+    assert all(list(table) == list(own) for table in tables.values())
+    small = anchor_alone(config, "small")
+    fewer = baseline_cost(small, image_size=64, num_proposals=20)
+    assert 0 < fewer.flops < baseline_cost(small, image_size=64).flops < baseline_cost(small).flops
+    assert fewer.params == baseline_cost(small).params

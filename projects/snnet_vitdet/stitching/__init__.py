@@ -7,6 +7,7 @@ from .cost import Cost, CostParts, CostTable
 from .layers import StitchingLayer, StitchingLayers
 from .least_squares import AffineMap, TokenMoments
 from .low_rank import LowRankLinear, layers_with_update, merged, updating
+from .points import OperatingPoint, operating_points, split_point_name
 from .prefix_tree import PrefixNode, PrefixTree
 from .sampling import (
     EndsSampler,
@@ -42,6 +43,7 @@ __all__ = [
     "EmbeddingStep",
     "EndsSampler",
     "LowRankLinear",
+    "OperatingPoint",
     "PrefixNode",
     "PrefixTree",
     "ResourceConstrainedSampler",
@@ -58,7 +60,9 @@ __all__ = [
     "UniformSampler",
     "layers_with_update",
     "merged",
+    "operating_points",
     "select_stitches",
+    "split_point_name",
     "updating",
     "walk",
 ]
