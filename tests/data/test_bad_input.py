@@ -464,15 +464,15 @@ FAULTY_FILES = {
     ),
     "image without file_name": (
         whole(images=[entry(1, "1.png"), entry(2, None)]),
-        "entry 1, id 2, has file_name None",
+        "image 2 has file_name None",
     ),
     "width as a text": (
         whole(images=[entry(1, "1.png"), entry(2, "2.png", ("800", HEIGHT))]),
-        "entry 1, id 2, has width '800'",
+        "image 2 has width '800'",
     ),
     "negative width": (
         whole(images=[entry(1, "1.png"), entry(2, "2.png", (-800, HEIGHT))]),
-        "entry 1, id 2, has width -800",
+        "image 2 has width -800",
     ),
     "image ids that differ by quotes": (
         whole(images=[entry(1, "1.png"), entry("1", "2.png")]),
@@ -525,6 +525,7 @@ def test_class_without_objects_is_named(check_dataset):
     finished = check_dataset(whole())
     assert finished.code == 0
     assert "5 of 6 categories have no object" in finished.printed
+    assert "leaves out 2 of 3 images" in finished.printed and "with crowds" not in finished.printed
 
 
 def test_file_name_listed_twice_is_named(dicts, check_dataset):
@@ -581,7 +582,7 @@ def test_empty_and_crowd_only_images_are_left_out_of_training(dicts, check_datas
     finished = check_dataset(coco)
     assert finished.code == 0
     assert "leaves out 2 of 3 images" in finished.printed
-    assert "(1 of them have crowds)" in finished.printed
+    assert "which have no object (1 with crowds)" in finished.printed
     assert "has iscrowd 1: training leaves crowds out" in finished.printed
 
 
@@ -719,6 +720,3 @@ def test_truncated_checkpoint_is_told_with_the_data(check_dataset, tmp_path):
     assert finished.code == 2
     assert "some.pth cannot be read" in finished.printed
     assert "it is truncated or no weight file" in finished.printed
-
-
-# ----------------------------------------------------------------------------------------- the page

@@ -74,7 +74,10 @@ def test_summary_counts_what_is_there(check, coco):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"id": None}, r"has no id that is a whole number \(annotation None of image 1"),
+        (
+            {"id": None},
+            r"has no id that is a whole number \(annotation at index 4 of image 1 has id None",
+        ),
         ({"id": 1}, r"1 of 5 annotations in .*some\.json has the same id as another one"),
         ({"image_id": 77}, "names an image that is not listed .*annotation 9 of image 77"),
         ({"category_id": 8}, "names a category that is not listed .*has category 8"),
@@ -126,8 +129,8 @@ def test_summary_counts_what_is_there(check, coco):
         ({"bbox": [0, 0, 10**400, 1]}, "has no bbox of four finite numbers .* of 1329 bits, 1"),
         ({"bbox": [10**400, -(10**400), 0.5, 1]}, "has no bbox of four finite numbers"),
         ({"bbox": [1, 2, True, 4]}, r"has no bbox of four finite numbers .*\[1, 2, True, 4\]"),
-        ({"area": 1e300}, r'has an "area" far larger than their image .* has 1e\+300\): set'),
-        ({"area": "5"}, "has no \"area\" in pixels.* has '5'"),
+        ({"area": 1e300}, r'has an "area" far larger than their image .* has area 1e\+300\): set'),
+        ({"area": "5"}, "has no \"area\" in pixels.* has area '5'"),
         ({"area": True}, 'has no "area" in pixels'),
         ({"image_id": True}, "names an image that is not listed .*annotation 9 of image True"),
     ],
@@ -165,7 +168,7 @@ def test_a_name_that_is_no_file_of_the_folder_is_told_with_the_cause(check, coco
 
 def test_an_address_that_is_none_leaves_an_image_without_a_name(check, coco):
     coco["images"][1] |= {"file_name": None, "coco_url": "http://["}
-    with pytest.raises(InputError, match="entry 1, .* has file_name None"):
+    with pytest.raises(InputError, match="image 2 has file_name None"):
         check(coco)
 
 
@@ -214,9 +217,9 @@ def test_as_few_flat_boxes_as_coco_has_are_a_warning(check, coco, caplog):
 @pytest.mark.parametrize("field", ["id", "file_name", "width", "height"])
 def test_an_incomplete_image_entry_is_named(check, coco, field):
     del coco["images"][1][field]
-    with pytest.raises(
-        InputError, match=rf"1 of 3 images in .*some\.json has .*entry 1, id .*has no {field}\)"
-    ):
+    name = "at index 1" if field == "id" else "2"
+    message = rf"1 of 3 images in .*some\.json has .*\(image {name} has no {field}\)"
+    with pytest.raises(InputError, match=message):
         check(coco)
 
 
@@ -232,7 +235,7 @@ def test_a_wrong_field_of_an_image_entry_is_shown_and_no_count_is_negative(
 ):
     coco["annotations"].append(make_annotation(5, image_id=3))
     coco["images"][2][field] = value
-    shown = rf"\(entry 2, id 3, has {field} {value!r}\): each needs"
+    shown = rf"\(image 3 has {field} {value!r}\): each needs"
     with pytest.raises(InputError, match=shown):
         check(coco)
     path = str(tmp_path / "some.json")

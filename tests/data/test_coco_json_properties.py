@@ -19,8 +19,8 @@ from snnet_vitdet.data import (
     dataset_name,
     num_categories,
 )
+from snnet_vitdet.data.annotations import rle_pixels
 from snnet_vitdet.data.coco_json import read_categories, read_coco_json
-from snnet_vitdet.data.geometry import rle_pixels
 from snnet_vitdet.errors import InputError
 
 WIDTH, HEIGHT = 20, 10
