@@ -87,20 +87,16 @@ def test_summary_counts_what_is_there(check, coco):
         ({"ignore": 1}, 'is marked "ignore", which detectron2 cannot load'),
         ({"bbox": None}, "has no bbox of four finite numbers .*has None"),
         ({"bbox": [1, 2, 3]}, r"has no bbox of four finite numbers .*has \[1, 2, 3\]"),
-        ({"bbox": [1, 2, "3", 4]}, "has no bbox of four finite numbers"),
         ({"bbox": [1, 2, float("nan"), 4]}, "has no bbox of four finite numbers"),
-        ({"bbox": [1, 2, float("inf"), 4]}, "has no bbox of four finite numbers"),
         ({"bbox": [1, 2, 0, 4]}, r"has a box without area \(annotation 9 of image 1 has .*remove"),
         ({"bbox": [1, 2, 3, -4]}, "has a box without area"),
         ({"bbox": [WIDTH, 2, 3, 4]}, r"has a box outside the image .*\[200, 2, 3, 4\]"),
-        ({"bbox": [-5, 2, 5, 4]}, "has a box outside the image"),
         ({"segmentation": "1 2 3"}, "has a polygon that is not a list of at least 3 points"),
         ({"segmentation": [[1, 2, 3, 4]]}, "has a polygon that is not a list of at least 3 points"),
         ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "has a polygon that is not a list"),
         ({"segmentation": [1, 2, 3, 4, 5, 6]}, "has a polygon that is not a list"),
         ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "has a polygon that is not a list"),
         ({"segmentation": {"size": [WIDTH, HEIGHT], "counts": "a"}}, "is not of the image's size"),
-        ({"segmentation": {"size": 5, "counts": "a"}}, "is not of the image's size"),
         (
             {"segmentation": {"size": [HEIGHT, WIDTH]}},
             "has an RLE mask whose counts are not run lengths",
@@ -115,23 +111,18 @@ def test_summary_counts_what_is_there(check, coco):
         ),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [7, 9]}}, "do not cover the ima"),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [10**30]}}, "do not cover the im"),
-        ({"segmentation": [[1, 2, 3, 4, 5, 1e300]]}, "has a polygon that goes far beyond the imag"),
-        ({"segmentation": [[1, 2, 3, 4, 5, -1e308]]}, "has a polygon that goes far beyond the im"),
         ({"segmentation": [[1, 2, 3, 4, 5, 1e10]]}, "has a polygon that goes far beyond the image"),
         ({"segmentation": [[1, 2, 3, 4, 5, 10**400]]}, "has a polygon that is not a list"),
         ({"segmentation": [[10**400, -(10**400), 3, 4, 5, 6]]}, "has a polygon that is not a list"),
-        ({"segmentation": [[1, 2, 3, 4, 5, None]]}, "has a polygon that is not a list"),
         ({"segmentation": [[1, 2, 3, 4, 5, True]]}, "has a polygon that is not a list"),
         ({"segmentation": [[1, 2, 3, 4, 5, "6"]]}, "has a polygon that is not a list"),
         ({"segmentation": [[[1, 2], [3, 4], [5, 6], [7, 8], [9, 9], [1, 1]]]}, "has a polygon th"),
         ({"bbox": [0, 0, 10**30, 10**30]}, r"goes far beyond .*\[0, 0, \d+, \d+\]\): correct"),
         ({"bbox": [-1e300, 0, 2e300, 5]}, "has a box that goes far beyond the image"),
         ({"bbox": [0, 0, 10**400, 1]}, "has no bbox of four finite numbers .* of 1329 bits, 1"),
-        ({"bbox": [10**400, -(10**400), 0.5, 1]}, "has no bbox of four finite numbers"),
         ({"bbox": [1, 2, True, 4]}, r"has no bbox of four finite numbers .*\[1, 2, True, 4\]"),
         ({"area": 1e300}, r'has an "area" far larger than their image .* has area 1e\+300\): set'),
         ({"area": "5"}, "has no \"area\" in pixels.* has area '5'"),
-        ({"area": True}, 'has no "area" in pixels'),
         ({"image_id": True}, "names an image that is not listed .*annotation 9 of image True"),
     ],
 )
@@ -274,12 +265,6 @@ def test_ids_that_differ_by_quotes_alone_are_one(check, coco):
         check(coco)
 
 
-def test_the_same_id_with_and_without_quotes_is_one_of_annotations(check, coco):
-    coco["annotations"][1]["id"] = str(coco["annotations"][0]["id"])
-    with pytest.raises(InputError, match="has the same id as another one \\(annotation '"):
-        check(coco)
-
-
 def test_categories_given_twice_are_a_warning(check, coco, caplog):
     with caplog.at_level(logging.WARNING, logger="snnet_vitdet"):
         coco["categories"].append({"id": 9, "name": "nut"})
@@ -300,17 +285,12 @@ def test_crowds_are_a_warning_with_their_number_and_the_remedy(
     assert says in caplog.text and "set iscrowd to 0" in caplog.text
 
 
-def test_images_with_the_same_id_are_named(check, coco):
-    coco["images"][1]["id"] = 1
-    with pytest.raises(InputError, match=r"1 of 3 images .*the same id as another one \(1\)"):
-        check(coco)
-
-
 def test_no_images_and_no_objects_are_errors(check, coco):
     with pytest.raises(InputError, match=r"some\.json lists no images"):
         check({**coco, "images": []})
     crowds_only = {**coco, "annotations": coco["annotations"][3:]}
-    with pytest.raises(InputError, match="no image with an annotated object .*training needs"):
+    message = "no image with an annotated object .*training needs.*All its 1 annotations are crowds"
+    with pytest.raises(InputError, match=message):
         check(crowds_only)
     with pytest.raises(InputError, match="no image with an annotated object .*evaluation needs"):
         check(crowds_only, for_evaluation=True)
@@ -325,13 +305,6 @@ def test_images_that_do_not_exist_are_counted_and_named(check, coco):
     message = r"4 of 7 images that .*some\.json names are not in .*a/4\.jpg, 5\.jpg, 6\.jpg and 1 m"
     with pytest.raises(InputError, match=message):
         check(coco)
-
-
-def test_images_in_subfolders_are_found(check, coco, tmp_path):
-    (tmp_path / "images" / "sub").mkdir()
-    os.rename(tmp_path / "images" / "2.jpg", tmp_path / "images" / "sub" / "2.jpg")
-    coco["images"][1]["file_name"] = "sub/2.jpg"
-    assert check(coco).images == 3
 
 
 def test_a_wrong_image_folder_and_annotation_file_are_named(check, coco, tmp_path):
