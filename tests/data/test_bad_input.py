@@ -10,7 +10,6 @@ import pytest
 import torch
 from bad_images import BASE, HANDLED, HEIGHT, REFUSED, WIDTH, Case, save
 from detectron2.config import instantiate
-from detectron2.data import DatasetMapper
 from detectron2.utils.events import EventStorage
 from in_process import run_program
 from PIL import Image
@@ -314,14 +313,6 @@ def test_a_few_boxes_or_masks_get_a_note(kind, check_dataset):
     assert says in finished.printed and remedy in finished.printed
 
 
-def test_box_that_is_not_around_its_mask_is_taken_from_the_mask(dicts, mappers):
-    (record, *_) = dicts(whole(annotations=[annotation(1, bbox=[10, 10, 30, 30])]))
-    instances = mapped_in_training(record, mappers[0])["instances"]
-    torch.testing.assert_close(
-        instances.gt_boxes.tensor, instances.gt_masks.get_bounding_boxes().tensor, rtol=0, atol=0
-    )
-
-
 def test_object_smaller_than_a_pixel_gets_a_note(config, dicts, check_dataset):
     outline = [[5.0, 5, 5.5, 5, 5.5, 5.5]]
     tiny = annotation(2, bbox=[5, 5, 0.5, 0.5], segmentation=outline, area=0.1)
@@ -333,12 +324,6 @@ def test_object_smaller_than_a_pixel_gets_a_note(config, dicts, check_dataset):
     finished = check_dataset(coco)
     assert finished.code == 0
     assert "is thinner than a pixel once the image is resized" in finished.printed
-
-
-def test_object_annotated_twice_gets_a_note(check_dataset):
-    finished = check_dataset(whole(annotations=[annotation(1), annotation(2)]))
-    assert finished.code == 0
-    assert "has the same box and category as another one" in finished.printed
 
 
 def test_rle_without_a_pixel_is_left_out(dicts, mappers, check_dataset):
@@ -457,15 +442,6 @@ def test_a_batch_of_empty_images_trains(mask_format, config, dicts, model):
     assert_trains(model, [samples[0], mapped_in_training(record, mapper)])
 
 
-def test_the_mapper_of_detectron2_alone_fails_at_an_empty_image(config, dicts):
-    """Why there is another one: should this pass one day, less of it is needed."""
-    node = config.dataloader.train.mapper
-    mapper = DatasetMapper(**{key: instantiate(node[key]) for key in node if key != "_target_"})
-    (record, *_) = dicts(whole(annotations=[]))
-    with pytest.raises(AttributeError, match="gt_masks"):
-        mapper(record)
-
-
 @pytest.mark.parametrize("mask_format", ["bitmask", "polygon"])
 def test_a_batch_whose_crop_has_removed_every_object_trains(mask_format, config, dicts, model):
     mapper = instantiate(config.dataloader.train.mapper)
@@ -553,13 +529,3 @@ def test_checkpoint_of_other_anchors_is_told_with_the_data(tiny_config, check_da
     assert finished.code == 2
     assert "other.pth cannot be used: the checkpoint is not one of this model" in finished.printed
     assert check_dataset(whole(), "train", f"train.init_checkpoint='{own}'").code == 0
-
-
-def test_truncated_checkpoint_is_told_with_the_data(check_dataset, tmp_path):
-    path = tmp_path / "some.pth"
-    torch.save({"model": {"x": torch.zeros(1000)}}, path)
-    path.write_bytes(path.read_bytes()[:500])
-    finished = check_dataset(whole(), "train", f"train.init_checkpoint='{path}'")
-    assert finished.code == 2
-    assert "some.pth cannot be read" in finished.printed
-    assert "it is truncated or no weight file" in finished.printed

@@ -145,13 +145,6 @@ def test_every_epoch_is_another_permutation_of_the_data(dataset):
     assert order[:7] != order[7:]
 
 
-def test_a_batch_may_be_larger_than_the_data(dataset):
-    loader = build_train_loader(dataset[:2], random_mapper, total_batch_size=5, num_workers=0)
-    (batch,) = take(loader, 1)
-    assert len(batch) == 5
-    assert set(names(batch[:2])) == set(names(batch[2:4])) == set(names(batch))
-
-
 def test_another_seed_gives_another_order_and_other_draws(dataset):
     batches = [
         take(
@@ -250,11 +243,6 @@ def test_fit_samples_are_a_fixed_choice_shared_by_the_processes(dataset, mapper,
     for rank in (0, 1):
         as_process(monkeypatch, rank, 2)
         assert_same_samples(list(fit_samples(dataset, mapper, 5)), whole[rank::2])
-
-
-def test_fit_samples_are_no_more_than_the_data(dataset):
-    chosen = names(fit_samples(dataset, random_mapper, 100))
-    assert sorted(chosen) == sorted(os.path.basename(record["file_name"]) for record in dataset)
 
 
 def test_samples_for_the_fit_can_be_mapped_as_images_are_in_the_end(dataset):

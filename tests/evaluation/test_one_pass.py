@@ -281,33 +281,6 @@ def test_interrupted_while_scoring_only_the_other_stitches_are_scored(
 
 
 @pytest.mark.slow
-def test_interrupted_after_the_last_score_only_the_detections_go(
-    make_config, tmp_path, watch, monkeypatch
-):
-    with monkeypatch.context() as patch:
-        patch.setattr(DetectionStore, "delete", lambda _: None)
-        run(make_config("sweep.stitch_ids=[1,4]"))
-    assert (tmp_path / "sweep" / "detections").exists()
-    watch.restart()
-    run(make_config("sweep.stitch_ids=[1,4]"), "--resume")
-    assert (watch.image_ids, watch.scored) == ([], 0)
-    assert not (tmp_path / "sweep" / "detections").exists()
-
-
-@pytest.mark.slow
-def test_without_resume_detections_of_an_interrupted_pass_are_not_used(
-    make_config, tmp_path, watch
-):
-    config = make_config("sweep.stitch_ids=[1]")
-    watch.stop_at_score = 1
-    with pytest.raises(RuntimeError):
-        run(config)
-    watch.restart()
-    run(config)
-    assert (len(watch.image_ids), watch.scored) == (NUM_IMAGES, 1)
-
-
-@pytest.mark.slow
 def test_resumed_with_fewer_stitches_only_those_are_scored_and_with_more_all_is_detected(
     make_config, tmp_path, watch
 ):
@@ -414,34 +387,6 @@ def test_a_subset_is_scored_as_if_there_were_no_other_images(
 
 
 @pytest.mark.slow
-def test_interrupted_in_its_second_stage_two_stages_go_on_there(
-    make_config, tmp_path, small_files, watch
-):
-    config = make_config("sweep.subset=3", "sweep.stitch_ids=0-4")
-    watch.stop_at_image = 3 + 6
-    with pytest.raises(RuntimeError):
-        run(config)
-    watch.restart()
-    run(config, "--resume")
-    assert len(watch.image_ids) == NUM_IMAGES - 4
-    assert {row["num_images"] for row in rows_of(tmp_path)} == {3, NUM_IMAGES}
-
-
-@pytest.mark.slow
-def test_interrupted_on_another_subset_it_is_detected_anew(
-    make_config, tmp_path, small_files, watch
-):
-    chosen = "sweep.stitch_ids=0-3"
-    watch.stop_at_image = 3
-    with pytest.raises(RuntimeError):
-        run(make_config("sweep.subset=3", chosen))
-    watch.restart()
-    run(make_config("sweep.subset=4", chosen), "--resume")
-    assert len(watch.image_ids) == 4 + NUM_IMAGES
-    assert {row["num_images"] for row in rows_of(tmp_path, "sweep/subset")} == {4}
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("subset", [NUM_IMAGES, 1000])
 def test_a_subset_of_all_images_is_one_sweep(subset, make_config, tmp_path, watch):
     run(make_config(f"sweep.subset={subset}", "sweep.stitch_ids=[1]"))
@@ -480,13 +425,3 @@ def test_batches_of_some_images(images, first, loader):
     batches = list(batches_from(loader, images, first))
     assert [i for batch in batches for i in batch] == (images or list(range(7)))[first:]
     assert all(len(batch) == loader.batch_size for batch in batches[:-1])
-
-
-def test_processes_share_images(loader, monkeypatch):
-    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
-    shares = []
-    for rank in (0, 1):
-        monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
-        batches = batches_from(loader, [6, 1, 2, 4, 5])
-        shares.append([i for batch in batches for i in batch])
-    assert shares == [[6, 1, 2], [4, 5]]

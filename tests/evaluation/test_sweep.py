@@ -1,4 +1,3 @@
-import csv
 import json
 import math
 
@@ -165,19 +164,6 @@ def test_rows_hold_the_stitch_its_cost_and_what_the_evaluator_gave(run, model, t
     assert row["segm_AP"] is None
 
 
-def test_columns_of_both_files_are_those_of_the_design(run, tmp_path):
-    run([0, 1])
-    names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-    scores = [f"{t}_{ap}" for t in ("bbox", "segm") for ap in names]
-    columns = ["stitch_id", "name", "kind", "cuts", "gflops", "params_m", *scores]
-    columns += ["on_pareto", "iteration", "num_images"]
-    with open(tmp_path / "stitches.csv", newline="") as file:
-        header, *rows = csv.reader(file)
-    assert header == columns
-    assert [row[:3] for row in rows] == [["0", "S", "S"], ["1", "L", "L"]]
-    assert [list(row) for row in read_json(tmp_path)] == [columns, columns]
-
-
 def test_one_row_is_on_disk_for_every_finished_stitch(run, tmp_path):
     with pytest.raises(RuntimeError, match="stopped"):
         run([1, 2, 3, 4], stop_at(3))
@@ -224,11 +210,6 @@ def test_resume_of_a_finished_sweep_adds_other_stitches_to_it(run, tmp_path):
     run([5])
     assert len(run([2, 5, 8], resume=True)) == 3
     assert [row["stitch_id"] for row in read_json(tmp_path)] == [2, 5, 8]
-
-
-def test_resume_where_nothing_was_swept_starts(run, tmp_path):
-    run([2], resume=True)
-    assert [row["stitch_id"] for row in read_json(tmp_path)] == [2]
 
 
 def test_without_resume_the_rows_of_an_earlier_sweep_go(run, tmp_path):
@@ -295,15 +276,6 @@ def test_detector_without_stitches_gives_one_row(loader, tmp_path):
     assert (row["gflops"], row["params_m"], row["on_pareto"]) == (5.0, 2.0, True)
     results = evaluate_stitch(model, BASELINE, loader, MeanScore())
     assert results["bbox_AP"] == row["bbox_AP"]
-
-
-def test_evaluating_one_stitch_leaves_the_one_in_effect(model, loader):
-    model.backbone.set_stitch(7)
-    results = evaluate_stitch(model, model.backbone.space[2], loader, MeanScore())
-    assert model.backbone.stitch.id == 7
-    assert results.keys() == {"bbox_AP", "bbox_APl", "segm_AP50"}
-    # Not merged here: bitwise what the stitch gives.
-    assert results["bbox_AP"] == score_alone(model, loader, 2)
 
 
 @pytest.mark.slow

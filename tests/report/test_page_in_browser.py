@@ -125,13 +125,6 @@ def test_points_and_frontier_are_those_of_the_chosen_axes(page, rows, x, y):
     assert set(points(page, ".point.pale")) == set(FEWER)
 
 
-def test_the_axes_on_offer_are_those_with_values(open_page):
-    page = open_page(sweep_rows((4, 8), measured=False))
-    offered = page.find_elements(By.CSS_SELECTOR, "#x-axis option")
-    assert [option.get_attribute("value") for option in offered] == ["gflops", "params_m"]
-    assert len(page.find_elements(By.CSS_SELECTOR, "#y-axis option")) == 12
-
-
 def test_leaving_a_kind_out_gives_the_frontier_of_the_others(page, rows):
     for button in page.find_elements(By.CSS_SELECTOR, "#legend button"):
         if button.get_attribute("data-kind") not in ("S", "L", "FS"):

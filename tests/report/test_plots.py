@@ -11,7 +11,6 @@ from snnet_vitdet.evaluation import Candidate
 from snnet_vitdet.report.plots import (
     comparison_figure,
     pareto_figure,
-    plot_comparison,
     plot_pareto,
 )
 
@@ -232,8 +231,3 @@ def test_runs_of_one_candidate_share_their_colour_and_candidates_differ():
     assert colours[0] == colours[1] != colours[2]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["ours (2 runs)", "theirs"]
-
-
-def test_the_file_is_a_picture(tmp_path):
-    plot_comparison(CANDIDATES, tmp_path / "new/comparison.png", "GFLOPs", "box AP")
-    assert Image.open(tmp_path / "new/comparison.png").size == (1440, 900)
