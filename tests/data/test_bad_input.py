@@ -269,7 +269,7 @@ def test_box_partly_outside_is_clipped(dicts, mappers, check_dataset):
     assert "has a box that reaches over the border" in finished.printed
 
 
-# Of objects that are 20 pixels wide and high.
+# The objects are 20 pixels wide and high.
 ODD_GEOMETRY = {
     "normalised boxes": (
         {"bbox": [10 / WIDTH, 10 / HEIGHT, 20 / WIDTH, 20 / HEIGHT]},

@@ -341,7 +341,7 @@ def test_all_kinds_of_faults_are_collected_and_the_first_is_raised(check, coco, 
     coco["images"] += [coco["images"][0], {"id": 9, "file_name": "gone.jpg"}]
     coco["annotations"] += [
         make_annotation(1, bbox=[1, 1, 0, 0]),
-        # Of an image whose entry is at fault.
+        # Its image has a faulty entry.
         make_annotation(10, image_id=9),
         make_annotation(11, image_id=10, segmentation=[[1, 2]]),
     ]

@@ -97,7 +97,7 @@ def test_a_box_alone_is_cropped_as_a_box_and_the_others_as_before(tiny_config, r
         del each["segmentation"]
     all_masks, found = crop_of(record, node), crop_of(mixed, node)
     assert found.image_size == all_masks.image_size
-    # Of masks that fill their boxes, the boxes are the same but for the rounding of bitmasks.
+    # Masks fill their boxes, so the boxes are the same but for the rounding of bitmasks.
     assert len(found) == len(all_masks)
     kept = all_masks.gt_boxes.tensor.sort(dim=0).values
     assert torch.allclose(found.gt_boxes.tensor.sort(dim=0).values, kept, atol=1.0)

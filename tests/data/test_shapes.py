@@ -142,7 +142,7 @@ def test_what_a_killed_generation_left_is_removed_by_the_next(tmp_path):
     for name in ("s.partial-0a1b2c3d", "s.outdated-0a1b2c3d", "t.partial-0a1b2c3d"):
         (tmp_path / name / "train").mkdir(parents=True)
     generate_shapes(str(tmp_path / "s"), 1, 1, 64)
-    # Another set's is none of its business.
+    # The other set is left alone.
     assert sorted(os.listdir(tmp_path)) == ["s", "t.partial-0a1b2c3d"]
 
 

@@ -146,7 +146,7 @@ def test_detections_are_bitwise_those_of_the_model_with_the_stitch_alone(make_co
     config = make_config("model.roi_heads.box_predictor.test_score_thresh=0.01")
     model = load(config)
     samples = [sample for batch in instantiate(config.dataloader.test) for sample in batch]
-    # Of several sizes, resized back to sizes of their own.
+    # The images have several sizes, and are resized back to them.
     batch = samples[:3]
     batch[1] = {**batch[1], "image": batch[1]["image"][:, :48, :40], "height": 77, "width": 91}
     stitches = list(model.backbone.net.space)
@@ -174,7 +174,7 @@ def test_detections_are_bitwise_those_of_the_model_with_the_stitch_alone(make_co
 @pytest.mark.slow
 def test_models_that_cannot_be_taken_apart_are_refused(make_config):
     class Detector(GeneralizedRCNN):
-        """Might infer in a way of its own."""
+        """It might infer in another way."""
 
     config = make_config()
     config.model._target_ = Detector
@@ -186,7 +186,7 @@ def test_models_that_cannot_be_taken_apart_are_refused(make_config):
 
 @pytest.mark.slow
 def test_two_processes_give_the_table_of_one(make_config, trained_tiny, tmp_path, monkeypatch):
-    """Of a subset first, which two processes share unevenly."""
+    """A subset first, which two processes share unevenly."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     changes = ("sweep.subset=5", "sweep.stitch_ids='anchors,FS,SF-2'")
     run(trained_tiny(tmp_path / "one", *changes))

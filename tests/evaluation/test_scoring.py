@@ -22,7 +22,7 @@ from snnet_vitdet.evaluation.results import METRICS
 HEIGHT, WIDTH = 300, 400
 # Gaps, as in COCO, and not in the order of the file; the last has no object.
 CATEGORY_IDS = [90, 3, 17, 1, 44]
-# Of the last image, which has objects, nothing is detected; the first two have no object.
+# Nothing is detected in the last image, which has objects; the first two have no object.
 IMAGE_IDS = [139, 285, 632, 5, 1000000, 724, 776, 785, 802, 872, 885, 1268]
 EMPTY, UNDETECTED = IMAGE_IDS[:2], IMAGE_IDS[-1]
 TOLERANCE = dict(rel=0, abs=1e-9)

@@ -34,9 +34,9 @@ TRAINING = TrainingCurve(
 @pytest.fixture(scope="module")
 def rows():
     rows = sweep_rows(on_fewer_images=FEWER, without_ap=[50])
-    # The dearest in GFLOPs, fastest: its place differs from axis to axis.
-    dearest = max(rows, key=lambda row: row["gflops"])
-    dearest["latency_ms"] = 1.0
+    # The costliest in GFLOPs, fastest: its place differs from axis to axis.
+    costliest = max(rows, key=lambda row: row["gflops"])
+    costliest["latency_ms"] = 1.0
     return rows
 
 
@@ -253,8 +253,8 @@ def test_nothing_is_asked_of_a_network_and_nothing_complains(open_page):
 
 def test_a_hostile_name_is_shown_and_not_run(open_page):
     rows = sweep_rows((4, 8))
-    dearest = max(range(14), key=lambda i: rows[i]["gflops"])
-    rows[dearest] |= {"name": HOSTILE, "kind": HOSTILE, "bbox_AP": 99.0}
+    costliest = max(range(14), key=lambda i: rows[i]["gflops"])
+    rows[costliest] |= {"name": HOSTILE, "kind": HOSTILE, "bbox_AP": 99.0}
     column = SampleColumn(HOSTILE, HOSTILE, HOSTILE)
     picture = SamplePicture(b"", 4, 4, HOSTILE)
     page = open_page(

@@ -210,7 +210,7 @@ CANDIDATES = [
 ]
 
 
-def test_all_stitches_are_drawn_and_each_frontier_goes_on_to_the_dearest():
+def test_all_stitches_are_drawn_and_each_frontier_goes_on_to_the_highest_cost():
     (axes,) = comparison_figure(CANDIDATES, "GFLOPs", "box AP").axes
     dots = [sorted(map(tuple, each.get_offsets().tolist())) for each in axes.collections]
     assert dots == [[(1, 10), (2, 8), (3, 20)], [(1, 12), (3, 18)], [(2, 15)]]

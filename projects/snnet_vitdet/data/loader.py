@@ -119,7 +119,7 @@ class TrainLoader:
     alone, not on the number of workers or processes, nor on where a run was resumed.
 
     Attributes:
-        start_iteration: The iteration whose batch comes first; set it before iterating to resume.
+        start_iteration: The iteration of the first batch; set it before iterating to resume.
     """
 
     def __init__(

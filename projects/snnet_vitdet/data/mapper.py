@@ -21,12 +21,11 @@ DATA_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 class CheckedMapper(DatasetMapper):
-    """A ``DatasetMapper`` that checks image files, and takes images and objects of all kinds.
+    """A ``DatasetMapper`` that checks image files and takes objects without masks.
 
-    Images that detectron2 would train wrong, such as grey of 16 bits, and images that it cannot
-    read are refused with a sentence. Images may have no object, and objects no mask: an image with
-    such objects has instances with the field ``gt_has_mask``, (N,) booleans, and their masks are
-    empty.
+    It refuses images that detectron2 would read wrongly, such as grey of 16 bits, or not at all.
+    Images may have no object. Objects may have no mask: then the instances of the image have the
+    field ``gt_has_mask``, (N,) booleans, and the missing masks are empty.
     """
 
     def __call__(self, dataset_dict: dict) -> dict:

@@ -24,7 +24,7 @@ __all__ = ["DatasetSurvey", "shared_images"]
 _MAX_DETECTIONS = 100  # per image, in COCO's evaluation and in the detectors here
 _CHUNK = 16  # images that a process is handed at once
 
-# What images with a fault are said to be; the remedies are those of single images.
+# Predicates of images by kind of fault; ``REMEDIES`` has what to do.
 _IMAGE_FAULTS = {
     "missing": "are not there",
     "not opened": "cannot be opened",
@@ -37,7 +37,7 @@ _IMAGE_FAULTS = {
     "turned": "are stored turned, and annotated as they are stored",
     "thin": "are so long and thin that no pixel is left once resized",
 }
-# By attributes of ImageFacts.
+# Predicates and consequences by attribute of ImageFacts.
 _IMAGE_NOTES = {
     "turned": (
         "are stored turned or mirrored by the EXIF data",
@@ -65,7 +65,7 @@ class DatasetSurvey:
 
     Attributes:
         json_file: The annotation file.
-        found: What the annotation file is.
+        found: The inspection of the annotation file.
         images: Path of every image that is there, and width and height where they are known.
         modes: Number of images in order by Pillow's mode.
         sizes: Width and height in pixels of the images in order, upright.
@@ -130,8 +130,8 @@ class DatasetSurvey:
                     self._add_image(path, found)
         except BrokenProcessPool as error:
             raise InputError(
-                f"one of {workers} processes that read images was ended from outside, as systems "
-                "do that are out of memory: give fewer --workers"
+                f"one of {workers} processes that read images was killed from outside, as happens "
+                "when a system is out of memory: give fewer --workers"
             ) from error
 
     def _add_image(self, path: str, found: ImageFacts | ImageFault) -> None:
@@ -162,7 +162,7 @@ class DatasetSurvey:
                 )
 
     def notes(self, image_size: int) -> Iterator[str]:
-        """A sentence per kind of what is odd or handled, and worth knowing.
+        """A sentence for each oddity that is handled and worth knowing.
 
         Args:
             image_size: Side in pixels that the images are resized to.

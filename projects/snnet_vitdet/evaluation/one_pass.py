@@ -169,7 +169,7 @@ def detect(
     Args:
         model: In evaluation mode.
         batch: Mapped images, as the model takes them.
-        tree: Of the stitches.
+        tree: The prefix tree of the stitches.
 
     Yields:
         A stitch and, for each image, what the model with this stitch alone detects.
@@ -187,7 +187,7 @@ def detect(
     for stitch, features in backbone.forward_tree(images.tensor, tree):
         own = pyramid_of_exit(pyramid, stitch.exit)
         levels = pyramid_from_features(own, features[pyramid.in_feature])
-        with backbone.using_stitch(stitch.id):  # by which a joined detector chooses its heads
+        with backbone.using_stitch(stitch.id):  # a joined detector chooses its heads by it
             proposals, _ = model.proposal_generator(images, levels, None)
             results, _ = model.roi_heads(images, levels, proposals, None)
         outputs = GeneralizedRCNN._postprocess(results, batch, images.image_sizes)

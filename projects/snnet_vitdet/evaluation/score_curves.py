@@ -201,7 +201,7 @@ def wanted_precision(criterion: str) -> float | None:
     """The precision that ``precision=0.9`` asks for; None for ``f1``.
 
     Raises:
-        InputError: If the criterion is none of these.
+        InputError: If the criterion is something else.
     """
     kind, _, value = str(criterion).partition("=")
     if kind == "f1" and not value:

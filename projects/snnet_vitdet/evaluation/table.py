@@ -100,7 +100,7 @@ class StitchTable:
         Args:
             results: Results of stitches.
             measurements: The content of a ``latency.json``.
-            source: What error messages call the sweep.
+            source: Name of the sweep in error messages.
 
         Raises:
             InputError: If the measurements are damaged or of other stitches.

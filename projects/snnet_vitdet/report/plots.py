@@ -83,7 +83,7 @@ def pareto_figure(rows: Sequence[Row], *, title: str | None = None) -> Figure:
         title: A line above the panels.
 
     Returns:
-        A figure of its own; pyplot and its global state are not used.
+        A new figure; pyplot and its global state are not used.
 
     Raises:
         InputError: If there are no rows.
