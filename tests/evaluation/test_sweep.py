@@ -3,15 +3,12 @@ import math
 
 import pytest
 import torch
-from detectron2.config import instantiate
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
-from snnet_vitdet.engine import StrictCheckpointer
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import (
     BASELINE,
-    CocoScorer,
     ScoreCurve,
     StitchResult,
     StitchTable,
@@ -19,10 +16,10 @@ from snnet_vitdet.evaluation import (
     sweep,
     two_stage_sweep,
 )
-from snnet_vitdet.evaluation.results import COLUMNS, METRICS
+from snnet_vitdet.evaluation.results import COLUMNS
 from snnet_vitdet.evaluation.sweep import frontier_candidates
-from snnet_vitdet.modeling import AnchorViT, StitchedViT, find_stitched_vit, stitch_costs
-from snnet_vitdet.stitching import Cost, StitchingLayer, merged
+from snnet_vitdet.modeling import AnchorViT, StitchedViT
+from snnet_vitdet.stitching import Cost, StitchingLayer
 
 COSTS = [Cost(flops=(100 - i) * 1e9, params=(i + 1) * 1e6) for i in range(14)]
 
@@ -276,45 +273,6 @@ def test_detector_without_stitches_gives_one_row(loader, tmp_path):
     assert (row["gflops"], row["params_m"], row["on_pareto"]) == (5.0, 2.0, True)
     results = evaluate_stitch(model, BASELINE, loader, MeanScore())
     assert results["bbox_AP"] == row["bbox_AP"]
-
-
-@pytest.mark.slow
-def test_every_ap_is_that_of_inference_on_dataset_with_the_stitch_alone(
-    trained_tiny, tmp_path, restored_logging
-):
-    config = trained_tiny(tmp_path)
-
-    def load():
-        model = instantiate(config.model)
-        StrictCheckpointer(model).load(config.train.init_checkpoint)
-        return model
-
-    data_loader = instantiate(config.dataloader.test)
-    rows = sweep(
-        load(),
-        range(14),
-        stitch_costs(config.model),
-        data_loader,
-        lambda: instantiate(config.dataloader.evaluator),
-        str(tmp_path / "sweep"),
-        scorer=CocoScorer(instantiate(config.dataloader.evaluator.dataset_name)),
-    ).rows()
-    for row in rows[::2]:
-        # A fresh detector that has only ever run this stitch.
-        model = load()
-        find_stitched_vit(model).set_stitch(row["stitch_id"])
-        with merged(model):
-            alone = inference_on_dataset(
-                model, data_loader, instantiate(config.dataloader.evaluator)
-            )
-        for metric in METRICS:
-            task, name = metric.split("_")
-            expected = alone[task][name]
-            # NaN where no object is of that size.
-            assert row[metric] == pytest.approx(expected, rel=0, abs=1e-9, nan_ok=True)
-    assert sum(row["bbox_AP"] > 1 for row in rows) >= 7
-    assert len({row["bbox_AP"] for row in rows}) >= 7
-    assert len({row["segm_AP"] for row in rows}) >= 4
 
 
 # Two stages
