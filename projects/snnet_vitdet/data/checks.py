@@ -351,22 +351,13 @@ def check_coco_json(
     return found.summary
 
 
-def check_same_categories(train: DatasetSummary | str, test: DatasetSummary | str) -> None:
+def check_same_categories(train_json: str, test_json: str) -> None:
     """Checks that training and test data have the same category ids with the same names.
-
-    Args:
-        train: Summary of the training data, or its annotation file.
-        test: Summary of the test data, or its annotation file.
 
     Raises:
         InputError: They differ; the message lists the differences.
     """
-    (train_file, train_names), (test_file, test_names) = (
-        (source, read_categories(source))
-        if isinstance(source, str)
-        else (source.json_file, source.categories)
-        for source in (train, test)
-    )
+    train_names, test_names = read_categories(train_json), read_categories(test_json)
     differences = []
     for category_id in sorted(train_names.keys() | test_names.keys(), key=id_order):
         pair = train_names.get(category_id), test_names.get(category_id)
@@ -375,6 +366,6 @@ def check_same_categories(train: DatasetSummary | str, test: DatasetSummary | st
             differences.append(f"id {category_id!r} is {here} in training and {there} in test")
     if differences:
         raise InputError(
-            f"The categories of {train_file} and {test_file} differ: {some(differences)}; give "
+            f"The categories of {train_json} and {test_json} differ: {some(differences)}; give "
             "both files the same categories."
         )
