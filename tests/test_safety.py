@@ -28,7 +28,7 @@ ALLOWED = {
     # With weights_only=True, see below.
     ("projects/snnet_vitdet/weight_files.py", "torch.load"),
     # What this process has pickled itself a moment ago.
-    ("projects/snnet_vitdet/data/workers.py", "pickle.loads"),
+    ("projects/snnet_vitdet/data/mapper.py", "pickle.loads"),
     # With allow_pickle=False, see below.
     ("projects/snnet_vitdet/evaluation/detections.py", "np.load"),
     # Of names that stand in the source.

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Says everything that is wrong with the data of a config, before a training finds it.
+"""Says everything that is wrong with the data of a config before a training starts.
 
     python tools/check_dataset.py --config-file configs/shapes/mask_rcnn_snnet_nano.py
     python tools/check_dataset.py --config-file F --headers-only [key=value ...]
 
-Reads both annotation files, decodes every image, and checks config, weights and checkpoint as the
-start of a training does. Prints all faults, what is handled and worth knowing, and a summary.
+Reads both annotation files, decodes every image, and checks config, weights and checkpoint as a
+training does at its start. Prints a summary, notes and all faults.
 Exit status 0: nothing is wrong; 2: something is.
 """
 
@@ -63,14 +63,14 @@ def arguments():
 
 def survey(config, purpose, args):
     """Reads annotations and images of training or of test."""
-    # A mapper of one's own may have no augmentations, or other ones.
+    # A custom mapper may have other augmentations, or none.
     nodes = config.dataloader[purpose].mapper.get("augmentations") or []
     scales = [node.min_scale for node in nodes if OmegaConf.is_dict(node) and node.get("min_scale")]
     found = DatasetSurvey(
         *(config.data[f"{purpose}_{key}"] for key in ("json", "images")),
         for_evaluation=purpose == "test",
         masks=config.data.masks,
-        # From there on, the shorter side of a resized image is rounded to no pixel.
+        # At this ratio, the shorter side of a resized image is rounded to zero pixels.
         max_aspect=2 * config.data.image_size * min([1.0, *scales]),
     )
     found.read_images(decode=not args.headers_only, workers=args.workers)
@@ -96,7 +96,7 @@ def data_faults(config, train, test):
 
 
 def start_fault(config):
-    """What the start of a training would refuse besides, if anything."""
+    """What else a training would refuse at its start, if anything."""
     config = config.copy()
     config.data.check = False  # done here, and more thoroughly
     resume = bool(last_checkpoint(config.train.output_dir))
@@ -133,7 +133,7 @@ def checkpoint_fault(config):
 
 
 def notes_of(config, train, test):
-    """A sentence per kind of what is handled and worth knowing."""
+    """A sentence for each oddity that is handled and worth knowing."""
     for part in (train, test):
         yield from part.notes(config.data.image_size)
     if not config.data.masks:
@@ -149,7 +149,7 @@ def notes_of(config, train, test):
 
 
 def print_summary(parts):
-    """Prints what is in order in the data of each purpose whose annotations can be read."""
+    """Prints what is in order in each part of the data whose annotations can be read."""
     for purpose, part in parts.items():
         print(f"\n{purpose.capitalize()} data (what is in order)")
         facts = [(label, neutral(value)) for label, value in part.facts().items()]

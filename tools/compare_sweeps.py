@@ -147,19 +147,12 @@ def equal_cost_table(candidates, budgets, unit):
     return header, rows
 
 
-def mean_score(candidate, low, high):
-    """Mean of the best score over the budgets, and its standard deviation over the runs."""
-    if high == low:
-        return candidate.at(low)
-    return [value / (high - low) for value in candidate.area(low, high)]
-
-
 def area_table(candidates, low, high, unit):
     """Header and rows: each candidate over all budgets."""
     header = ["", "stitches", "area", "mean AP", "Δ", f"best, at {unit}", "same stitches, Δ"]
     first, rows = candidates[0], []
     for candidate in candidates:
-        mean, spread = mean_score(candidate, low, high)
+        mean, spread = candidate.mean(low, high)
         cost, metric = candidate.cost, candidate.metric
         points = [row for run in candidate.points() for row in run]
         best = max(points, key=lambda row: (row[metric], -row[cost]))
@@ -169,7 +162,7 @@ def area_table(candidates, low, high, unit):
             len(candidate.points()[0]),
             with_spread(*candidate.area(low, high)),
             with_spread(mean, spread, 2),
-            "" if is_first else f"{mean - mean_score(first, low, high)[0]:+.2f}",
+            "" if is_first else f"{mean - first.mean(low, high)[0]:+.2f}",
             f"{best[metric]:.1f} ({best['name']}), {best[cost]:.4g}",
             "" if is_first else same_text(first, candidate),
         ]

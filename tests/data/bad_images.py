@@ -28,7 +28,7 @@ class Case:
     """An image file and what is made of it.
 
     Attributes:
-        name: Of the file.
+        name: Name of the file.
         make: Writes it.
         says: What the error says, or what the note does for what is handled; may be empty.
         expected: The upright RGB image, (H, W, 3); None where the file is refused.

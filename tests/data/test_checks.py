@@ -1,4 +1,3 @@
-import copy
 import json
 import logging
 import os
@@ -74,7 +73,10 @@ def test_summary_counts_what_is_there(check, coco):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"id": None}, r"has no id that is a whole number \(annotation None of image 1"),
+        (
+            {"id": None},
+            r"has no id that is a whole number \(annotation at index 4 of image 1 has id None",
+        ),
         ({"id": 1}, r"1 of 5 annotations in .*some\.json has the same id as another one"),
         ({"image_id": 77}, "names an image that is not listed .*annotation 9 of image 77"),
         ({"category_id": 8}, "names a category that is not listed .*has category 8"),
@@ -84,20 +86,16 @@ def test_summary_counts_what_is_there(check, coco):
         ({"ignore": 1}, 'is marked "ignore", which detectron2 cannot load'),
         ({"bbox": None}, "has no bbox of four finite numbers .*has None"),
         ({"bbox": [1, 2, 3]}, r"has no bbox of four finite numbers .*has \[1, 2, 3\]"),
-        ({"bbox": [1, 2, "3", 4]}, "has no bbox of four finite numbers"),
         ({"bbox": [1, 2, float("nan"), 4]}, "has no bbox of four finite numbers"),
-        ({"bbox": [1, 2, float("inf"), 4]}, "has no bbox of four finite numbers"),
         ({"bbox": [1, 2, 0, 4]}, r"has a box without area \(annotation 9 of image 1 has .*remove"),
         ({"bbox": [1, 2, 3, -4]}, "has a box without area"),
         ({"bbox": [WIDTH, 2, 3, 4]}, r"has a box outside the image .*\[200, 2, 3, 4\]"),
-        ({"bbox": [-5, 2, 5, 4]}, "has a box outside the image"),
         ({"segmentation": "1 2 3"}, "has a polygon that is not a list of at least 3 points"),
         ({"segmentation": [[1, 2, 3, 4]]}, "has a polygon that is not a list of at least 3 points"),
         ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "has a polygon that is not a list"),
         ({"segmentation": [1, 2, 3, 4, 5, 6]}, "has a polygon that is not a list"),
         ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "has a polygon that is not a list"),
         ({"segmentation": {"size": [WIDTH, HEIGHT], "counts": "a"}}, "is not of the image's size"),
-        ({"segmentation": {"size": 5, "counts": "a"}}, "is not of the image's size"),
         (
             {"segmentation": {"size": [HEIGHT, WIDTH]}},
             "has an RLE mask whose counts are not run lengths",
@@ -112,23 +110,18 @@ def test_summary_counts_what_is_there(check, coco):
         ),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [7, 9]}}, "do not cover the ima"),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [10**30]}}, "do not cover the im"),
-        ({"segmentation": [[1, 2, 3, 4, 5, 1e300]]}, "has a polygon that goes far beyond the imag"),
-        ({"segmentation": [[1, 2, 3, 4, 5, -1e308]]}, "has a polygon that goes far beyond the im"),
         ({"segmentation": [[1, 2, 3, 4, 5, 1e10]]}, "has a polygon that goes far beyond the image"),
         ({"segmentation": [[1, 2, 3, 4, 5, 10**400]]}, "has a polygon that is not a list"),
         ({"segmentation": [[10**400, -(10**400), 3, 4, 5, 6]]}, "has a polygon that is not a list"),
-        ({"segmentation": [[1, 2, 3, 4, 5, None]]}, "has a polygon that is not a list"),
         ({"segmentation": [[1, 2, 3, 4, 5, True]]}, "has a polygon that is not a list"),
         ({"segmentation": [[1, 2, 3, 4, 5, "6"]]}, "has a polygon that is not a list"),
         ({"segmentation": [[[1, 2], [3, 4], [5, 6], [7, 8], [9, 9], [1, 1]]]}, "has a polygon th"),
         ({"bbox": [0, 0, 10**30, 10**30]}, r"goes far beyond .*\[0, 0, \d+, \d+\]\): correct"),
         ({"bbox": [-1e300, 0, 2e300, 5]}, "has a box that goes far beyond the image"),
         ({"bbox": [0, 0, 10**400, 1]}, "has no bbox of four finite numbers .* of 1329 bits, 1"),
-        ({"bbox": [10**400, -(10**400), 0.5, 1]}, "has no bbox of four finite numbers"),
         ({"bbox": [1, 2, True, 4]}, r"has no bbox of four finite numbers .*\[1, 2, True, 4\]"),
-        ({"area": 1e300}, r'has an "area" far larger than their image .* has 1e\+300\): set'),
-        ({"area": "5"}, "has no \"area\" in pixels.* has '5'"),
-        ({"area": True}, 'has no "area" in pixels'),
+        ({"area": 1e300}, r'has an "area" far larger than their image .* has area 1e\+300\): set'),
+        ({"area": "5"}, "has no \"area\" in pixels.* has area '5'"),
         ({"image_id": True}, "names an image that is not listed .*annotation 9 of image True"),
     ],
 )
@@ -165,7 +158,7 @@ def test_a_name_that_is_no_file_of_the_folder_is_told_with_the_cause(check, coco
 
 def test_an_address_that_is_none_leaves_an_image_without_a_name(check, coco):
     coco["images"][1] |= {"file_name": None, "coco_url": "http://["}
-    with pytest.raises(InputError, match="entry 1, .* has file_name None"):
+    with pytest.raises(InputError, match="image 2 has file_name None"):
         check(coco)
 
 
@@ -214,9 +207,9 @@ def test_as_few_flat_boxes_as_coco_has_are_a_warning(check, coco, caplog):
 @pytest.mark.parametrize("field", ["id", "file_name", "width", "height"])
 def test_an_incomplete_image_entry_is_named(check, coco, field):
     del coco["images"][1][field]
-    with pytest.raises(
-        InputError, match=rf"1 of 3 images in .*some\.json has .*entry 1, id .*has no {field}\)"
-    ):
+    name = "at index 1" if field == "id" else "2"
+    message = rf"1 of 3 images in .*some\.json has .*\(image {name} has no {field}\)"
+    with pytest.raises(InputError, match=message):
         check(coco)
 
 
@@ -232,7 +225,7 @@ def test_a_wrong_field_of_an_image_entry_is_shown_and_no_count_is_negative(
 ):
     coco["annotations"].append(make_annotation(5, image_id=3))
     coco["images"][2][field] = value
-    shown = rf"\(entry 2, id 3, has {field} {value!r}\): each needs"
+    shown = rf"\(image 3 has {field} {value!r}\): each needs"
     with pytest.raises(InputError, match=shown):
         check(coco)
     path = str(tmp_path / "some.json")
@@ -271,12 +264,6 @@ def test_ids_that_differ_by_quotes_alone_are_one(check, coco):
         check(coco)
 
 
-def test_the_same_id_with_and_without_quotes_is_one_of_annotations(check, coco):
-    coco["annotations"][1]["id"] = str(coco["annotations"][0]["id"])
-    with pytest.raises(InputError, match="has the same id as another one \\(annotation '"):
-        check(coco)
-
-
 def test_categories_given_twice_are_a_warning(check, coco, caplog):
     with caplog.at_level(logging.WARNING, logger="snnet_vitdet"):
         coco["categories"].append({"id": 9, "name": "nut"})
@@ -297,17 +284,12 @@ def test_crowds_are_a_warning_with_their_number_and_the_remedy(
     assert says in caplog.text and "set iscrowd to 0" in caplog.text
 
 
-def test_images_with_the_same_id_are_named(check, coco):
-    coco["images"][1]["id"] = 1
-    with pytest.raises(InputError, match=r"1 of 3 images .*the same id as another one \(1\)"):
-        check(coco)
-
-
 def test_no_images_and_no_objects_are_errors(check, coco):
     with pytest.raises(InputError, match=r"some\.json lists no images"):
         check({**coco, "images": []})
     crowds_only = {**coco, "annotations": coco["annotations"][3:]}
-    with pytest.raises(InputError, match="no image with an annotated object .*training needs"):
+    message = "no image with an annotated object .*training needs.*All its 1 annotations are crowds"
+    with pytest.raises(InputError, match=message):
         check(crowds_only)
     with pytest.raises(InputError, match="no image with an annotated object .*evaluation needs"):
         check(crowds_only, for_evaluation=True)
@@ -324,13 +306,6 @@ def test_images_that_do_not_exist_are_counted_and_named(check, coco):
         check(coco)
 
 
-def test_images_in_subfolders_are_found(check, coco, tmp_path):
-    (tmp_path / "images" / "sub").mkdir()
-    os.rename(tmp_path / "images" / "2.jpg", tmp_path / "images" / "sub" / "2.jpg")
-    coco["images"][1]["file_name"] = "sub/2.jpg"
-    assert check(coco).images == 3
-
-
 def test_a_wrong_image_folder_and_annotation_file_are_named(check, coco, tmp_path):
     check(coco)
     json_file = str(tmp_path / "some.json")
@@ -342,30 +317,27 @@ def test_a_wrong_image_folder_and_annotation_file_are_named(check, coco, tmp_pat
         check_coco_json(str(tmp_path / "gone.json"), str(tmp_path), for_evaluation=False)
 
 
-def test_equal_categories_in_another_order_are_the_same(check, coco, tmp_path):
-    train = check(coco)
-    coco["categories"].reverse()
-    (tmp_path / "test.json").write_text(json.dumps(coco))
-    check_same_categories(train, str(tmp_path / "test.json"))
-
-
 def test_categories_that_differ_are_shown(check, coco, tmp_path):
-    train = check(copy.deepcopy(coco))
+    check(coco)
+    paths = [str(tmp_path / name) for name in ("some.json", "test.json")]
+    coco["categories"].reverse()
+    Path(paths[1]).write_text(json.dumps(coco))
+    check_same_categories(*paths)
     coco["categories"] = [{"id": 5, "name": "date"}, {"id": 6, "name": "fig"}]
-    (tmp_path / "test.json").write_text(json.dumps(coco))
+    Path(paths[1]).write_text(json.dumps(coco))
     message = (
         r"some\.json and .*test\.json differ: id 2 is 'fig' in training and absent in test, "
         r"id 5 is 'nut' in training and 'date' in test, id 6 is absent in training and 'fig'"
     )
     with pytest.raises(InputError, match=message):
-        check_same_categories(train, str(tmp_path / "test.json"))
+        check_same_categories(*paths)
 
 
 def test_all_kinds_of_faults_are_collected_and_the_first_is_raised(check, coco, tmp_path):
     coco["images"] += [coco["images"][0], {"id": 9, "file_name": "gone.jpg"}]
     coco["annotations"] += [
         make_annotation(1, bbox=[1, 1, 0, 0]),
-        # Of an image whose entry is at fault.
+        # Its image has a faulty entry.
         make_annotation(10, image_id=9),
         make_annotation(11, image_id=10, segmentation=[[1, 2]]),
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 def test_a_file_with_a_value_replaced_is_refused_in_a_sentence_or_used(tmp_path):
     program = Path(__file__).with_name("mutation_program.py")
-    # In a process of its own, which a segmentation fault would end.
+    # In another process, as a segmentation fault would end it.
     finished = subprocess.run(
         [sys.executable, str(program), str(tmp_path), "0", "400"], capture_output=True, text=True
     )

@@ -52,16 +52,6 @@ def test_a_process_that_is_ended_from_outside_is_told_of(monkeypatch, survey_of)
         survey_of({"some.png": "good"}).read_images(decode=True, workers=1)
 
 
-def test_many_faults_of_a_kind_are_counted_and_the_first_are_shown(survey_of):
-    survey = survey_of({f"{number}.png": "empty" for number in range(5)} | {"5.png": "good"})
-    survey.read_images(decode=False, workers=0)
-    _, fault = survey.faults()
-    assert fault.startswith("5 of 6 images of ") and "some.json are empty (" in fault
-    assert "2.png" in fault and "3.png" not in fault and "and 2 more): copy it again" in fault
-    assert survey.sizes == [(64, 48)] and dict(survey.modes) == {"RGB": 1}
-    assert survey.digests == {}
-
-
 def test_an_image_is_too_thin_from_the_given_aspect_on(survey_of):
     survey = survey_of({"127.png": (127, 1), "128.png": (128, 1)}, max_aspect=128)
     survey.read_images(decode=False, workers=0)

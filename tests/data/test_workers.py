@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from snnet_vitdet.data.workers import leave_sigterm_to_parent, worker_context
+from snnet_vitdet.data.loader import leave_sigterm_to_parent, worker_context
 
 pytestmark = pytest.mark.skipif(
     not hasattr(signal, "sigwaitinfo"), reason="this system does not tell who sent a signal"
@@ -57,7 +57,7 @@ def test_a_loader_that_is_left_alone_does_not_keep_its_process_from_ending():
     program = """
 import torch
 from torch.utils.data import DataLoader
-from snnet_vitdet.data.workers import leave_sigterm_to_parent
+from snnet_vitdet.data.loader import leave_sigterm_to_parent
 
 loader = DataLoader(range(1000), num_workers=2, worker_init_fn=leave_sigterm_to_parent)
 iterator = iter(loader)
@@ -84,7 +84,7 @@ def test_workers_of_a_process_that_is_no_copy_are_copies():
     program = """
 import multiprocessing, os
 from torch.utils.data import DataLoader, Dataset
-from snnet_vitdet.data.workers import worker_context
+from snnet_vitdet.data.loader import worker_context
 
 class Parents(Dataset):
     copied = os.getpid()

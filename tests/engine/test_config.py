@@ -2,6 +2,7 @@ import errno
 import logging
 import os
 import tempfile
+from collections import Counter
 
 import pytest
 from detectron2.config import LazyCall as L
@@ -34,8 +35,9 @@ def test_a_trainings_own_config_means_the_folder_it_lies_in(tmp_path):
     assert load_config(saved, ["train.output_dir=other"]).train.output_dir == "other"
 
 
-def test_a_saved_config_is_named_before_what_it_names_is_run(tmp_path, caplog):
+def test_the_first_saved_config_is_named_before_what_it_names_is_run(tmp_path, caplog, monkeypatch):
     """Whoever loads it: predict, train_net, demo, a program of somebody's own."""
+    monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())
     config, marker = tmp_path / "config.yaml", tmp_path / "it ran"
     config.write_text(f"a: !!python/object/apply:os.mkdir [{str(marker)!r}]\n")
     warned_before = []
@@ -49,6 +51,9 @@ def test_a_saved_config_is_named_before_what_it_names_is_run(tmp_path, caplog):
         logging.getLogger("snnet_vitdet.engine.config").removeFilter(watch)
     assert marker.exists() and warned_before == [True]
     assert str(config) in caplog.text and "runs nothing" in caplog.text
+    with pytest.raises(InputError, match="no config that a run has saved"):
+        load_config(str(config))
+    assert caplog.text.count("runs nothing") == 1
 
 
 def test_missing_file_error_names_the_nearest_files_that_exist():

@@ -80,9 +80,9 @@ def test_stitches_scored_on_a_subset_are_not_compared():
     assert candidate(mixed).at(3) == (10, 0)
 
 
-def test_the_range_is_where_all_have_something_and_reaches_the_dearest_of_all():
+def test_the_range_is_where_all_have_something_and_reaches_the_most_expensive():
     one = candidate(rows([(1, 10), (5, 20)]))
-    # Its dearest stitch is not on its frontier.
+    # Its most expensive stitch is not on its frontier.
     other = candidate(rows([(2, 30), (7, 25)]), rows([(3, 30)]))
     assert common_range([one, other]) == (3, 7)
     assert common_range([candidate(rows([(4, 10)])), one]) == (4, 5)

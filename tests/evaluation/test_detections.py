@@ -1,8 +1,4 @@
 import os
-import signal
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pytest
@@ -87,26 +83,6 @@ def test_what_comes_out_is_what_went_in_to_the_bit(masks, images_per_file, make)
         assert len(found) > 5
         assert all(("segmentation" in d) == masks for d in found)
     assert store.image_ids() == image_ids
-
-
-def test_a_stitch_that_finds_nothing_has_no_detections(store):
-    for image_id in (5, 6):
-        store.add(0, [])
-        store.add(3, found_in(image_id, 3))
-        store.end_batch([image_id])
-    store.flush()
-    assert store.detections_of(0) == []
-    assert store.detections_of(7) == []
-    assert len(store.detections_of(3)) == 6
-    assert store.image_ids() == [5, 6]
-
-
-def test_images_without_detections_between_others(store):
-    for image_id, count in ((1, 0), (2, 2), (3, 0), (4, 1)):
-        store.add(0, found_in(image_id, count))
-        store.end_batch([image_id])
-    store.flush()
-    assert store.detections_of(0) == [*found_in(2, 2), *found_in(4, 1)]
 
 
 def test_several_processes_share_a_folder(store, make):
@@ -224,36 +200,3 @@ def test_a_write_that_fails_leaves_no_part_of_a_file(step, store, make, monkeypa
         "0000-000001.npz",
         "manifest.json",
     ]
-
-
-def test_a_process_killed_while_it_writes_leaves_whole_files_alone(tmp_path):
-    program = """
-        import os, sys
-        from test_detections import PLAN, fill
-        from snnet_vitdet.evaluation.detections import DetectionStore
-
-        store = DetectionStore(sys.argv[1], images_per_file=2)
-        store.open(PLAN, [0, 3, 7])
-        fill(store, [1, 2])
-        os.fsync = lambda _: os.kill(os.getpid(), 9)
-        fill(store, [3, 4])
-    """
-    process = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "detections")],
-        env={**os.environ, "PYTHONPATH": os.path.dirname(__file__), "OMP_NUM_THREADS": "1"},
-    )
-    assert process.returncode == -signal.SIGKILL
-    store = DetectionStore(tmp_path / "detections")
-    assert any(path.name.startswith(".tmp.") for path in store.folder.iterdir())
-    assert store.open(PLAN, [0, 3, 7]) == [0, 3, 7]
-    assert store.num_images_done() == 2
-    fill(store, [3, 4])
-    assert store.image_ids() == [1, 2, 3, 4]
-    assert store.detections_of(7) == expected_of(7, [1, 2, 3, 4])
-
-
-def test_a_deleted_folder_is_gone(store):
-    fill(store, [1])
-    store.delete()
-    assert not store.folder.exists()
-    store.delete()

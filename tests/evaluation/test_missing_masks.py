@@ -6,15 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import instantiate
-from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from in_process import run_main, run_program
 
 from snnet_vitdet import Predictor, StitchTable
-from snnet_vitdet.engine import StrictCheckpointer, build_model
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.results import AP_NAMES
-from snnet_vitdet.stitching import merged
 
 BOXES = [f"bbox_{name}" for name in AP_NAMES]
 MASKS = [f"segm_{name}" for name in AP_NAMES]
@@ -104,25 +100,6 @@ def test_boxes_alone_score_as_boxes_with_masks(
 
 
 @pytest.mark.slow
-def test_box_ap_is_that_of_detectron2s_evaluator(
-    scores, boxes_alone, box_detector, trained_tiny, tmp_path
-):
-    checkpoint = f"train.init_checkpoint={box_detector}"
-    found = scores(boxes_alone, "one_pass", checkpoint)
-    config = trained_tiny(tmp_path, *of_file(boxes_alone), LOW, checkpoint)
-    model = build_model(config)
-    StrictCheckpointer(model).load(str(box_detector))
-    name = instantiate(config.dataloader.evaluator.dataset_name)
-    for stitch, row in found.items():
-        model.backbone.net.set_stitch(stitch)
-        evaluator = COCOEvaluator(name, tasks=("bbox",), use_fast_impl=False)
-        with merged(model):
-            result = inference_on_dataset(model, instantiate(config.dataloader.test), evaluator)
-        right = [result["bbox"][ap] for ap in AP_NAMES]
-        assert [row[ap] for ap in BOXES] == pytest.approx(right, rel=0, abs=1e-9, nan_ok=True)
-
-
-@pytest.mark.slow
 def test_boxes_alone_are_trained_reported_predicted_and_exported(
     tiny_config, boxes_alone, tiny_scenes, tmp_path, restored_logging
 ):
@@ -189,16 +166,3 @@ def test_a_detector_of_masks_is_scored_on_boxes_alone_where_the_test_data_have_n
     found = scores(boxes_alone, mode, f"data.train_json={written(base)}")
     assert_same(found, expected, BOXES)
     assert all(row[name] != row[name] for row in found.values() for name in MASKS)  # NaN
-
-
-@pytest.mark.slow
-def test_the_evaluator_writes_the_ids_of_a_file_with_boxes_alone(mixed, written, scores, tmp_path):
-    coco = copy.deepcopy(mixed)
-    for annotation in coco["annotations"]:
-        annotation["image_id"] += 2**40
-    for image in coco["images"]:
-        image["id"] += 2**40
-    scores(written(coco), "separate", f"+dataloader.evaluator.output_dir='{tmp_path}'")
-    results = json.loads((tmp_path / "coco_instances_results.json").read_bytes())
-    assert {each["image_id"] for each in results} <= {each["id"] for each in coco["images"]}
-    assert all("segmentation" in each for each in results) and results

@@ -146,7 +146,7 @@ def test_detections_are_bitwise_those_of_the_model_with_the_stitch_alone(make_co
     config = make_config("model.roi_heads.box_predictor.test_score_thresh=0.01")
     model = load(config)
     samples = [sample for batch in instantiate(config.dataloader.test) for sample in batch]
-    # Of several sizes, resized back to sizes of their own.
+    # The images have several sizes, and are resized back to them.
     batch = samples[:3]
     batch[1] = {**batch[1], "image": batch[1]["image"][:, :48, :40], "height": 77, "width": 91}
     stitches = list(model.backbone.net.space)
@@ -174,7 +174,7 @@ def test_detections_are_bitwise_those_of_the_model_with_the_stitch_alone(make_co
 @pytest.mark.slow
 def test_models_that_cannot_be_taken_apart_are_refused(make_config):
     class Detector(GeneralizedRCNN):
-        """Might infer in a way of its own."""
+        """It might infer in another way."""
 
     config = make_config()
     config.model._target_ = Detector
@@ -186,7 +186,7 @@ def test_models_that_cannot_be_taken_apart_are_refused(make_config):
 
 @pytest.mark.slow
 def test_two_processes_give_the_table_of_one(make_config, trained_tiny, tmp_path, monkeypatch):
-    """Of a subset first, which two processes share unevenly."""
+    """A subset first, which two processes share unevenly."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     changes = ("sweep.subset=5", "sweep.stitch_ids='anchors,FS,SF-2'")
     run(trained_tiny(tmp_path / "one", *changes))
@@ -278,33 +278,6 @@ def test_interrupted_while_scoring_only_the_other_stitches_are_scored(
     assert (watch.image_ids, watch.scored) == ([], NUM_STITCHES - 4)
     assert files_of(tmp_path) == files_of(uninterrupted)
     assert not (tmp_path / "sweep" / "detections").exists()
-
-
-@pytest.mark.slow
-def test_interrupted_after_the_last_score_only_the_detections_go(
-    make_config, tmp_path, watch, monkeypatch
-):
-    with monkeypatch.context() as patch:
-        patch.setattr(DetectionStore, "delete", lambda _: None)
-        run(make_config("sweep.stitch_ids=[1,4]"))
-    assert (tmp_path / "sweep" / "detections").exists()
-    watch.restart()
-    run(make_config("sweep.stitch_ids=[1,4]"), "--resume")
-    assert (watch.image_ids, watch.scored) == ([], 0)
-    assert not (tmp_path / "sweep" / "detections").exists()
-
-
-@pytest.mark.slow
-def test_without_resume_detections_of_an_interrupted_pass_are_not_used(
-    make_config, tmp_path, watch
-):
-    config = make_config("sweep.stitch_ids=[1]")
-    watch.stop_at_score = 1
-    with pytest.raises(RuntimeError):
-        run(config)
-    watch.restart()
-    run(config)
-    assert (len(watch.image_ids), watch.scored) == (NUM_IMAGES, 1)
 
 
 @pytest.mark.slow
@@ -414,34 +387,6 @@ def test_a_subset_is_scored_as_if_there_were_no_other_images(
 
 
 @pytest.mark.slow
-def test_interrupted_in_its_second_stage_two_stages_go_on_there(
-    make_config, tmp_path, small_files, watch
-):
-    config = make_config("sweep.subset=3", "sweep.stitch_ids=0-4")
-    watch.stop_at_image = 3 + 6
-    with pytest.raises(RuntimeError):
-        run(config)
-    watch.restart()
-    run(config, "--resume")
-    assert len(watch.image_ids) == NUM_IMAGES - 4
-    assert {row["num_images"] for row in rows_of(tmp_path)} == {3, NUM_IMAGES}
-
-
-@pytest.mark.slow
-def test_interrupted_on_another_subset_it_is_detected_anew(
-    make_config, tmp_path, small_files, watch
-):
-    chosen = "sweep.stitch_ids=0-3"
-    watch.stop_at_image = 3
-    with pytest.raises(RuntimeError):
-        run(make_config("sweep.subset=3", chosen))
-    watch.restart()
-    run(make_config("sweep.subset=4", chosen), "--resume")
-    assert len(watch.image_ids) == 4 + NUM_IMAGES
-    assert {row["num_images"] for row in rows_of(tmp_path, "sweep/subset")} == {4}
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("subset", [NUM_IMAGES, 1000])
 def test_a_subset_of_all_images_is_one_sweep(subset, make_config, tmp_path, watch):
     run(make_config(f"sweep.subset={subset}", "sweep.stitch_ids=[1]"))
@@ -480,13 +425,3 @@ def test_batches_of_some_images(images, first, loader):
     batches = list(batches_from(loader, images, first))
     assert [i for batch in batches for i in batch] == (images or list(range(7)))[first:]
     assert all(len(batch) == loader.batch_size for batch in batches[:-1])
-
-
-def test_processes_share_images(loader, monkeypatch):
-    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
-    shares = []
-    for rank in (0, 1):
-        monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
-        batches = batches_from(loader, [6, 1, 2, 4, 5])
-        shares.append([i for batch in batches for i in batch])
-    assert shares == [[6, 1, 2], [4, 5]]

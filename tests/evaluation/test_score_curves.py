@@ -100,12 +100,6 @@ def test_counts_are_those_of_pycocotools(seed):
     assert 0 < curve.matched[0] < curve.detections[0] <= len(detections)
 
 
-def test_detections_in_crowds_do_not_count():
-    annotations, detections = random_case(0)
-    curve = count_matches("S", by_image_and_category(annotations), detections)
-    assert curve.detections[0] < len(detections)
-
-
 def test_images_that_are_not_asked_for_do_not_count():
     annotations, detections = random_case(0)
     objects = by_image_and_category(annotations)

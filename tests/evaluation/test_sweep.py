@@ -1,18 +1,14 @@
-import csv
 import json
 import math
 
 import pytest
 import torch
-from detectron2.config import instantiate
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
-from snnet_vitdet.engine import StrictCheckpointer
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import (
     BASELINE,
-    CocoScorer,
     ScoreCurve,
     StitchResult,
     StitchTable,
@@ -20,10 +16,10 @@ from snnet_vitdet.evaluation import (
     sweep,
     two_stage_sweep,
 )
-from snnet_vitdet.evaluation.results import COLUMNS, METRICS
+from snnet_vitdet.evaluation.results import COLUMNS
 from snnet_vitdet.evaluation.sweep import frontier_candidates
-from snnet_vitdet.modeling import AnchorViT, StitchedViT, find_stitched_vit, stitch_costs
-from snnet_vitdet.stitching import Cost, StitchingLayer, merged
+from snnet_vitdet.modeling import AnchorViT, StitchedViT
+from snnet_vitdet.stitching import Cost, StitchingLayer
 
 COSTS = [Cost(flops=(100 - i) * 1e9, params=(i + 1) * 1e6) for i in range(14)]
 
@@ -165,19 +161,6 @@ def test_rows_hold_the_stitch_its_cost_and_what_the_evaluator_gave(run, model, t
     assert row["segm_AP"] is None
 
 
-def test_columns_of_both_files_are_those_of_the_design(run, tmp_path):
-    run([0, 1])
-    names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-    scores = [f"{t}_{ap}" for t in ("bbox", "segm") for ap in names]
-    columns = ["stitch_id", "name", "kind", "cuts", "gflops", "params_m", *scores]
-    columns += ["on_pareto", "iteration", "num_images"]
-    with open(tmp_path / "stitches.csv", newline="") as file:
-        header, *rows = csv.reader(file)
-    assert header == columns
-    assert [row[:3] for row in rows] == [["0", "S", "S"], ["1", "L", "L"]]
-    assert [list(row) for row in read_json(tmp_path)] == [columns, columns]
-
-
 def test_one_row_is_on_disk_for_every_finished_stitch(run, tmp_path):
     with pytest.raises(RuntimeError, match="stopped"):
         run([1, 2, 3, 4], stop_at(3))
@@ -224,11 +207,6 @@ def test_resume_of_a_finished_sweep_adds_other_stitches_to_it(run, tmp_path):
     run([5])
     assert len(run([2, 5, 8], resume=True)) == 3
     assert [row["stitch_id"] for row in read_json(tmp_path)] == [2, 5, 8]
-
-
-def test_resume_where_nothing_was_swept_starts(run, tmp_path):
-    run([2], resume=True)
-    assert [row["stitch_id"] for row in read_json(tmp_path)] == [2]
 
 
 def test_without_resume_the_rows_of_an_earlier_sweep_go(run, tmp_path):
@@ -295,54 +273,6 @@ def test_detector_without_stitches_gives_one_row(loader, tmp_path):
     assert (row["gflops"], row["params_m"], row["on_pareto"]) == (5.0, 2.0, True)
     results = evaluate_stitch(model, BASELINE, loader, MeanScore())
     assert results["bbox_AP"] == row["bbox_AP"]
-
-
-def test_evaluating_one_stitch_leaves_the_one_in_effect(model, loader):
-    model.backbone.set_stitch(7)
-    results = evaluate_stitch(model, model.backbone.space[2], loader, MeanScore())
-    assert model.backbone.stitch.id == 7
-    assert results.keys() == {"bbox_AP", "bbox_APl", "segm_AP50"}
-    # Not merged here: bitwise what the stitch gives.
-    assert results["bbox_AP"] == score_alone(model, loader, 2)
-
-
-@pytest.mark.slow
-def test_every_ap_is_that_of_inference_on_dataset_with_the_stitch_alone(
-    trained_tiny, tmp_path, restored_logging
-):
-    config = trained_tiny(tmp_path)
-
-    def load():
-        model = instantiate(config.model)
-        StrictCheckpointer(model).load(config.train.init_checkpoint)
-        return model
-
-    data_loader = instantiate(config.dataloader.test)
-    rows = sweep(
-        load(),
-        range(14),
-        stitch_costs(config.model),
-        data_loader,
-        lambda: instantiate(config.dataloader.evaluator),
-        str(tmp_path / "sweep"),
-        scorer=CocoScorer(instantiate(config.dataloader.evaluator.dataset_name)),
-    ).rows()
-    for row in rows[::2]:
-        # A fresh detector that has only ever run this stitch.
-        model = load()
-        find_stitched_vit(model).set_stitch(row["stitch_id"])
-        with merged(model):
-            alone = inference_on_dataset(
-                model, data_loader, instantiate(config.dataloader.evaluator)
-            )
-        for metric in METRICS:
-            task, name = metric.split("_")
-            expected = alone[task][name]
-            # NaN where no object is of that size.
-            assert row[metric] == pytest.approx(expected, rel=0, abs=1e-9, nan_ok=True)
-    assert sum(row["bbox_AP"] > 1 for row in rows) >= 7
-    assert len({row["bbox_AP"] for row in rows}) >= 7
-    assert len({row["segm_AP"] for row in rows}) >= 4
 
 
 # Two stages

@@ -5,7 +5,7 @@ import math
 import os
 
 import pytest
-from tables import HEADER, make_metrics, make_result, make_table, small_table, two_stage_table
+from tables import HEADER, make_result, make_table, small_table, two_stage_table
 
 from snnet_vitdet import StitchTable
 from snnet_vitdet.errors import InputError
@@ -20,37 +20,14 @@ def test_results_are_ordered_by_id_however_they_came():
 def test_a_table_tells_which_stitches_it_has():
     table = small_table()
 
-    assert 4 in table and 3 not in table
+    assert 4 in table and 3 not in table and True not in table and None not in table
     assert "SFS-3-7" in table and "SFS-3-8" not in table
+    assert table["4"] is table[4] is table["SFS-3-7"]
 
 
 def test_rows_have_the_columns_of_the_contract_in_order():
     for row in small_table().rows():
         assert ",".join(row) == HEADER + ",latency_ms,latency_ms_p90,memory_mb"
-
-
-def test_the_frontier_is_of_box_ap_over_gflops():
-    assert [row["on_pareto"] for row in small_table().rows()] == [True, True, False, False]
-
-
-def test_nothing_is_on_the_frontier_without_box_ap():
-    table = make_table(
-        *(make_result(i, metrics=make_metrics(40.0, tasks=["segm"])) for i in range(3))
-    )
-
-    assert [row["on_pareto"] for row in table.rows()] == [False, False, False]
-
-
-def test_only_scores_of_the_most_images_are_on_the_frontier_and_beat_others():
-    assert [row["on_pareto"] for row in two_stage_table().rows()] == [True, True, False, False]
-    equal = make_table(
-        *(make_result(i, gflops=3.0 - i, ap=40.0 - i, num_images=5) for i in range(3))
-    )
-    assert [row["on_pareto"] for row in equal.rows()] == [True, True, True]
-    uncounted = make_table(
-        make_result(0, ap=30.0), make_result(1, ap=40.0, gflops=3.0, num_images=1)
-    )
-    assert [row["on_pareto"] for row in uncounted.rows()] == [False, True]
 
 
 # Files
@@ -88,14 +65,6 @@ def test_an_empty_table_is_written_and_read(tmp_path):
     assert len(StitchTable.read_results(tmp_path)) == 0
 
 
-def test_a_write_makes_the_folder_and_leaves_only_the_two_files(tmp_path):
-    folder = tmp_path / "output" / "sweep"
-    small_table().write(folder)
-    small_table().write(folder)
-
-    assert sorted(os.listdir(folder)) == ["stitches.csv", "stitches.json"]
-
-
 @pytest.mark.parametrize("step", ["replace", "fsync"])
 def test_a_write_that_fails_leaves_the_old_files_whole(tmp_path, monkeypatch, step):
     small_table().write(tmp_path)
@@ -108,35 +77,6 @@ def test_a_write_that_fails_leaves_the_old_files_whole(tmp_path, monkeypatch, st
     with pytest.raises(InputError, match=r"stitches\.json: No space left.*another folder"):
         make_table(make_result(1)).write(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_a_process_killed_before_the_replacement_leaves_the_old_file_whole(tmp_path, monkeypatch):
-    table = small_table()
-    table.write(tmp_path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        # What a kill signal leaves behind, where no clean-up runs.
-        patch.setattr("pathlib.Path.unlink", lambda *_args, **_kwargs: None)
-        with pytest.raises(KeyboardInterrupt):
-            make_table(make_result(1)).write(tmp_path)
-    assert (tmp_path / ".tmp.stitches.json").exists()
-    assert list(StitchTable.read_results(tmp_path)) == list(table)
-
-    table.write(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["stitches.csv", "stitches.json"]
-
-
-def test_a_folder_that_is_a_file_is_an_error_that_names_it(tmp_path):
-    (tmp_path / "sweep").write_text("")
-
-    with pytest.raises(InputError, match=r"cannot write .*sweep.stitches\.json"):
-        small_table().write(tmp_path / "sweep")
-
-
-def test_reading_a_folder_without_results_is_an_error_that_names_the_file(tmp_path):
-    with pytest.raises(InputError, match=r"stitches\.json: No such file.*run the sweep"):
-        StitchTable.read_results(tmp_path)
 
 
 def _changed(**changes):
@@ -195,13 +135,6 @@ def test_results_without_a_number_of_images_are_read(tmp_path):
     path.write_text(json.dumps([{**row, "num_crops": 3} for row in rows]))
     with pytest.raises(InputError, match="row 0 does not have the columns"):
         StitchTable.read_results(tmp_path)
-
-
-def test_a_result_is_put_in_place_of_another():
-    table = two_stage_table()
-    table.put(make_result(2, ap=35.0, num_images=50))
-    assert [entry.result.num_images for entry in table] == [50, 50, 50, 5]
-    assert [row["on_pareto"] for row in table.rows()] == [True, True, True, False]
 
 
 # Choosing
@@ -313,8 +246,14 @@ def test_what_was_not_measured_or_scored_is_said(folder):
         table.best("bbox_APl")
     with pytest.raises(InputError, match="chosen by box, mask or one of .*, not by 'speed'"):
         table.best("speed")
+    with pytest.raises(InputError, match=r"not by \['box'\]"):
+        table.best(["box"])
     with pytest.raises(KeyError, match="not among those that were swept"):
         table["FSF-1-2"]
+    with pytest.raises(InputError, match="no score curve of stitch None"):
+        table.threshold(None, "f1")
+    with pytest.raises(InputError, match="given as measurements is damaged"):
+        StitchTable(RESULTS, [3])
 
 
 def test_measurements_of_other_stitches_and_damaged_ones_are_refused(folder, tmp_path):

@@ -9,12 +9,12 @@ from snnet_vitdet.stitching import StitchSpace
 
 
 def sweep_rows(depths=(12, 24), *, measured=True, seed=0, on_fewer_images=(), without_ap=()):
-    """Rows as ``StitchTable.rows`` gives them: dearer stitches score higher, with noise.
+    """Rows as ``StitchTable.rows`` gives them: more expensive stitches score higher, with noise.
 
     Args:
-        depths: Of the two anchors: (12, 24) makes 134 stitches, (24, 24) 554.
+        depths: Depths of the two anchors: (12, 24) makes 134 stitches, (24, 24) 554.
         measured: With latency and memory.
-        seed: Of the noise.
+        seed: Seed of the noise.
         on_fewer_images: Ids of stitches that were scored on a tenth of the images.
         without_ap: Ids of stitches that have no score.
     """

@@ -52,11 +52,6 @@ def test_a_screen_that_is_none_ends_no_program():
     assert finished.stdout == "plot_pareto\n", finished.stderr[-2000:]
 
 
-def test_a_sentence_stays_as_it_is():
-    with pytest.raises(InputError, match="^cannot write a.png: disk full$"), drawing("a.png"):
-        raise InputError("cannot write a.png: disk full")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "name", "says"),

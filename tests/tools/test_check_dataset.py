@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from detectron2.config import instantiate
 from in_process import run_program
-from PIL import Image
 
 from snnet_vitdet.engine import StrictCheckpointer
 
@@ -75,28 +74,6 @@ def test_a_truncated_image_is_found_by_decoding_alone(run, damaged):
     headers = run(damaged, options=("--workers", "0", "--headers-only"))
     assert headers.code == 0
     assert headers.printed.endswith("Images looked at by their headers: 10; nothing is wrong.\n")
-
-
-def test_several_processes_find_the_same(run, damaged):
-    alone = run(damaged)
-    helped = run(damaged, options=("--workers", "2"))
-    assert (helped.code, helped.printed) == (alone.code, alone.printed)
-
-
-def test_sizes_are_sorted_by_area(run, tiny_scenes, tmp_path):
-    images = tmp_path / "images"
-    shutil.copytree(tiny_scenes.test_images, images)
-    coco = json.loads(Path(tiny_scenes.test_json).read_text())
-    for number, size in enumerate([(300, 20), (40, 40), (90, 100)]):
-        Image.new("RGB", size).save(images / f"more{number}.png")
-        entry = {"id": 100 + number, "file_name": f"more{number}.png"}
-        coco["images"].append(entry | {"width": size[0], "height": size[1]})
-    (tmp_path / "test.json").write_text(json.dumps(coco))
-    finished = run(f"data.test_json='{tmp_path / 'test.json'}'", f"data.test_images='{images}'")
-    rows = table(finished.printed, "Test data (what is in order)")
-    found = [rows[f"{name} image"] for name in ("smallest", "median", "largest")]
-    assert found == ["40 x 40", "64 x 64", "90 x 100"]
-    assert rows["modes of images"] == "5 RGB"
 
 
 def test_all_faults_are_told_at_once(run, damaged, tiny_scenes, tmp_path):

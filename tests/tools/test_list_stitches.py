@@ -118,13 +118,6 @@ def test_ends_that_take_turns_are_in_probabilities_and_mean_cost(run, tmp_path):
     assert "Groups of 0.1 GFLOPs: 5" in printed
 
 
-def test_settings_that_cannot_be_sampled_are_refused(refused):
-    assert "train.ends.period=1 must be 0 or" in refused(
-        "--config-file", NANO, "train.ends.period=1"
-    )
-    assert "step must be a positive" in refused("--config-file", NANO, "sampler.step=0")
-
-
 def test_a_space_without_anchors_trains_none_alone(run):
     printed = run("--config-file", SL, "model.backbone.net.kinds=[FSF,SFS]")
     assert "\n110 stitches at" in printed
@@ -149,24 +142,6 @@ def test_file_holds_what_is_printed(run, tmp_path):
         numbers = [float(cell) for cell in cells[-3:]]
         expected = [float(row[key]) for key in COLUMNS[-3:]]
         assert numbers == pytest.approx(expected, rel=1e-4)
-
-
-def test_overrides_change_the_space(run):
-    one_way = "model.backbone.net.kinds=[S,L,FS]"
-    assert "\n13 stitches at" in run("--config-file", SL, one_way)
-
-
-def test_unknown_override_is_refused(refused):
-    assert "did you mean 'max_cuts'" in refused("--config-file", SL, "model.backbone.net.max_cut=1")
-
-
-def test_missing_config_is_refused(refused):
-    assert "does not exist" in refused("--config-file", "configs/gone.py")
-
-
-def test_baseline_has_no_stitches(refused):
-    baseline = "configs/COCO/mask_rcnn_vitdet_deit3_s_100ep.py"
-    assert "has no stitches" in refused("--config-file", baseline)
 
 
 def test_file_that_cannot_be_written_is_refused(refused, tmp_path):

@@ -13,21 +13,17 @@ from snnet_vitdet.text import shown
 from .annotations import (
     ANNOTATION_FAULTS,
     NO_CROWDS,
+    ODD_GEOMETRY,
     SHAPE_FAULTS,
     AnnotationChecker,
     describe_annotation,
+    odd_geometry,
 )
 from .coco_json import Id, id_order, read_categories, read_coco_json
-from .geometry import geometry_faults
 from .images import ImageFolder
 from .sentences import about, some
 
-__all__ = [
-    "DatasetSummary",
-    "Inspection",
-    "check_coco_json",
-    "check_same_categories",
-]
+__all__ = ["DatasetSummary", "Inspection", "check_coco_json", "check_same_categories"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +31,12 @@ logger = logging.getLogger(__name__)
 # must pass. detectron2 leaves such objects out of training.
 _TOLERATED_FLAT_BOXES = 1e-5
 _LONGEST_SIDE = 1_000_000  # no format has more, and pycocotools counts pixels in 32 bits
+# A file is written in one way, so its first objects tell; all of COCO's would take half a minute.
+_JUDGED = 10_000
+# A single odd object may be one by chance.
+_FEWEST_JUDGED = 2
 
-# What becomes of annotations without a mask: in evaluation or not, all of them or some.
+# What happens with annotations without a mask: by "in evaluation" and by "no annotation has one".
 _NO_MASK = {
     (True, True): "boxes alone are scored",
     (False, True): "boxes alone are learnt",
@@ -116,13 +116,13 @@ class Inspection:
 
     Attributes:
         faults: A sentence per kind of fault; earlier ones tend to cause later ones.
-        warnings: A sentence per kind of what is odd and not refused.
+        warnings: A sentence for each odd thing that is not refused.
         data: Content of the file; None if it cannot be read.
         missing: Names of the image files that are not there.
         geometry: Keys of :data:`.ODD_GEOMETRY` that are among the faults.
-        objects: Annotations of objects, crowds aside, whose box and mask have no fault, and the
-            width and height of their images.
-        summary: What is in order; None if the file cannot be read.
+        objects: The objects, crowds aside, whose box and mask have no fault: annotation, its index
+            in the file, and width and height of its image.
+        summary: What the file consists of; None if it cannot be read.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Inspection:
         self.data: dict | None = None
         self.missing: set[str] = set()
         self.geometry: set[str] = set()
-        self.objects: list[tuple[dict, tuple[int, int]]] = []
+        self.objects: list[tuple[dict, int, tuple[int, int]]] = []
         self.summary: DatasetSummary | None = None
         self._json_file = json_file
         self._for_evaluation = for_evaluation
@@ -148,7 +148,7 @@ class Inspection:
         self._find_files(image_root)
         self._warn_of_equal_names(categories)
         checker = AnnotationChecker(sizes, incomplete, categories, for_evaluation)
-        self._tell_of_annotations(self._check_annotations(checker, categories, masks))
+        self._tell_of_annotations(self._check_annotations(checker, sizes, categories, masks))
         # If all objects have faults, those say more.
         if self.summary.empty_images == self.summary.images and not self.faults:
             crowds = self.summary.crowds
@@ -168,7 +168,7 @@ class Inspection:
         """Checks the entries of images.
 
         Returns:
-            Width and height by id of the images in order, and the known ids of the others.
+            Width and height of the images in order, by id; and the ids of the other images.
         """
         images = self.data["images"]
         if not images:
@@ -177,14 +177,15 @@ class Inspection:
         wrong, duplicates = [], []
         sizes: dict[Id, tuple[int, int]] = {}
         incomplete, seen = set(), set()
-        for position, image in enumerate(images):
+        for index, image in enumerate(images):
             image_id = image.get("id")
             keys = [key for key, is_right in _IMAGE_FIELDS.items() if not is_right(image.get(key))]
             if keys:
                 has = (
                     f"{key} {shown(image[key])}" if key in image else f"no {key}" for key in keys
                 )
-                wrong.append(f"entry {position}, id {shown(image_id)}, has {' and '.join(has)}")
+                name = f"at index {index}" if "id" in keys else shown(image_id)
+                wrong.append(f"image {name} has {' and '.join(has)}")
                 if "id" not in keys:
                     incomplete.add(image_id)
             elif str(image_id) in seen:  # as texts: 1 and "1" are the same to many programs
@@ -242,30 +243,34 @@ class Inspection:
             )
 
     def _check_annotations(
-        self, checker: AnnotationChecker, categories: dict[Id, str], masks: bool
+        self,
+        checker: AnnotationChecker,
+        sizes: dict[Id, tuple[int, int]],
+        categories: dict[Id, str],
+        masks: bool,
     ) -> dict[str, list[tuple[dict, int]]]:
-        """Finds the objects, and counts for the summary.
+        """Fills ``objects`` and ``summary``.
 
         Returns:
-            Annotations and their positions by kind of fault, and "crowd".
+            Annotations and their indexes, by kind of fault and "crowd".
         """
         faulty: dict[str, list[tuple[dict, int]]] = defaultdict(list)
         occupied: set[Id] = set()
         instances = dict.fromkeys(categories, 0)
         size_counts = {"small": 0, "medium": 0, "large": 0}
         object_masks = rle_masks = 0
-        for position, annotation in enumerate(self.data["annotations"]):
+        for index, annotation in enumerate(self.data["annotations"]):
             faults = checker.faults(annotation)
             crowd, mask = annotation.get("iscrowd"), annotation.get("segmentation")
             no_mask = masks and not mask and (self._for_evaluation or not crowd)
             for kind in (*faults, *["no mask"] * no_mask, *["crowd"] * bool(crowd)):
-                faulty[kind].append((annotation, position))
+                faulty[kind].append((annotation, index))
             if crowd:
                 continue
             object_masks += bool(mask)
-            size = None if "image" in faults else checker.sizes.get(annotation["image_id"])
+            size = None if "image" in faults else sizes.get(annotation["image_id"])
             if size is not None and SHAPE_FAULTS.isdisjoint(faults):
-                self.objects.append((annotation, size))
+                self.objects.append((annotation, index, size))
             if not faults:
                 if size is not None:
                     occupied.add(annotation["image_id"])
@@ -275,8 +280,8 @@ class Inspection:
                 size_counts["small" if area < 32**2 else "medium" if area < 96**2 else "large"] += 1
         self.summary = DatasetSummary(
             json_file=self._json_file,
-            images=len(checker.sizes),
-            empty_images=len(checker.sizes) - len(occupied),
+            images=len(sizes),
+            empty_images=len(sizes) - len(occupied),
             annotations=len(self.data["annotations"]),
             crowds=len(faulty["crowd"]),
             masks=object_masks,
@@ -304,27 +309,35 @@ class Inspection:
         consequence = f"{_CROWD[self._for_evaluation]}. {NO_CROWDS}"
         self._add(self.warnings, faulty["crowd"], *about_all, text, consequence, describe=None)
         # What is wrong with most objects causes some of the other faults.
-        geometry = geometry_faults(self._json_file, self.objects)
-        self.geometry = set(geometry)
-        self.faults += geometry.values()
+        self._tell_of_geometry()
         for kind, (text, remedy) in ANNOTATION_FAULTS.items():
+            found = [describe_annotation(*each, kind) for each in faulty[kind]]
+            self._add(self.faults, found, *about_all, text, remedy, separator="; ")
 
-            def describe(item: tuple[dict, int], kind: str = kind) -> str:
-                return describe_annotation(*item, kind)
-
-            options = {"describe": describe, "separator": "; "}
-            self._add(self.faults, faulty[kind], *about_all, text, remedy, **options)
+    def _tell_of_geometry(self) -> None:
+        """Adds a fault for each oddity that more than half of the objects have."""
+        odd: dict[str, list[str]] = defaultdict(list)
+        judged = self.objects[:_JUDGED]
+        for annotation, index, size in judged:
+            for kind in odd_geometry(annotation, size):
+                odd[kind].append(describe_annotation(annotation, index, kind))
+        total = f"the first {_JUDGED}" if len(judged) == _JUDGED else len(judged)
+        things = f"annotations of objects in {self._json_file}"
+        for kind, (text, remedy) in ODD_GEOMETRY.items():
+            if len(odd[kind]) > len(judged) / 2 and len(judged) >= _FEWEST_JUDGED:
+                self.geometry.add(kind)
+                self._add(self.faults, odd[kind], total, things, text, remedy, separator="; ")
 
 
 def check_coco_json(
     json_file: str, image_root: str, *, for_evaluation: bool, masks: bool = True
 ) -> DatasetSummary:
-    """Checks all that training or evaluation would stumble over, without opening an image.
+    """Checks annotations and file names before training or evaluation, without opening an image.
 
     Args:
         json_file: Annotation file.
         image_root: Folder of the images.
-        for_evaluation: Ask for what COCO's evaluation needs as well, ``area`` and ``iscrowd``.
+        for_evaluation: Whether ``area`` and ``iscrowd`` are needed, as by COCO's evaluation.
         masks: Whether masks are learnt or scored; if not, they are not looked at.
 
     Raises:
@@ -338,22 +351,13 @@ def check_coco_json(
     return found.summary
 
 
-def check_same_categories(train: DatasetSummary | str, test: DatasetSummary | str) -> None:
+def check_same_categories(train_json: str, test_json: str) -> None:
     """Checks that training and test data have the same category ids with the same names.
-
-    Args:
-        train: Summary of the training data, or its annotation file.
-        test: Summary of the test data, or its annotation file.
 
     Raises:
         InputError: They differ; the message lists the differences.
     """
-    (train_file, train_names), (test_file, test_names) = (
-        (source, read_categories(source))
-        if isinstance(source, str)
-        else (source.json_file, source.categories)
-        for source in (train, test)
-    )
+    train_names, test_names = read_categories(train_json), read_categories(test_json)
     differences = []
     for category_id in sorted(train_names.keys() | test_names.keys(), key=id_order):
         pair = train_names.get(category_id), test_names.get(category_id)
@@ -362,6 +366,6 @@ def check_same_categories(train: DatasetSummary | str, test: DatasetSummary | st
             differences.append(f"id {category_id!r} is {here} in training and {there} in test")
     if differences:
         raise InputError(
-            f"The categories of {train_file} and {test_file} differ: {some(differences)}; give "
+            f"The categories of {train_json} and {test_json} differ: {some(differences)}; give "
             "both files the same categories."
         )

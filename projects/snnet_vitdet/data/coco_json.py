@@ -39,8 +39,8 @@ _outlines: dict[tuple[str, int, int], _Outline] = {}
 def read_coco_json(json_file: str, masks: bool = True) -> dict:
     """Parses an annotation file and checks its outline.
 
-    What annotation tools write in their own way is translated where its meaning is plain:
-    ``coco_url`` in place of ``file_name`` (LVIS), and RLE counts as the text ``b'…'``.
+    Habits of annotation tools are translated where the meaning is plain: ``coco_url`` in place of
+    ``file_name`` (LVIS), and RLE counts as the text ``b'…'``.
 
     Args:
         json_file: Annotation file.
@@ -51,7 +51,7 @@ def read_coco_json(json_file: str, masks: bool = True) -> dict:
         and every category has an id of its own and a name.
 
     Raises:
-        InputError: The file is missing, no JSON or not in COCO's instance format.
+        InputError: The file is missing, is not JSON, or is not in COCO's instance format.
     """
     key = path, *_ = file_key(json_file)
     try:
@@ -180,7 +180,7 @@ def _checked_categories(path: str, entries: list[dict]) -> dict[Id, str]:
 
 
 def _translate(data: dict) -> None:
-    """Replaces what annotation tools write in their own way by what COCO has there."""
+    """Rewrites the habits of annotation tools in COCO's own form."""
     for image in data["images"]:
         url = image.get("coco_url")
         if image.get("file_name") is None and isinstance(url, str):

@@ -41,8 +41,8 @@ class Numbered:
             order of their ids, with the keys that detectors use. Annotations are numbered from 1
             in their order, images and categories in the order of their ids, which decides between
             equal scores in COCO's evaluation.
-        image_ids: Ids of the file, by number less 1.
-        category_ids: Ids of the file, by number less 1.
+        image_ids: Ids of the images in the file, in the order of the numbers.
+        category_ids: Ids of the categories in the file, in the order of the numbers.
     """
 
     content: dict[str, list[dict]]
@@ -179,8 +179,8 @@ def dataset_name(json_file: str, image_root: str, masks: bool = True) -> str:
     metadata has all that ``COCOEvaluator`` and ``Visualizer`` need, before any data are loaded:
     ``json_file`` is a copy of the annotations for this process, with the numbers of
     :func:`coco_dicts` in place of ids; ``image_ids`` and ``category_ids`` are the ids of the file,
-    by number less 1. If masks are read and some objects have none, ``mask_dataset`` is the name
-    of the same data as :func:`mask_truth` gives them.
+    in the order of the numbers. If masks are read and some objects have none, ``mask_dataset`` is
+    the name of the same data as :func:`mask_truth` gives them.
 
     Raises:
         InputError: The file cannot be used, or the copy cannot be written.
@@ -199,10 +199,10 @@ def dataset_name(json_file: str, image_root: str, masks: bool = True) -> str:
 
 
 def restore_copy(name: str) -> None:
-    """Writes the copy of the annotations if it is not there, as systems remove old temporary files.
+    """Writes the copy of the annotations again if it is gone: systems remove old temporary files.
 
     Args:
-        name: A name that :func:`dataset_name` has given; data of others are left alone.
+        name: A name that :func:`dataset_name` has given; other data are left alone.
 
     Raises:
         InputError: The annotations have changed since :func:`dataset_name` has seen them, or cannot

@@ -208,10 +208,10 @@ def read_rgb(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def deep_mode_problem(mode: str) -> str | None:
-    """What is wrong with a mode of Pillow of more than 8 bits a channel; None for other modes."""
+    """Says what is wrong with a mode of more than 8 bits a channel; None for other modes."""
     if not mode.startswith(_DEEP_MODES):
         return None
-    return f"its mode is {mode}, grey of more than 8 bits, of which all above 255 would be white"
+    return f"its mode is {mode}, grey of more than 8 bits: all values above 255 would become white"
 
 
 def _inspect(
@@ -268,7 +268,7 @@ def _damaged(path: str, error: Exception) -> ImageFault:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8. 1 also if it cannot be read: detectron2 then takes the image as it is stored."""
+    """1 to 8, and 1 if it cannot be read: detectron2 then takes the image as it is stored."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # EXIF data raise anything

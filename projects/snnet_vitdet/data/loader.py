@@ -7,7 +7,11 @@ import contextlib
 import hashlib
 import logging
 import math
+import os
 import random
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -21,16 +25,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from snnet_vitdet.errors import InputError
 
-from .workers import (
-    DATA_ERRORS,
-    Failure,
-    failure_of,
-    leave_sigterm_to_parent,
-    raise_failures,
-    worker_context,
-)
+from .mapper import DATA_ERRORS, Failure, failure_of, raise_failures
 
-__all__ = ["EvaluationLoader", "TrainLoader", "build_evaluation_loader", "build_train_loader"]
+__all__ = [
+    "EvaluationLoader",
+    "TrainLoader",
+    "build_evaluation_loader",
+    "build_train_loader",
+    "leave_sigterm_to_parent",
+    "worker_context",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +119,7 @@ class TrainLoader:
     alone, not on the number of workers or processes, nor on where a run was resumed.
 
     Attributes:
-        start_iteration: The iteration whose batch comes first; set it before iterating to resume.
+        start_iteration: The iteration of the first batch; set it before iterating to resume.
     """
 
     def __init__(
@@ -172,12 +176,17 @@ class TrainLoader:
             yield keys
             iteration += 1
 
-    def fit_samples(self, num_samples: int, mapper: Mapper | None = None) -> Iterator[dict]:
+    def fit_samples(
+        self, num_samples: int, mapper: Mapper | None = None, *, held_out: bool = False
+    ) -> Iterator[dict]:
         """Maps a random choice of the data once, for the least-squares initialisation.
 
         Args:
             num_samples: Images over all processes, at most those of the data set.
             mapper: Used in place of the loader's own, such as one without augmentations.
+            held_out: Map other samples than those of the choice, a tenth as many, to judge the
+                fit. If the data set has no others, they are its images again, in other crops if
+                the mapper draws crops.
 
         Yields:
             The mapped dicts of this process: every ``world``-th of the choice, from ``rank`` on.
@@ -185,24 +194,11 @@ class TrainLoader:
         Raises:
             InputError: An image cannot be used.
         """
-        if num_samples > len(self._samples):
-            logger.info("There are %d images, fewer than %d.", len(self._samples), num_samples)
-        yield from self._fit_samples(0, min(num_samples, len(self._samples)), mapper)
-
-    def held_out_samples(self, num_samples: int, mapper: Mapper | None = None) -> Iterator[dict]:
-        """Maps samples that :meth:`fit_samples` does not give, a tenth as many, to judge the fit.
-
-        They are other images or, if the data set has no others, its images again, in other crops
-        if the mapper draws crops. Arguments and errors are those of :meth:`fit_samples`.
-
-        Yields:
-            The mapped dicts of this process.
-        """
-        start = min(num_samples, len(self._samples))
-        yield from self._fit_samples(start, start + math.ceil(start / 10), mapper)
-
-    def _fit_samples(self, start: int, stop: int, mapper: Mapper | None) -> Iterator[dict]:
-        """The samples at some positions of the sequence for the fit, shared by the processes."""
+        start, stop = 0, min(num_samples, len(self._samples))
+        if held_out:
+            start, stop = stop, stop + math.ceil(stop / 10)
+        elif num_samples > stop:
+            logger.info("There are %d images, fewer than %d.", stop, num_samples)
         order = _permutation(len(self._samples), self._samples.seed, "fit", 0)
         for position in range(start + self._rank, stop, self._world):
             index = int(order[position % len(order)])
@@ -316,3 +312,35 @@ def _check_mask_format(dataset: list[dict], mapper: Mapper) -> None:
                     'the mapper takes polygons: set instance_mask_format="bitmask" in '
                     "dataloader.train.mapper."
                 )
+
+
+def worker_context(num_workers: int) -> str | None:
+    """How a loader starts its workers, for torch's ``multiprocessing_context``.
+
+    They are forked where that is usual (Linux). The processes of a training are spawned, and by
+    default their workers would be, too: each would import torch and detectron2 again, which takes
+    longer than many evaluations.
+    """
+    return "fork" if num_workers and sys.platform == "linux" else None
+
+
+def leave_sigterm_to_parent(_worker: int = 0) -> None:
+    """Lets SIGTERM end this process only if its parent sends it, and SIGINT not at all.
+
+    Schedulers send SIGTERM to all processes of a job, and terminals SIGINT. A worker that ended at
+    once would end the training in the middle of an iteration, before it has saved; the trainer ends
+    its workers itself. For ``worker_init_fn`` of torch's DataLoader. Without effect where the
+    system does not tell who sent a signal (macOS).
+    """
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Blocked in all threads, it waits for the thread that asks who sent it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    while True:
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == os.getppid():
+            os._exit(0)  # as torch's own handler, which is not reached

@@ -1,24 +1,31 @@
-"""detectron2's mapper, with a sentence for every image file that cannot be used."""
+"""Mapping a dataset dict to a sample, or to the reason why it cannot be used."""
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.structures import BitMasks, Instances, PolygonMasks
+from PIL import Image
 
 from snnet_vitdet.errors import InputError
 
 from .images import ImageFault, check_image, inspect_image
 
-__all__ = ["CheckedMapper"]
+__all__ = ["DATA_ERRORS", "CheckedMapper", "Failure", "failure_of", "raise_failures"]
+
+DATA_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What reading and mapping raise for wrong data; Pillow raises SyntaxError for damaged files."""
 
 
 class CheckedMapper(DatasetMapper):
-    """A ``DatasetMapper`` that checks image files, and takes images and objects of all kinds.
+    """A ``DatasetMapper`` that checks image files and takes objects without masks.
 
-    Images that detectron2 would train wrong, such as grey of 16 bits, and images that it cannot
-    read are refused with a sentence. Images may have no object, and objects no mask: an image with
-    such objects has instances with the field ``gt_has_mask``, (N,) booleans, and their masks are
-    empty.
+    It refuses images that detectron2 would read wrongly, such as grey of 16 bits, or not at all.
+    Images may have no object. Objects may have no mask: then the instances of the image have the
+    field ``gt_has_mask``, (N,) booleans, and the missing masks are empty.
     """
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -78,3 +85,56 @@ class CheckedMapper(DatasetMapper):
             instances.gt_masks = BitMasks(torch.zeros(count, *image_shape, dtype=torch.bool))
         instances.gt_has_mask = torch.zeros(count, dtype=torch.bool)
         return instances
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a worker hands over in place of a sample.
+
+    An exception that a worker raises would arrive as the text of its traceback, without its cause.
+
+    Attributes:
+        message: What is wrong, for an InputError.
+        cause: What was raised.
+    """
+
+    message: str
+    cause: BaseException | None = None
+
+
+def failure_of(record: dict, error: Exception, purpose: str) -> Failure:
+    """The failure of a sample.
+
+    Args:
+        record: Its dataset dict.
+        error: What the mapper has raised.
+        purpose: ``training`` or ``test``.
+    """
+    if isinstance(error, InputError):
+        return Failure(str(error), _portable(error.__cause__))
+    portable = _portable(error)
+    return Failure(
+        f"The {purpose} image {record.get('file_name')} cannot be used "
+        f"({portable}): replace the file, or take it out of the annotations.",
+        portable,
+    )
+
+
+def raise_failures(batch: Sequence) -> None:
+    """Raises the first failure of a batch.
+
+    Raises:
+        InputError: There is one.
+    """
+    for sample in batch:
+        if isinstance(sample, Failure):
+            raise InputError(sample.message) from sample.cause
+
+
+def _portable(error: BaseException | None) -> BaseException | None:
+    """The error, or its text if it cannot leave the worker."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # any failure means that it cannot
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -27,13 +27,13 @@ def about(
     '2 of 7 images are empty (a.jpg, b.jpg): copy them again.'
 
     Args:
-        found: Those that the sentence is about.
+        found: The things that the sentence is about.
         total: Number of all things.
-        things: What they are called.
-        predicate: What is said of several; its verb is adapted where there is one.
+        things: The noun for them, in the plural.
+        predicate: The predicate in the plural; the verb becomes singular if one thing is found.
         remedy: What to do, or what follows.
         describe: Makes the text of an example; None shows no examples.
-        separator: Stands between examples.
+        separator: Text between examples.
     """
     verb, _, rest = predicate.partition(" ")
     verb = _SINGULAR[verb] if len(found) == 1 else verb

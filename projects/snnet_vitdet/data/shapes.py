@@ -33,7 +33,7 @@ _MARKER = "generated.json"
 _SPLITS = ("train", "test")
 _CONTENTS = {_MARKER, *_SPLITS, *(f"{split}.json" for split in _SPLITS)}
 _LOWEST = {"num_train": 1, "num_test": 1, "image_size": 64, "seed": 0}
-_EMPTY_EVERY = 50  # one image in so many has no object
+_EMPTY_EVERY = 50  # one image in 50 has no object
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _locked(folder: Path) -> Iterator[bool]:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Removes what programs left that were killed while they made this set."""
+    """Removes what killed programs have left of this set."""
     for what in ("partial", "outdated"):
         for path in target.parent.glob(f"{glob.escape(target.name)}.{what}-*"):
             shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""All that can be said of a data set before a training, with every image file read."""
+"""What is wrong or odd in a data set, with every image file read."""
 
 import contextlib
 import functools
@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from snnet_vitdet.errors import InputError
 
+from .annotations import ODD_GEOMETRY, describe_annotation, odd_geometry
 from .checks import Inspection
-from .geometry import ODD_GEOMETRY, geometry_of
 from .images import REMEDIES, ImageFacts, ImageFault, ImageFolder, inspect_image
 from .sentences import about
 
@@ -24,7 +24,7 @@ __all__ = ["DatasetSurvey", "shared_images"]
 _MAX_DETECTIONS = 100  # per image, in COCO's evaluation and in the detectors here
 _CHUNK = 16  # images that a process is handed at once
 
-# What images with a fault are said to be; the remedies are those of single images.
+# Predicates of images by kind of fault; ``REMEDIES`` has what to do.
 _IMAGE_FAULTS = {
     "missing": "are not there",
     "not opened": "cannot be opened",
@@ -37,7 +37,7 @@ _IMAGE_FAULTS = {
     "turned": "are stored turned, and annotated as they are stored",
     "thin": "are so long and thin that no pixel is left once resized",
 }
-# By attributes of ImageFacts.
+# Predicates and consequences by attribute of ImageFacts.
 _IMAGE_NOTES = {
     "turned": (
         "are stored turned or mirrored by the EXIF data",
@@ -65,7 +65,7 @@ class DatasetSurvey:
 
     Attributes:
         json_file: The annotation file.
-        found: What the annotation file is.
+        found: The inspection of the annotation file.
         images: Path of every image that is there, and width and height where they are known.
         modes: Number of images in order by Pillow's mode.
         sizes: Width and height in pixels of the images in order, upright.
@@ -130,8 +130,8 @@ class DatasetSurvey:
                     self._add_image(path, found)
         except BrokenProcessPool as error:
             raise InputError(
-                f"one of {workers} processes that read images was ended from outside, as systems "
-                "do that are out of memory: give fewer --workers"
+                f"one of {workers} processes that read images was killed from outside, as happens "
+                "when a system is out of memory: give fewer --workers"
             ) from error
 
     def _add_image(self, path: str, found: ImageFacts | ImageFault) -> None:
@@ -162,7 +162,7 @@ class DatasetSurvey:
                 )
 
     def notes(self, image_size: int) -> Iterator[str]:
-        """A sentence per kind of what is odd or handled, and worth knowing.
+        """A sentence for each oddity that is handled and worth knowing.
 
         Args:
             image_size: Side in pixels that the images are resized to.
@@ -198,10 +198,11 @@ class DatasetSurvey:
             images: dict[bool, set[str]] = {True: set(), False: set()}
             for annotation in self.found.data["annotations"]:
                 images[bool(annotation.get("iscrowd"))].add(str(annotation.get("image_id")))
+            with_crowds = len(images[True] - images[False])
             yield (
                 f"Training leaves out {summary.empty_images} of {summary.images} images of "
-                f"{source}, which have no object ({len(images[True] - images[False])} of them have "
-                "crowds)."
+                f"{source}, which have no object"
+                f"{f' ({with_crowds} with crowds)' if with_crowds else ''}."
             )
         name, count = self._most_objects()
         if self._for_evaluation and count > _MAX_DETECTIONS:
@@ -229,20 +230,20 @@ class DatasetSurvey:
         """Objects by keys of ``_OBJECT_NOTES`` and ``ODD_GEOMETRY``."""
         odd: dict[str, list[str]] = defaultdict(list)
         seen = set()
-        for annotation, size in self.found.objects:
-            image_id, (x, y, width, height) = annotation["image_id"], annotation["bbox"]
-            kinds = geometry_of(annotation, size)
+        for annotation, index, size in self.found.objects:
+            x, y, width, height = annotation["bbox"]
+            kinds = odd_geometry(annotation, size)
             # A hundredth of a pixel is rounding.
             if min(x, y) < -0.01 or x + width > size[0] + 0.01 or y + height > size[1] + 0.01:
                 kinds.append("over")
             if min(width, height) * image_size / max(size) < 1:
                 kinds.append("tiny")
-            key = image_id, str(annotation.get("category_id")), x, y, width, height
+            key = annotation["image_id"], str(annotation.get("category_id")), x, y, width, height
             if key in seen:
                 kinds.append("twice")
             seen.add(key)
             for kind in kinds:
-                odd[kind].append(f"annotation {annotation.get('id')!r} of image {image_id!r}")
+                odd[kind].append(describe_annotation(annotation, index))
         return odd
 
     def facts(self) -> dict[str, object]:

@@ -16,6 +16,7 @@ from glob import glob
 import yaml
 from detectron2.config import LazyConfig
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import log_first_n
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from iopath.common.file_io import PathHandler
@@ -39,8 +40,6 @@ __all__ = [
     "read_yaml",
     "save_config",
 ]
-
-logger = logging.getLogger(__name__)
 
 _EARLIER_GROUPING = "round"
 EARLIER_VALUES = {**DEFAULTS, "sampler.grouping": _EARLIER_GROUPING}
@@ -165,10 +164,12 @@ def _loaded(config_file: str) -> Config:
     if config_file.endswith(".py"):
         return LazyConfig.load(config_file)
     # Everybody knows it of a .py file, and few of a .yaml. The warning comes before it happens.
-    logger.warning(
-        "%s can run code: a config may name any function. If it is not your own, use an exported "
-        "file instead (--exported of predict and demo), which runs nothing.",
-        config_file,
+    # Once in a process: a program may load many configs.
+    log_first_n(
+        logging.WARNING,
+        f"{config_file} can run code: a config may name any function. If it is not your own, use "
+        "an exported file instead (--exported of predict and demo), which runs nothing.",
+        name=__name__,
     )
     try:
         read_yaml(config_file)  # refuses what would hang or fill the memory

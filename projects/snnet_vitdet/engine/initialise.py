@@ -72,7 +72,7 @@ def initialise_weights(
         fit_stitching_layers(
             model,
             data_loader.fit_samples(num_images, mapper),
-            data_loader.held_out_samples(num_images, mapper),
+            data_loader.fit_samples(num_images, mapper, held_out=True),
             precision,
         )
 

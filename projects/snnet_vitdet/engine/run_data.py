@@ -233,7 +233,7 @@ def _num_categories(config: Config, training: bool) -> int:
         data.train_json, data.train_images, for_evaluation=False, masks=data.masks
     )
     logger.info("Training data: %s", train)
-    check_same_categories(train, test)
+    check_same_categories(data.train_json, data.test_json)
     return len(train.categories)
 
 

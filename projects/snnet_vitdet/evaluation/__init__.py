@@ -2,12 +2,11 @@
 
 from .comparison import Candidate, Frontier, common_range, equal_cost_budgets, same_stitches
 from .provenance import provenance_of
-from .results import BASELINE, StitchResult, pareto_front
+from .results import BASELINE, StitchResult, format_table, pareto_front
 from .score_curves import ScoreCurve
 from .scoring import CocoScorer, evaluators_of
 from .sweep import evaluate_stitch, sweep, two_stage_sweep
 from .table import LATENCY_FILE, MEASURED_CSV, StitchTable
-from .table_text import format_table
 
 __all__ = [
     "BASELINE",

@@ -113,6 +113,10 @@ class Candidate:
         """Mean and standard deviation over the runs of the area under the frontier."""
         return _mean_and_spread([frontier.area(low, high) for frontier in self.frontiers()])
 
+    def mean(self, low: float, high: float) -> tuple[float, float]:
+        """Mean and standard deviation over the runs of the mean of the frontier."""
+        return _mean_and_spread([frontier.mean(low, high) for frontier in self.frontiers()])
+
 
 def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     """The standard deviation of a single value is 0."""

@@ -16,6 +16,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Instances
 from detectron2.utils import comm
+from detectron2.utils.logger import log_every_n_seconds
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -131,8 +132,7 @@ def _detect_all(
     total = done + sum(map(len, batches.batch_sampler))
     if done:
         logger.info("The detections of %d of %d images are there already.", done, total)
-    start = last_report = time.monotonic()
-    count = 0
+    start, count = time.monotonic(), 0
     for batch in batches:
         for stitch, found in detect(model, batch, tree):
             for sample, instances in zip(batch, found, strict=True):
@@ -140,17 +140,10 @@ def _detect_all(
                 store.add(stitch.id, instances_to_coco_json(instances.to("cpu"), image_id))
         store.end_batch(sample["image_id"] for sample in batch)
         count += len(batch)
-        now = time.monotonic()
-        if now - last_report > _LOG_SECONDS:
-            last_report = now
-            remaining = (now - start) / count * (total - done - count)
-            logger.info(
-                "%d of %d images, %.2f s an image for all stitches, ETA %s",
-                done + count,
-                total,
-                (now - start) / count,
-                datetime.timedelta(seconds=round(remaining)),
-            )
+        seconds = (time.monotonic() - start) / count
+        eta = datetime.timedelta(seconds=round(seconds * (total - done - count)))
+        progress = f"{done + count} of {total} images, {seconds:.2f} s an image for all stitches"
+        log_every_n_seconds(logging.INFO, f"{progress}, ETA {eta}", _LOG_SECONDS, name=__name__)
     store.flush()
 
 
@@ -169,7 +162,7 @@ def detect(
     Args:
         model: In evaluation mode.
         batch: Mapped images, as the model takes them.
-        tree: Of the stitches.
+        tree: The prefix tree of the stitches.
 
     Yields:
         A stitch and, for each image, what the model with this stitch alone detects.
@@ -187,7 +180,7 @@ def detect(
     for stitch, features in backbone.forward_tree(images.tensor, tree):
         own = pyramid_of_exit(pyramid, stitch.exit)
         levels = pyramid_from_features(own, features[pyramid.in_feature])
-        with backbone.using_stitch(stitch.id):  # by which a joined detector chooses its heads
+        with backbone.using_stitch(stitch.id):  # a joined detector chooses its heads by it
             proposals, _ = model.proposal_generator(images, levels, None)
             results, _ = model.roi_heads(images, levels, proposals, None)
         outputs = GeneralizedRCNN._postprocess(results, batch, images.image_sizes)

@@ -201,9 +201,9 @@ def wanted_precision(criterion: str) -> float | None:
     """The precision that ``precision=0.9`` asks for; None for ``f1``.
 
     Raises:
-        InputError: If the criterion is none of these.
+        InputError: If the criterion is something else.
     """
-    kind, _, value = criterion.partition("=")
+    kind, _, value = str(criterion).partition("=")
     if kind == "f1" and not value:
         return None
     try:
@@ -212,7 +212,7 @@ def wanted_precision(criterion: str) -> float | None:
         wanted = math.nan
     if not 0 < wanted <= 1:
         raise InputError(
-            "a threshold is a score from 0 to 1, f1, or precision=… above 0 and up to 1, not the "
-            f"text {criterion!r}"
+            "a threshold is a score from 0 to 1, f1, or precision=… above 0 and up to 1, not "
+            f"{'the text ' * isinstance(criterion, str)}{criterion!r}"
         )
     return wanted

@@ -76,8 +76,8 @@ class CocoScorer:
 
         Args:
             name: Name of the stitch.
-            detections: As for :meth:`score`.
-            image_ids: As for :meth:`score`.
+            detections: Detections, see :meth:`score`.
+            image_ids: The images to count, see :meth:`score`.
         """
         return count_matches(name, self._objects, detections, image_ids)
 

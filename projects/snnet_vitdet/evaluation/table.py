@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.files import read_json, write_atomically
@@ -23,9 +23,11 @@ from .results import (
     comparable,
     has_value,
     on_frontier,
+    results_of,
+    to_csv,
+    to_json,
 )
 from .score_curves import CURVES_FILE, ScoreCurve, read_curves, write_curves
-from .table_text import refuse_constant, results_of, to_csv, to_json
 
 __all__ = ["LATENCY_FILE", "MEASURED_CSV", "StitchEntry", "StitchTable"]
 
@@ -98,10 +100,10 @@ class StitchTable:
         Args:
             results: Results of stitches.
             measurements: The content of a ``latency.json``.
-            source: What error messages call the sweep.
+            source: Name of the sweep in error messages.
 
         Raises:
-            InputError: If the measurements are of other stitches.
+            InputError: If the measurements are damaged or of other stitches.
         """
         self.device: str | None = None
         """The device of the measurements."""
@@ -109,8 +111,8 @@ class StitchTable:
         self._entries: dict[int, StitchEntry] = {}
         for result in results:
             self.put(result)
-        if measurements:
-            self._add_measurements(measurements)
+        if measurements is not None:
+            self._add_measurements(measurements, "the content given as measurements")
 
     def put(self, result: StitchResult, curve: ScoreCurve | None = None) -> None:
         """Adds a stitch; it replaces an earlier entry of the same id."""
@@ -123,18 +125,25 @@ class StitchTable:
         return (self._entries[stitch_id] for stitch_id in sorted(self._entries))
 
     def __contains__(self, stitch: int | str) -> bool:
-        return any(stitch in (entry.id, entry.name) for entry in self)
+        return self._find(stitch) is not None
 
     def __getitem__(self, stitch: int | str) -> StitchEntry:
-        """The entry with this id or name.
+        """The entry with this id or name; an id may be given as a text, too.
 
         Raises:
             KeyError: If the stitch was not swept.
         """
-        for entry in self:
-            if stitch in (entry.id, entry.name):
-                return entry
-        raise KeyError(f"stitch {stitch!r} is not among those that were swept")
+        entry = self._find(stitch)
+        if entry is None:
+            raise KeyError(f"stitch {stitch!r} is not among those that were swept")
+        return entry
+
+    def _find(self, stitch: int | str) -> StitchEntry | None:
+        if isinstance(stitch, bool):
+            return None
+        if isinstance(stitch, str) and stitch.isdecimal():
+            stitch = int(stitch)
+        return next((entry for entry in self if stitch in (entry.id, entry.name)), None)
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat row per stitch: the keys of ``COLUMNS``, then those of ``MEASURED``.
@@ -182,7 +191,7 @@ class StitchTable:
             InputError: If no stitch has the score, has a measurement that a budget needs, or is
                 within the budgets; the message names the cheapest stitch.
         """
-        metric = SCORES.get(by, by)
+        metric = SCORES.get(by, by) if isinstance(by, str) else None
         if metric not in METRICS:
             raise InputError(
                 f"stitches are chosen by box, mask or one of {', '.join(METRICS)}, not by {by!r}"
@@ -212,7 +221,8 @@ class StitchTable:
             InputError: If the sweep has no score curve of the stitch, or no score meets the
                 criterion.
         """
-        curve = self[stitch].curve if stitch in self else None
+        entry = self._find(stitch)
+        curve = entry and entry.curve
         if curve is None:
             raise InputError(
                 f"{self._source} has no score curve of stitch {stitch}: sweep it with "
@@ -269,7 +279,7 @@ class StitchTable:
         """
         path = Path(folder) / "stitches.json"
         try:
-            results = results_of(read_json(path, parse_constant=refuse_constant))
+            results = results_of(read_json(path, parse_constant=_refuse_constant))
         except OSError as error:
             raise InputError(
                 f"Cannot read the sweep's results {path}: {error.strerror}. "
@@ -309,21 +319,33 @@ class StitchTable:
             raise InputError(f"{folder} has no results yet: sweep at least one stitch")
         path = Path(folder / LATENCY_FILE if latency_file is None else latency_file)
         if latency_file is not None or path.is_file():
-            table._add_measurements(_read_measurements(path))
+            try:
+                measurements = read_json(path)
+            except OSError as error:
+                raise InputError(
+                    f"cannot read the measurements {path}: {error.strerror}; "
+                    "tools/measure_latency.py makes them"
+                ) from error
+            except ValueError as error:
+                raise _damaged(str(path), error) from error
+            table._add_measurements(measurements, str(path))
         return table
 
-    def _add_measurements(self, measurements: Mapping[str, Any]) -> None:
-        self.device = measurements.get("device")
-        for row in measurements["rows"]:
-            entry = self._entries.get(row["stitch_id"])
+    def _add_measurements(self, measurements: Mapping[str, Any], source: str) -> None:
+        try:
+            rows = [(row["stitch_id"], row["name"], _measured(row)) for row in measurements["rows"]]
+            self.device = measurements.get("device")
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            raise _damaged(source, error) from error
+        for stitch_id, name, measured in rows:
+            entry = self._entries.get(stitch_id)
             if entry is None:
                 continue
-            if row["name"] != entry.name:
+            if name != entry.name:
                 raise InputError(
                     f"the measured times are not those of {self._source}: stitch {entry.id} is "
-                    f"{row['name']} there and {entry.name} here; measure again"
+                    f"{name} there and {entry.name} here; measure again"
                 )
-            measured = {name: row[name] for name in MEASURED}
             self._entries[entry.id] = replace(entry, **measured)
 
 
@@ -352,24 +374,24 @@ def _within(rows: Sequence[Row], limits: Mapping[str, float]) -> Sequence[Row]:
     return rows
 
 
-def _read_measurements(path: Path) -> dict[str, Any]:
-    try:
-        measurements = read_json(path)
-        for row in measurements["rows"]:
-            for key in MEASURED:
-                value = row[key]
-                if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
-                    raise ValueError(f"{key} is {value!r}")
-            if type(row.get("stitch_id")) is not int or not isinstance(row.get("name"), str):
-                raise ValueError("a row has no stitch_id or no name")
-    except OSError as error:
-        raise InputError(
-            f"cannot read the measurements {path}: {error.strerror}; "
-            "tools/measure_latency.py makes them"
-        ) from error
-    except (KeyError, OverflowError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} is damaged or was not written by tools/measure_latency.py "
-            f"({first_line(error)}): measure again"
-        ) from error
-    return measurements
+def _measured(row: Mapping[str, Any]) -> dict[str, float]:
+    """The measurements in a row of ``latency.json``, if the row is in order."""
+    if type(row["stitch_id"]) is not int or not isinstance(row["name"], str):
+        raise ValueError("a row has no stitch_id or no name")
+    measured = {key: row[key] for key in MEASURED}
+    for key, value in measured.items():
+        if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+            raise ValueError(f"{key} is {value!r}")
+    return measured
+
+
+def _damaged(measurements: str, error: Exception) -> InputError:
+    return InputError(
+        f"{measurements} is damaged or was not written by tools/measure_latency.py "
+        f"({first_line(error)}): measure again"
+    )
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    """For ``json.loads``: refuses NaN and infinities, which are not JSON."""
+    raise ValueError(f"{constant} is not a JSON number")

@@ -1,9 +1,7 @@
 """Pictures and pages made from the results of sweeps."""
 
-from .comparison_plot import plot_comparison
-from .drawing import drawing
 from .page import SampleColumn, SamplePicture, SampleRow, Samples, report_html, write_report
-from .pareto_plot import plot_pareto
+from .plots import drawing, plot_comparison, plot_pareto
 from .training_curve import TrainingCurve, read_training
 
 __all__ = [

@@ -49,7 +49,7 @@ def _star() -> str:
     return " ".join(f"{r * math.sin(a):.2f},{-r * math.cos(a):.2f}" for r, a in corners)
 
 
-# Around 0, 0; areas about alike but for the star. Named as matplotlib names them.
+# Drawn around the origin, with about equal areas except for the star. The keys are matplotlib's.
 _SHAPES = {
     "*": f'<polygon points="{_star()}"/>',
     "^": '<polygon points="0,-6.4 6,4.6 -6,4.6"/>',
@@ -117,7 +117,7 @@ def write_report(path: str | os.PathLike[str], rows: Sequence[Row], **parts: obj
 
     Args:
         path: Path of the file.
-        rows: As for :func:`report_html`.
+        rows: The rows of a sweep, see :func:`report_html`.
         **parts: The other arguments of :func:`report_html`.
 
     Raises:

@@ -1,45 +1,21 @@
-// Sample detections, enlarged on a click.
+// Sample detections, enlarged on a click until the next one.
 
 function makePictures() {
   const dialog = byId("enlarged");
-  const pictures = [...document.querySelectorAll(".pictures img")];
-  let index = 0;
-
-  function show(next) {
-    index = (next + pictures.length) % pictures.length;
-    const from = pictures[index];
-    const image = element("img", { src: from.src, alt: from.alt });
-    const buttons = [["Previous", () => show(index - 1)], ["Next", () => show(index + 1)], ["Close", () => dialog.close()]].map(
-      ([text, act]) => {
-        const button = element("button", { type: "button" }, text);
-        button.addEventListener("click", act);
-        return button;
-      },
-    );
-    const focused = [...dialog.querySelectorAll("button")].indexOf(document.activeElement);
-    const name = from.closest(".pictures").previousElementSibling.textContent;
-    const caption = `${from.nextElementSibling.textContent}, ${name}`;
-    dialog.replaceChildren(image, element("p", {}, caption), ...buttons);
-    if (!dialog.open) dialog.showModal();
-    if (focused >= 0) buttons[focused].focus();
-  }
-
-  for (const [i, picture] of pictures.entries()) {
+  for (const picture of document.querySelectorAll(".pictures img")) {
+    const show = () => {
+      const name = picture.closest(".pictures").previousElementSibling.textContent;
+      const caption = element("p", {}, `${picture.nextElementSibling.textContent}, ${name}`);
+      dialog.replaceChildren(element("img", { src: picture.src, alt: picture.alt }), caption, element("button", { type: "button" }, "Close"));
+      dialog.showModal();
+    };
     filled(picture, { role: "button", tabindex: 0, title: "Enlarge" }, []);
-    picture.addEventListener("click", () => show(i));
+    picture.addEventListener("click", show);
     picture.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" || event.key === " ") {
-        event.preventDefault();
-        show(i);
-      }
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      show();
     });
   }
-  dialog.addEventListener("keydown", (event) => {
-    if (event.key === "ArrowLeft") show(index - 1);
-    if (event.key === "ArrowRight") show(index + 1);
-  });
-  dialog.addEventListener("click", (event) => {
-    if (event.target === dialog) dialog.close();
-  });
-  dialog.addEventListener("close", () => pictures[index].focus());
+  dialog.addEventListener("click", () => dialog.close());
 }

@@ -95,28 +95,13 @@ function makePlot(state, data) {
     );
   }
 
-  // Each anchor's name beside its star, where it covers the fewest points.
+  // Each anchor's name below its star, or above it where there is no room.
   function labelAnchors(svg, box) {
-    const placed = [];
     for (const { row, px, py } of points.filter(({ row }) => kinds.get(row.kind).anchor)) {
-      const text = kinds.get(row.kind).label;
-      const node = shape("text", { class: "label halo", "text-anchor": "middle", "aria-hidden": "true" }, text);
-      svg.append(node);
-      const half = node.getComputedTextLength() / 2 + 3;
-      const places = [];
-      for (const gap of [0, 14, 30]) {
-        for (const dy of [-(18 + gap), 26 + gap, 4]) {
-          for (const dx of dy === 4 ? [half + 14 + gap, -half - 14 - gap] : [0, half, -half]) places.push([px + dx, py + dy]);
-        }
-      }
-      const clutter = ([cx, cy]) =>
-        (cx - half < box.left || cx + half > box.right || cy - 12 < box.top || cy > box.bottom ? 1000 : 0) +
-        points.filter((p) => Math.abs(p.px - cx) < half + 6 && Math.abs(p.py - cy + 4) < 14).length +
-        100 * placed.filter(([ox, oy, other]) => Math.abs(ox - cx) < half + other && Math.abs(oy - cy) < 16).length;
-      const [cx, cy] = places.reduce((best, each) => (clutter(each) < clutter(best) ? each : best));
-      placed.push([cx, cy, half]);
-      node.setAttribute("x", cx);
-      node.setAttribute("y", cy);
+      const x = Math.min(Math.max(px, box.left + 45), box.right - 45);
+      const y = py + 28 < box.bottom ? py + 28 : py - 18;
+      const look = { class: "label halo", "text-anchor": "middle", "aria-hidden": "true" };
+      svg.append(shape("text", { ...look, x, y }, kinds.get(row.kind).label));
     }
   }
 

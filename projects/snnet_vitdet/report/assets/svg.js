@@ -25,7 +25,7 @@ function marker(id) {
   return shape("svg", { class: "mark", "aria-hidden": "true" }, shape("use", { href: `#${id}` }));
 }
 
-// Round values from low to high, about so many.
+// Round values from low to high, about as many as the count.
 function ticks(low, high, count) {
   const raw = (high - low) / Math.max(1, count);
   const power = 10 ** Math.floor(Math.log10(raw));
