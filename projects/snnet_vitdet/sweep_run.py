@@ -6,6 +6,8 @@ sweep, and the report of deploy.
 
 import logging
 import os
+from collections.abc import Sequence
+from functools import cache, partial
 
 import torch
 from detectron2.config import instantiate
@@ -18,12 +20,15 @@ from snnet_vitdet.engine import (
     ClassNames,
     Config,
     StrictCheckpointer,
+    at_image_size,
     build_model,
+    check_image_size,
     checkpoint_to_evaluate,
     initialise_weights,
 )
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import (
+    BASELINE,
     CocoScorer,
     StitchTable,
     evaluators_of,
@@ -32,17 +37,17 @@ from snnet_vitdet.evaluation import (
     sweep,
     two_stage_sweep,
 )
-from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, stitch_costs
+from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, point_costs, trained_with
 from snnet_vitdet.report import drawing, plot_pareto
-from snnet_vitdet.stitching import select_stitches
+from snnet_vitdet.stitching import Cost, OperatingPoint, operating_points, select_stitches
 
-__all__ = ["load_for_sweep", "report_sweep", "run_sweep"]
+__all__ = ["load_for_sweep", "points_of", "report_sweep", "run_sweep"]
 
 logger = logging.getLogger(__name__)
 
 
 def run_sweep(config: Config, resume: bool) -> StitchTable:
-    """Scores the stitches of ``sweep.stitch_ids``, and writes tables, picture and page.
+    """Scores the operating points of a config, and writes tables, picture and page.
 
     Args:
         config: The whole config, checked.
@@ -52,23 +57,23 @@ def run_sweep(config: Config, resume: bool) -> StitchTable:
         InputError: If weights or data cannot be used, or results cannot be written.
     """
     model = build_model(config)
+    points = points_of(config, model)
     checkpoint, iteration, averaged = load_for_sweep(config, model)
-    backbone = find_stitched_vit(model)
     output_dir = os.path.join(config.train.output_dir, "sweep")
     scorer = None
-    if backbone is not None and config.sweep.mode == "one_pass":
+    if find_stitched_vit(model) is not None and config.sweep.mode == "one_pass":
         scorer = CocoScorer(instantiate(config.dataloader.evaluator.dataset_name))
-    data_loader = instantiate(config.dataloader.test)
-    costs = [baseline_cost(config.model)] if backbone is None else stitch_costs(config.model)
+    loader_of = cache(lambda size: instantiate(at_image_size(config, size).dataloader.test))
+    costs = _costs(config, points)
     make_evaluator = evaluators_of(config.dataloader.evaluator)
     provenance = provenance_of(config, checkpoint, averaged)
 
-    def run(stitch_ids, folder, subset):
+    def run(points, folder, subset):
         return sweep(
             model,
-            stitch_ids,
-            costs,
-            data_loader,
+            points,
+            costs.__getitem__,
+            loader_of,
             make_evaluator,
             folder,
             scorer=scorer,
@@ -79,11 +84,10 @@ def run_sweep(config: Config, resume: bool) -> StitchTable:
             resume=resume,
         )
 
-    ids = select_stitches(config.sweep.stitch_ids, backbone.space) if backbone else [0]
-    if 0 < config.sweep.subset < len(data_loader.dataset):
-        table = two_stage_sweep(run, ids, output_dir, config.sweep.subset)
+    if 0 < config.sweep.subset < len(loader_of(points[0].image_size).dataset):
+        table = two_stage_sweep(run, points, output_dir, config.sweep.subset)
     else:
-        table = run(ids, output_dir, 0)
+        table = run(points, output_dir, 0)
     if comm.is_main_process():
         logger.info("Results in %s:\n%s", output_dir, format_table(table.rows()))
         picture = os.path.join(output_dir, "pareto.png")
@@ -94,6 +98,33 @@ def run_sweep(config: Config, resume: bool) -> StitchTable:
             logger.warning("There is no picture: %s", error)
         report_sweep(config, model)
     return table
+
+
+def points_of(config: Config, model: nn.Module) -> list[OperatingPoint]:
+    """The operating points that a sweep scores: of every stitch, every size and number.
+
+    Raises:
+        InputError: If the config selects stitches, sizes or numbers that the model does not have.
+    """
+    backbone = find_stitched_vit(model)
+    stitches = [BASELINE]
+    if backbone is not None:
+        ids = select_stitches(config.sweep.stitch_ids, backbone.space)
+        stitches = [backbone.space[i] for i in ids]
+    sizes = config.sweep.image_sizes or []
+    for size in sizes:
+        check_image_size(config, size)
+    proposals = config.sweep.proposals or []
+    return list(operating_points(stitches, sizes, proposals, partial(trained_with, model)))
+
+
+def _costs(config: Config, points: Sequence[OperatingPoint]) -> dict[OperatingPoint, Cost]:
+    sizes, counts = ({p.image_size for p in points}, {p.num_proposals for p in points})
+    if points[0].stitch is BASELINE:
+        model = config.model
+        return {p: baseline_cost(model, p.image_size, 0, p.num_proposals) for p in points}
+    tables = point_costs(config.model, sorted(sizes), sorted(counts))
+    return {p: tables[p.image_size, p.num_proposals][p.stitch.id] for p in points}
 
 
 def load_for_sweep(config: Config, model: nn.Module) -> tuple[str | None, int | None, bool | None]:

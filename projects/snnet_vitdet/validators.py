@@ -19,6 +19,7 @@ __all__ = [
     "numbers",
     "one_of",
     "or_null",
+    "several",
     "whole",
     "written",
 ]
@@ -120,6 +121,17 @@ def numbers(count: int, validator: Validator) -> Validator:
     def must_be(value: object) -> str:
         fits = _is_list(value) and len(value) == count and not any(map(validator, value))
         return "" if fits else f"a list of {count}, each {validator(None)}"
+
+    return must_be
+
+
+def several(validator: Validator) -> Validator:
+    """Allows lists of one or more different values that a validator allows."""
+
+    def must_be(value: object) -> str:
+        fits = _is_list(value) and value and not any(map(validator, value))
+        fits = fits and len(set(value)) == len(value)
+        return "" if fits else f"a list of different values, each {validator(None)}"
 
     return must_be
 

@@ -39,7 +39,7 @@ def fill(store, image_ids, stitch_ids=(0, 3, 7), batch_size=1, masks=True):
         batch = image_ids[start : start + batch_size]
         for stitch_id in stitch_ids:
             for image_id in batch:
-                store.add(stitch_id, expected_of(stitch_id, [image_id], masks))
+                store.add(str(stitch_id), expected_of(stitch_id, [image_id], masks))
         store.end_batch(batch)
     store.flush()
 
@@ -61,7 +61,7 @@ def make(tmp_path):
 @pytest.fixture
 def store(make):
     store = make()
-    store.open(PLAN, [0, 3, 7])
+    store.open(PLAN, ["0", "3", "7"])
     return store
 
 
@@ -69,14 +69,14 @@ def store(make):
 @pytest.mark.parametrize("images_per_file", [1, 4, 50])
 def test_what_comes_out_is_what_went_in_to_the_bit(masks, images_per_file, make):
     store = make(images_per_file=images_per_file)
-    store.open(PLAN, [0, 3, 7])
+    store.open(PLAN, ["0", "3", "7"])
     # Ids as COCO's: up to six digits, in no order; beyond 32 bits as others number.
     image_ids = [397133, 37777, 252219, 8, 7_000_000_000, 9, 10, 11, 12]
     fill(store, image_ids, masks=masks)
     assert len(list(store.folder.glob("*.npz"))) == {1: 9, 4: 3, 50: 1}[images_per_file]
     for stitch_id in (0, 3, 7):
         expected = expected_of(stitch_id, image_ids, masks)
-        found = make().detections_of(stitch_id)
+        found = make().detections_of(str(stitch_id))
         assert found == expected
         types = [{key: type(value) for key, value in d.items()} for d in (found[0], expected[0])]
         assert types[0] == types[1]
@@ -92,14 +92,14 @@ def test_several_processes_share_a_folder(store, make):
     assert (store.num_images_done(), second.num_images_done()) == (3, 3)
     assert sorted(second.image_ids()) == [1, 2, 3, 4, 5, 6]
     for reader in (store, second):
-        assert reader.detections_of(7) == expected_of(7, [1, 2, 3, 4, 5, 6])
+        assert reader.detections_of(str(7)) == expected_of(7, [1, 2, 3, 4, 5, 6])
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
 def test_a_file_never_ends_within_a_batch(batch_size, make):
     """Otherwise the other images of the batch would be detected again after an interruption."""
     store = make(images_per_file=4)
-    store.open(PLAN, [0, 3, 7])
+    store.open(PLAN, ["0", "3", "7"])
     image_ids = list(range(1, 14))
     fill(store, image_ids, batch_size=batch_size)
     files = sorted(store.folder.glob("*.npz"))
@@ -112,14 +112,14 @@ def test_a_file_never_ends_within_a_batch(batch_size, make):
             assert set(arrays["7/image_ids"].tolist()) <= set(images)
         done += len(images)
         assert done % batch_size == 0 or done == len(image_ids)
-    assert store.detections_of(7) == expected_of(7, image_ids)
+    assert store.detections_of("7") == expected_of(7, image_ids)
 
 
 def test_what_is_pending_is_bounded_by_the_images_of_a_file(make):
     store = make(images_per_file=3)
-    store.open(PLAN, [0])
+    store.open(PLAN, ["0"])
     for image_id in range(1, 9):
-        store.add(0, found_in(image_id, 2))
+        store.add("0", found_in(image_id, 2))
         store.end_batch([image_id])
         assert store.num_images_done() == image_id // 3 * 3
         assert sum(map(len, store._pending.values())) == image_id % 3
@@ -132,27 +132,27 @@ def test_what_is_pending_is_bounded_by_the_images_of_a_file(make):
 def test_an_opened_folder_is_continued(store, make):
     fill(store, [1, 2])
     again = make()
-    assert again.open(dict(PLAN), [7, 0, 3]) == [0, 3, 7]
+    assert again.open(dict(PLAN), ["7", "0", "3"]) == ["0", "3", "7"]
     assert again.num_images_done() == 2
     fill(again, [3])
-    assert again.detections_of(3) == expected_of(3, [1, 2, 3])
+    assert again.detections_of("3") == expected_of(3, [1, 2, 3])
 
 
 def test_a_folder_of_more_stitches_is_kept_and_says_which(store, make):
     fill(store, [1, 2])
     again = make()
-    assert again.open(PLAN, [3]) == [0, 3, 7]
+    assert again.open(PLAN, ["3"]) == ["0", "3", "7"]
     assert again.num_images_done() == 2
 
 
 @pytest.mark.parametrize(
     ("plan", "stitch_ids"),
     [
-        (PLAN, [0, 3, 7, 8]),
-        ({**PLAN, "checkpoint": "b.pth"}, [0, 3, 7]),
-        ({**PLAN, "mtime": 1700000000.124}, [0, 3, 7]),
-        ({**PLAN, "images": [1, 2]}, [0, 3, 7]),
-        ({}, [0, 3, 7]),
+        (PLAN, ["0", "3", "7", "8"]),
+        ({**PLAN, "checkpoint": "b.pth"}, ["0", "3", "7"]),
+        ({**PLAN, "mtime": 1700000000.124}, ["0", "3", "7"]),
+        ({**PLAN, "images": [1, 2]}, ["0", "3", "7"]),
+        ({}, ["0", "3", "7"]),
     ],
 )
 def test_a_folder_of_another_plan_or_fewer_stitches_is_made_anew(plan, stitch_ids, store, make):
@@ -174,7 +174,7 @@ def test_a_folder_with_a_damaged_manifest_is_made_anew(content, store, make):
     manifest.unlink()
     if content is not None:
         manifest.write_bytes(content.encode("utf-8", errors="surrogateescape"))
-    assert make().open(PLAN, [0, 3, 7]) == [0, 3, 7]
+    assert make().open(PLAN, ["0", "3", "7"]) == ["0", "3", "7"]
     assert make().num_images_done() == 0
 
 
@@ -191,10 +191,10 @@ def test_a_write_that_fails_leaves_no_part_of_a_file(step, store, make, monkeypa
             fill(store, [3])
     # Resumed: what is left of the file is overwritten, and the image counts once.
     again = make()
-    again.open(PLAN, [0, 3, 7])
+    again.open(PLAN, ["0", "3", "7"])
     assert again.num_images_done() == 2
     fill(again, [3])
-    assert again.detections_of(3) == expected_of(3, [1, 2, 3])
+    assert again.detections_of("3") == expected_of(3, [1, 2, 3])
     assert sorted(os.listdir(store.folder)) == [
         "0000-000000.npz",
         "0000-000001.npz",

@@ -92,9 +92,9 @@ def watch(monkeypatch):
 
     watch, score = Watch(), CocoScorer.score
 
-    def detect_and_count(model, batch, tree):
+    def detect_and_count(model, batch, tree, counts):
         watch.image_ids = [*watch.image_ids, *(sample["image_id"] for sample in batch)]
-        for count, found in enumerate(detect(model, batch, tree)):
+        for count, found in enumerate(detect(model, batch, tree, counts)):
             # In the middle of an image: a stitch has seen it, and of two at least one is to come.
             if len(watch.image_ids) == watch.stop_at_image and count == 1:
                 raise RuntimeError("stopped")
@@ -154,7 +154,7 @@ def test_detections_are_bitwise_those_of_the_model_with_the_stitch_alone(make_co
     for images in (batch, batch[1:2]):
         found = {
             stitch.id: instances
-            for stitch, instances in detect(model, images, PrefixTree(stitches))
+            for stitch, _, instances in detect(model, images, PrefixTree(stitches))
         }
         for stitch in stitches:
             with model.backbone.net.using_stitch(stitch.id):

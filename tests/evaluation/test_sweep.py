@@ -19,9 +19,20 @@ from snnet_vitdet.evaluation import (
 from snnet_vitdet.evaluation.results import COLUMNS
 from snnet_vitdet.evaluation.sweep import frontier_candidates
 from snnet_vitdet.modeling import AnchorViT, StitchedViT
-from snnet_vitdet.stitching import Cost, StitchingLayer
+from snnet_vitdet.stitching import Cost, OperatingPoint, Stitch, StitchingLayer
 
 COSTS = [Cost(flops=(100 - i) * 1e9, params=(i + 1) * 1e6) for i in range(14)]
+
+
+SIZE = 32
+
+
+def trained(stitch):
+    return OperatingPoint(stitch, SIZE, 100, is_trained=True)
+
+
+def cost_of(point):
+    return COSTS[point.stitch.id]
 
 
 class StubDetector(nn.Module):
@@ -83,7 +94,9 @@ def run(model, loader, tmp_path):
     """Sweeps the stub detector over some stitches into the test's folder."""
 
     def run(ids, make_evaluator=MeanScore, **kwargs):
-        return sweep(model, ids, COSTS, loader, make_evaluator, str(tmp_path), **kwargs)
+        points = [trained(model.backbone.space[i]) for i in ids]
+        loader_of = {SIZE: loader}.__getitem__
+        return sweep(model, points, cost_of, loader_of, make_evaluator, str(tmp_path), **kwargs)
 
     return run
 
@@ -267,7 +280,8 @@ def test_model_is_left_as_it_was(interrupted, training, run, model):
 def test_detector_without_stitches_gives_one_row(loader, tmp_path):
     torch.manual_seed(0)
     model = StubDetector(make_anchor(8, 4))
-    table = sweep(model, [0], [Cost(5e9, 2e6)], loader, MeanScore, str(tmp_path))
+    given = ([trained(BASELINE)], lambda _: Cost(5e9, 2e6), lambda _: loader)
+    table = sweep(model, *given, MeanScore, str(tmp_path))
     (row,) = table.rows()
     assert (row["stitch_id"], row["kind"], row["cuts"]) == (0, "baseline", ())
     assert (row["gflops"], row["params_m"], row["on_pareto"]) == (5.0, 2.0, True)
@@ -279,6 +293,7 @@ def test_detector_without_stitches_gives_one_row(loader, tmp_path):
 
 NUM_IMAGES = 100
 KINDS = ["S", "L", "FS", "FS", "SF", "SF"]
+STITCHES = [Stitch(i, kind, () if kind in "SL" else (i,), (), ()) for i, kind in enumerate(KINDS)]
 
 
 def scored(stitch_id, box, mask=math.nan, gflops=None, num_images=10):
@@ -286,7 +301,8 @@ def scored(stitch_id, box, mask=math.nan, gflops=None, num_images=10):
     cuts = () if kind in "SL" else (stitch_id,)
     gflops = float(stitch_id) if gflops is None else gflops
     metrics = {"bbox_AP": box, "segm_AP": mask}
-    return StitchResult(stitch_id, kind, kind, cuts, gflops, 1.0, metrics, None, num_images)
+    name = "-".join([kind, *map(str, cuts)])
+    return StitchResult(stitch_id, name, kind, cuts, gflops, 1.0, metrics, None, num_images)
 
 
 def test_candidates_are_the_anchors_and_both_frontiers():
@@ -298,8 +314,8 @@ def test_candidates_are_the_anchors_and_both_frontiers():
         scored(4, 19, 6, gflops=3.0),  # beaten in both
         scored(5, math.nan, math.nan, gflops=0.5),
     ]
-    assert frontier_candidates(StitchTable(results)) == [0, 1, 2, 3]
-    assert frontier_candidates(StitchTable(results[4:5])) == [4]
+    assert frontier_candidates(StitchTable(results)) == ["FS-2", "FS-3", "L", "S"]
+    assert frontier_candidates(StitchTable(results[4:5])) == ["SF-4"]
     assert frontier_candidates(StitchTable(results[5:])) == []
 
 
@@ -310,8 +326,9 @@ def run_stages(tmp_path):
     def run_stages(scores, stitch_ids, earlier=(), earlier_in_subset=()):
         calls = []
 
-        def sweep(ids, folder, subset):
-            calls.append((list(ids), folder, subset))
+        def sweep(points, folder, subset):
+            ids = [point.stitch.id for point in points]
+            calls.append((ids, folder, subset))
             table = StitchTable()
             for row in earlier_in_subset if subset else earlier:
                 table.put(row)
@@ -320,7 +337,8 @@ def run_stages(tmp_path):
                 table.put(result, ScoreCurve(f"{result.num_images}", 1, (1,) * 101, (1,) * 101))
             return table
 
-        table = two_stage_sweep(sweep, stitch_ids, str(tmp_path), 10)
+        points = [trained(STITCHES[i]) for i in stitch_ids]
+        table = two_stage_sweep(sweep, points, str(tmp_path), 10)
         assert calls[0] == (list(stitch_ids), str(tmp_path / "subset"), 10)
         assert calls[1][1:] == (str(tmp_path), 0)
         assert list(StitchTable.read_results(tmp_path)) == list(table)

@@ -50,7 +50,7 @@ def separately(model):
 
 def in_one_pass(model):
     net = model.backbone.net
-    ((_, (found,)),) = detect(model, inputs(), PrefixTree([net.stitch]))
+    ((_, _, (found,)),) = detect(model, inputs(), PrefixTree([net.stitch]))
     return found
 
 

@@ -4,6 +4,7 @@ from .checkpoint import checkpoint_to_evaluate, checkpoint_to_resume, saved_fact
 from .checkpointer import ClassNames, StrictCheckpointer
 from .config import load_config, save_config
 from .hooks import STOPPED
+from .image_size import at_image_size, check_image_size
 from .initialise import fit_stitching_layers, initialise_weights, load_anchors, load_detectors
 from .launch import AUTO, launch_here, run_in_processes
 from .learning_rate import LayerwiseDecay, apply_linear_scaling
@@ -38,8 +39,10 @@ __all__ = [
     "alone_in",
     "apply_linear_scaling",
     "as_config",
+    "at_image_size",
     "build_model",
     "build_sampler",
+    "check_image_size",
     "checkpoint_to_evaluate",
     "checkpoint_to_resume",
     "crowded_anchors",

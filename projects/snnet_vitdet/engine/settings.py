@@ -23,6 +23,7 @@ from snnet_vitdet.validators import (
     number,
     one_of,
     or_null,
+    several,
     whole,
 )
 
@@ -55,6 +56,8 @@ LEFT_TO_USER = "???"
 
 FilePath = Annotated[str, PATH]
 Side = Annotated[int, SIDE]
+Sides = Annotated[list, several(SIDE)]
+Counts = Annotated[list, several(whole(1, 100_000))]
 Stitches = Annotated[str | int | list, STITCHES]
 # Of each ViT, by its name.
 Sources = dict[str, str | None]
@@ -130,6 +133,12 @@ class SweepSettings(Settings, key="sweep"):
 
     stitch_ids: Stitches = _setting(
         "all", "`all`, `anchors`, or ids, ranges, kinds and names: `'0-12,40,SFS,FS-3'`"
+    )
+    image_sizes: Sides | None = _setting(
+        None, "sides to pad images to, multiples of the patch size; `null`: `data.image_size`"
+    )
+    proposals: Counts | None = _setting(
+        None, "numbers of proposals for the box head; `null`: the model's own"
     )
     mode: Literal["one_pass", "separate"] = _setting(
         "one_pass", "each image through all stitches in turn, or one stitch after another"

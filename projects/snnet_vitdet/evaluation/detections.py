@@ -41,49 +41,49 @@ class DetectionStore:
         self.folder = Path(folder)
         self.rank = rank
         self.images_per_file = images_per_file
-        self._pending: dict[int, list[dict[str, np.ndarray]]] = {}
+        self._pending: dict[str, list[dict[str, np.ndarray]]] = {}
         self._pending_images: list[int] = []
 
-    def open(self, plan: Mapping[str, object], stitch_ids: Iterable[int]) -> list[int]:
+    def open(self, plan: Mapping[str, object], points: Iterable[str]) -> list[str]:
         """Prepares the folder. One process calls this before the others use it.
 
         Args:
-            plan: What the files depend on besides the stitches. Files with the same plan are kept.
-            stitch_ids: The stitches whose detections are needed.
+            plan: What the files depend on besides the operating points. Files with the same plan are kept.
+            points: Names of the operating points whose detections are needed.
 
         Returns:
-            The stitches whose detections are in the files: those needed, perhaps more if files
-            were kept.
+            The points whose detections are in the files: those needed, perhaps more if files were
+            kept.
         """
-        plan, wanted = json.loads(json.dumps(plan)), sorted(stitch_ids)
+        plan, wanted = json.loads(json.dumps(plan)), sorted(points)
         path = self.folder / _MANIFEST
         try:
             manifest = read_json(path)
-            if manifest["plan"] == plan and set(wanted) <= set(manifest["stitch_ids"]):
-                return manifest["stitch_ids"]
+            if manifest["plan"] == plan and set(wanted) <= set(manifest["points"]):
+                return manifest["points"]
         except (OSError, ValueError, KeyError, TypeError):
             pass  # no manifest, or another program's: start over
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        path.write_text(json.dumps({"plan": plan, "stitch_ids": wanted}), encoding="utf-8")
+        path.write_text(json.dumps({"plan": plan, "points": wanted}), encoding="utf-8")
         return wanted
 
     def num_images_done(self) -> int:
         """Number of images of this process in the files."""
         return len(self._image_ids(self.rank))
 
-    def add(self, stitch_id: int, detections: Sequence[Mapping[str, object]]) -> None:
-        """Adds the detections of a stitch in an image of the current batch.
+    def add(self, point: str, detections: Sequence[Mapping[str, object]]) -> None:
+        """Adds the detections of a point in an image of the current batch.
 
         Args:
-            stitch_id: The stitch.
+            point: Name of the operating point.
             detections: As detectron2's ``instances_to_coco_json`` makes them: all with a
                 segmentation (RLE), or none.
         """
-        self._pending.setdefault(stitch_id, []).append(_pack(detections))
+        self._pending.setdefault(point, []).append(_pack(detections))
 
     def end_batch(self, image_ids: Iterable[int]) -> None:
-        """Ends a batch: the detections of all stitches in these images have been added.
+        """Ends a batch: the detections of all points in these images have been added.
 
         A file never has part of a batch, because a resumed pass would detect in that part again.
         """
@@ -96,22 +96,22 @@ class DetectionStore:
         if not self._pending_images:
             return
         arrays = {"images": np.array(self._pending_images, dtype=np.int64)}
-        for stitch_id, packed in self._pending.items():
+        for point, packed in self._pending.items():
             for name in _FIELDS:
-                arrays[f"{stitch_id}/{name}"] = np.concatenate([fields[name] for fields in packed])
+                arrays[f"{point}/{name}"] = np.concatenate([fields[name] for fields in packed])
         number = sum(1 for _ in self._files(self.rank))
         path = self.folder / f"{self.rank:04d}-{number:06d}.npz"
         with replacing(path) as temporary:
             np.savez(temporary, **arrays)
         self._pending, self._pending_images = {}, []
 
-    def detections_of(self, stitch_id: int) -> list[dict]:
-        """All detections of a stitch, of all processes, as they were given to :meth:`add`."""
+    def detections_of(self, point: str) -> list[dict]:
+        """All detections of a point, of all processes, as they were given to :meth:`add`."""
         detections = []
         for path in self._files():
             with np.load(path) as arrays:
-                if f"{stitch_id}/scores" in arrays:
-                    packed = {name: arrays[f"{stitch_id}/{name}"] for name in _FIELDS}
+                if f"{point}/scores" in arrays:
+                    packed = {name: arrays[f"{point}/{name}"] for name in _FIELDS}
                     detections.extend(_unpack(packed))
         return detections
 

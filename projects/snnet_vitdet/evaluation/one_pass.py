@@ -8,6 +8,7 @@ import datetime
 import logging
 import random
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -24,11 +25,14 @@ from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import (
     JoinedRCNN,
     StitchedViT,
+    detect_with_counts,
     find_stitched_vit,
+    operating_at,
+    point_of,
     pyramid_from_features,
     pyramid_of_exit,
 )
-from snnet_vitdet.stitching import PrefixTree, Stitch
+from snnet_vitdet.stitching import OperatingPoint, PrefixTree, Stitch
 
 from .detections import DetectionStore
 from .score_curves import ScoreCurve
@@ -49,48 +53,54 @@ _LOG_SECONDS = 20
 
 def evaluate_in_one_pass(
     model: GeneralizedRCNN,
-    stitches: Sequence[Stitch],
+    points: Sequence[OperatingPoint],
     data_loader: DataLoader,
     scorer: CocoScorer,
     folder: str,
     plan: Mapping[str, object],
     images: Sequence[int] | None = None,
     resume: bool = False,
-) -> Iterator[tuple[Stitch, dict[str, float], ScoreCurve]]:
-    """Scores many stitches in one pass over the images. All processes must exhaust this iterator.
+) -> Iterator[tuple[OperatingPoint, dict[str, float], ScoreCurve]]:
+    """Scores many operating points of one image size in one pass over the images. All processes must exhaust this iterator.
 
     Detections are kept in a folder that all processes share until every image is done; an
-    interrupted pass can go on from them. Then each process scores a part of the stitches.
+    interrupted pass can go on from them. Then each process scores a part of the points.
 
     Args:
         model: The detector; in evaluation mode during the pass.
-        stitches: The stitches to score.
-        data_loader: A test loader as detectron2 builds it.
+        points: The points to score, all of the same image size.
+        data_loader: A test loader as detectron2 builds it, for this image size.
         scorer: Scorer of the loader's annotations.
-        folder: Folder of the detections; deleted when all stitches are scored.
-        plan: What the detections depend on besides the stitches, as plain JSON.
+        folder: Folder of the detections; deleted when all points are scored.
+        plan: What the detections depend on besides the points, as plain JSON.
         images: Indexes of the images to take from the loader's data set; None for all.
         resume: Whether to use detections that are already in the folder.
 
     Yields:
-        A stitch, its AP on 0–100 by the names in ``METRICS``, and its score curve.
+        A point, its AP on 0–100 by the names in ``METRICS``, and its score curve.
 
     Raises:
         InputError: If the processes do not see each other's detections.
     """
     store = DetectionStore(folder, comm.get_rank())
-    if comm.is_main_process() and not (resume and stitches):
+    if comm.is_main_process() and not (resume and points):
         store.delete()
-    if not stitches:
+    if not points:
         return
-    plan = {**plan, "num_processes": comm.get_world_size(), "images": images}
-    ids = store.open(plan, (s.id for s in stitches)) if comm.is_main_process() else []
-    space = model.backbone.net.space
-    tree = PrefixTree(space[i] for i in comm.all_gather(ids)[0])
+    plan = {
+        **plan,
+        "num_processes": comm.get_world_size(),
+        "images": images,
+        "image_size": points[0].image_size,
+    }
+    names = store.open(plan, (p.name for p in points)) if comm.is_main_process() else []
+    detected = [point_of(model, name) for name in comm.all_gather(names)[0]]
+    most = max(point.num_proposals for point in detected)
     training = model.training
     model.eval()
     try:
-        _detect_all(model, data_loader, images, tree, store)
+        with operating_at(model, points[0].image_size, most):
+            _detect_all(model, data_loader, images, detected, store)
     finally:
         model.train(training)
     comm.synchronize()
@@ -102,19 +112,19 @@ def evaluate_in_one_pass(
             "machines have to share this folder; put train.output_dir on a file system they share"
         )
     world = comm.get_world_size()
-    for first in range(0, len(stitches), world):
-        group = stitches[first : first + world]
+    for first in range(0, len(points), world):
+        group = points[first : first + world]
         scores = None
         if comm.get_rank() < len(group):
-            stitch = group[comm.get_rank()]
-            detections = store.detections_of(stitch.id)
+            point = group[comm.get_rank()]
+            detections = store.detections_of(point.name)
             of_images = None if images is None else image_ids
             scores = (
                 scorer.score(detections, of_images),
-                scorer.score_curve(stitch.name, detections, of_images),
+                scorer.score_curve(point.name, detections, of_images),
             )
-        for stitch, (metrics, curve) in zip(group, comm.all_gather(scores), strict=False):
-            yield stitch, metrics, curve
+        for point, (metrics, curve) in zip(group, comm.all_gather(scores), strict=False):
+            yield point, metrics, curve
     comm.synchronize()
     if comm.is_main_process():
         store.delete()
@@ -124,9 +134,14 @@ def _detect_all(
     model: GeneralizedRCNN,
     data_loader: DataLoader,
     images: Sequence[int] | None,
-    tree: PrefixTree,
+    points: Sequence[OperatingPoint],
     store: DetectionStore,
 ) -> None:
+    names = {(point.stitch.id, point.num_proposals): point.name for point in points}
+    counts: dict[int, list[int]] = defaultdict(list)
+    for stitch_id, num_proposals in names:
+        counts[stitch_id].append(num_proposals)
+    tree = PrefixTree({point.stitch.id: point.stitch for point in points}.values())
     done = store.num_images_done()
     batches = batches_from(data_loader, images, done)
     total = done + sum(map(len, batches.batch_sampler))
@@ -134,15 +149,16 @@ def _detect_all(
         logger.info("The detections of %d of %d images are there already.", done, total)
     start, count = time.monotonic(), 0
     for batch in batches:
-        for stitch, found in detect(model, batch, tree):
+        for stitch, num_proposals, found in detect(model, batch, tree, counts):
+            name = names[stitch.id, num_proposals]
             for sample, instances in zip(batch, found, strict=True):
                 image_id = sample["image_id"]
-                store.add(stitch.id, instances_to_coco_json(instances.to("cpu"), image_id))
+                store.add(name, instances_to_coco_json(instances.to("cpu"), image_id))
         store.end_batch(sample["image_id"] for sample in batch)
         count += len(batch)
         seconds = (time.monotonic() - start) / count
         eta = datetime.timedelta(seconds=round(seconds * (total - done - count)))
-        progress = f"{done + count} of {total} images, {seconds:.2f} s an image for all stitches"
+        progress = f"{done + count} of {total} images, {seconds:.2f} s an image for all"
         log_every_n_seconds(logging.INFO, f"{progress}, ETA {eta}", _LOG_SECONDS, name=__name__)
     store.flush()
 
@@ -155,17 +171,22 @@ def supports_one_pass(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def detect(
-    model: GeneralizedRCNN, batch: Sequence[dict], tree: PrefixTree
-) -> Iterator[tuple[Stitch, list[Instances]]]:
+    model: GeneralizedRCNN,
+    batch: Sequence[dict],
+    tree: PrefixTree,
+    counts: Mapping[int, Sequence[int]] | None = None,
+) -> Iterator[tuple[Stitch, int, list[Instances]]]:
     """What each of many stitches detects in a batch of images.
 
     Args:
         model: In evaluation mode.
         batch: Mapped images, as the model takes them.
         tree: The prefix tree of the stitches.
+        counts: Numbers of proposals by stitch id, at most that of the RPN; None for the RPN's own.
 
     Yields:
-        A stitch and, for each image, what the model with this stitch alone detects.
+        A stitch, a number of proposals, and for each image what the model with this stitch and this
+        number alone detects.
 
     Raises:
         InputError: If the model is not one that can be taken apart.
@@ -181,10 +202,13 @@ def detect(
         own = pyramid_of_exit(pyramid, stitch.exit)
         levels = pyramid_from_features(own, features[pyramid.in_feature])
         with backbone.using_stitch(stitch.id):  # a joined detector chooses its heads by it
-            proposals, _ = model.proposal_generator(images, levels, None)
-            results, _ = model.roi_heads(images, levels, proposals, None)
-        outputs = GeneralizedRCNN._postprocess(results, batch, images.image_sizes)
-        yield stitch, [output["instances"] for output in outputs]
+            rpn, heads = model.proposal_generator, model.roi_heads
+        numbers = counts[stitch.id] if counts else [rpn.post_nms_topk[False]]
+        proposals, _ = rpn(images, levels, None)
+        detected = detect_with_counts(heads, images, levels, proposals, numbers)
+        for number, results in zip(numbers, detected, strict=True):
+            outputs = GeneralizedRCNN._postprocess(results, batch, images.image_sizes)
+            yield stitch, number, [output["instances"] for output in outputs]
 
 
 def batches_from(

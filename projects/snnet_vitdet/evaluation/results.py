@@ -29,6 +29,7 @@ __all__ = [
     "StitchResult",
     "best_row",
     "comparable",
+    "count_of",
     "format_table",
     "has_value",
     "num_images",
@@ -39,8 +40,11 @@ __all__ = [
     "to_json",
 ]
 
+# Of COLUMNS; earlier versions did not write them.
+_LATER = ("num_images", "image_size", "num_proposals")
+
 Row = Mapping[str, Any]
-"""One stitch; a score that is missing is NaN or None."""
+"""One operating point; a score that is missing is NaN or None."""
 
 TASKS = {"bbox": "box", "segm": "mask"}
 """The tasks that are scored: COCO's names and the common ones."""
@@ -56,7 +60,7 @@ METRICS = tuple(f"{task}_{ap}" for task in TASKS for ap in AP_NAMES)
 COLUMNS = (
     *("stitch_id", "name", "kind", "cuts", "gflops", "params_m"),
     *METRICS,
-    *("on_pareto", "iteration", "num_images"),
+    *("on_pareto", "iteration", "num_images", "image_size", "num_proposals"),
 )
 """The columns of ``stitches.csv`` and the keys of each row of ``stitches.json``, in order."""
 
@@ -72,19 +76,22 @@ _AP_ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class StitchResult:
-    """What a sweep found out about one stitch.
+    """What a sweep found out about one operating point.
 
     Attributes:
         stitch_id: Id in the stitch space, from 0.
-        name: Name in the stitch space.
+        name: Name of the operating point: that of the stitch alone, if image size and number of
+            proposals are those of the training.
         kind: S or L for an anchor, else the walk, such as FS or SFS.
         cuts: Cuts of the walk, ascending; empty for an anchor.
-        gflops: Multiply–accumulates / 1e9 of the whole detector at the image size of the sweep.
+        gflops: Multiply–accumulates / 1e9 of the whole detector at this point.
         params_m: Parameters that this stitch uses, in millions.
         metrics: AP on 0–100 by the names in ``METRICS``; a missing one becomes NaN.
         iteration: Number of training iterations of the weights, 0 right after the least-squares
             fit; None if the checkpoint does not say.
         num_images: Number of images the metrics were computed on; None if not counted.
+        image_size: Side in pixels of the square that images were padded to; None if not known.
+        num_proposals: Largest number of proposals that reached the box head; None if not known.
 
     Raises:
         TypeError: If a value has the wrong type.
@@ -100,6 +107,8 @@ class StitchResult:
     metrics: Mapping[str, float] = field(hash=False)
     iteration: int | None = None
     num_images: int | None = None
+    image_size: int | None = None
+    num_proposals: int | None = None
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.metrics) - set(METRICS)):
@@ -117,13 +126,23 @@ class StitchResult:
             values[label] = _number(label, getattr(self, label))
             if not 0 <= values[label] < math.inf:
                 raise ValueError(f"{label} must be finite and 0 or more, got {values[label]}")
-        for label in ("stitch_id", "iteration", "num_images"):
+        for label in ("stitch_id", "iteration", *_LATER):
             if label == "stitch_id" or getattr(self, label) is not None:
                 values[label] = operator.index(getattr(self, label))
                 if values[label] < 0:
                     raise ValueError(f"{label} must be 0 or more, got {values[label]}")
         for label, value in values.items():
             object.__setattr__(self, label, value)
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """Identifies the point in a table: stitch id, image size and number of proposals.
+
+        The last two are 0 for a stitch as it was trained, whose name has none.
+        """
+        if "@" not in self.name:
+            return (self.stitch_id, 0, 0)
+        return (self.stitch_id, self.image_size or 0, self.num_proposals or 0)
 
 
 def _ap(label: str, value: Any) -> float:
@@ -140,6 +159,13 @@ def _number(label: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{label} must be a number, got {value!r}")
     return float(value)
+
+
+def count_of(rows: Sequence[Row]) -> str:
+    """How many stitches, or operating points, the rows are."""
+    if any("@" in row["name"] for row in rows):
+        return counted(len(rows), "operating point", "operating points")
+    return counted(len(rows), "stitch", "stitches")
 
 
 def has_value(row: Row, column: str) -> bool:
@@ -247,24 +273,23 @@ def results_of(rows: object) -> list[StitchResult]:
     Raises:
         TypeError: If a value has the wrong type.
         ValueError: If this is not a list of rows, or a row has other columns or a value out of
-            range, or two rows have the same id.
+            range, or two rows are of the same operating point.
     """
     if not isinstance(rows, list):
         raise ValueError("it is not a list of rows")
-    results: dict[int, StitchResult] = {}
+    results: dict[tuple[int, int, int], StitchResult] = {}
     for position, row in enumerate(rows):
-        # Early versions wrote no num_images.
-        if not isinstance(row, dict) or {*row, "num_images"} != set(COLUMNS):
+        if not isinstance(row, dict) or {*row, *_LATER} != set(COLUMNS):
             raise ValueError(f"row {position} does not have the columns {', '.join(COLUMNS)}")
         result = StitchResult(
             **{name: row[name] for name in COLUMNS[:6]},
             metrics={name: math.nan if row[name] is None else row[name] for name in METRICS},
             iteration=row["iteration"],
-            num_images=row.get("num_images"),
+            **{name: row.get(name) for name in _LATER},
         )
-        if result.stitch_id in results:
+        if result.key in results:
             raise ValueError(f"stitch {result.stitch_id} ({result.name}) has two rows")
-        results[result.stitch_id] = result
+        results[result.key] = result
     return list(results.values())
 
 
@@ -311,7 +336,7 @@ def _block(title: str, columns: dict[str, list[str]]) -> list[str]:
 
 
 def _summary(rows: Sequence[Row], task: str, best: Row | None) -> str:
-    count = counted(len(rows), "stitch", "stitches")
+    count = count_of(rows)
     if best is None:
         return f"{count}, none has a score"
     label = TASKS[task]

@@ -43,7 +43,7 @@ class ScoreCurve:
     """Counts of the detections in all images at or above each of the scores 0, 0.01, … 1.
 
     Attributes:
-        name: Name of the stitch.
+        name: Name of the operating point.
         num_objects: Number of annotated objects, without crowds.
         detections: Number of detections, without those in crowds.
         matched: Number of these that match an object (box IoU of 0.5 or more, same category).
@@ -86,19 +86,28 @@ class ScoreCurve:
         return [hit / shown if shown else math.nan for hit, shown in both]
 
 
-def write_curves(folder: str | os.PathLike[str], curves: Mapping[int, ScoreCurve]) -> None:
-    """Writes ``score_curves.json`` from curves by stitch id, as a whole or not at all.
+def write_curves(
+    folder: str | os.PathLike[str], curves: Mapping[tuple[int, int, int], ScoreCurve]
+) -> None:
+    """Writes ``score_curves.json``, as a whole or not at all.
+
+    Args:
+        folder: The folder.
+        curves: Curves by :attr:`.StitchResult.key`.
 
     Raises:
         InputError: If the folder cannot be written to.
     """
-    rows = [{"stitch_id": i, **asdict(curve)} for i, curve in sorted(curves.items())]
+    columns = ("stitch_id", "image_size", "num_proposals")
+    rows = [
+        {**dict(zip(columns, key, strict=True)), **asdict(curve)} for key, curve in curves.items()
+    ]
     text = "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
     write_atomically(Path(folder, CURVES_FILE), text.encode())
 
 
-def read_curves(folder: str | os.PathLike[str]) -> dict[int, ScoreCurve]:
-    """Reads the curves by stitch id that :func:`write_curves` wrote; none without the file.
+def read_curves(folder: str | os.PathLike[str]) -> dict[tuple[int, ...], ScoreCurve]:
+    """Reads the curves by their points' keys that :func:`write_curves` wrote; none without the file.
 
     Raises:
         InputError: If the file is damaged.
@@ -113,7 +122,9 @@ def read_curves(folder: str | os.PathLike[str]) -> dict[int, ScoreCurve]:
             if any(len(each) != NUM_SCORES for each in counts):
                 raise ValueError(f"a curve does not have {NUM_SCORES} scores")
             curve = ScoreCurve(str(row["name"]), int(row["num_objects"]), *counts)
-            curves[int(row["stitch_id"])] = curve
+            # Earlier versions wrote the stitch alone.
+            key = (row["stitch_id"], row.get("image_size", 0), row.get("num_proposals", 0))
+            curves[tuple(map(int, key))] = curve
     except (OSError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} is damaged or was not written by a sweep ({first_line(error)}): sweep "
@@ -134,7 +145,7 @@ def count_matches(
     detection in a crowd is not counted.
 
     Args:
-        name: Name of the stitch.
+        name: Name of the operating point.
         objects: Annotations (``bbox`` as x, y, width, height, ``iscrowd``) by image and category.
         detections: As detectron2's ``instances_to_coco_json`` makes them, with the categories of
             ``objects``.

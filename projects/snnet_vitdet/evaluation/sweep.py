@@ -1,8 +1,8 @@
-"""Evaluating many stitches of one trained model, each with the AP that it has alone.
+"""Evaluating many operating points of one trained model, each with the AP that it has alone.
 
-In one pass, every image goes through all stitches together. Separately, each stitch goes through
-detectron2's ``inference_on_dataset`` with its own evaluator. The APs are the same. A row is written
-as soon as its stitch is scored.
+In one pass, every image goes through all stitches together, once for each image size. Separately,
+each point goes through detectron2's ``inference_on_dataset`` with its own evaluator. The APs are the
+same. A row is written as soon as its point is scored.
 """
 
 import contextlib
@@ -24,12 +24,12 @@ from torch import nn
 from snnet_vitdet.data.fingerprint import difference
 from snnet_vitdet.errors import InputError, cannot_write
 from snnet_vitdet.files import read_json, write_atomically
-from snnet_vitdet.modeling import find_stitched_vit, running_in
-from snnet_vitdet.stitching import Cost, Stitch, merged
+from snnet_vitdet.modeling import find_stitched_vit, operating_at, running_in
+from snnet_vitdet.stitching import Cost, OperatingPoint, Stitch, merged
 from snnet_vitdet.text import counted
 
 from .one_pass import evaluate_in_one_pass, fixed_subset
-from .results import BASELINE, METRICS, SCORES, TASKS, StitchResult, on_frontier
+from .results import METRICS, SCORES, TASKS, StitchResult, on_frontier
 from .score_curves import CURVES_FILE, ScoreCurve
 from .scoring import CocoScorer, restore_ids
 from .table import MEASURED_CSV, StitchTable
@@ -74,9 +74,9 @@ def evaluate_stitch(
 
 def sweep(
     model: nn.Module,
-    stitch_ids: Sequence[int],
-    costs: Sequence[Cost],
-    data_loader: Sequence,
+    points: Sequence[OperatingPoint],
+    cost_of: Callable[[OperatingPoint], Cost],
+    loader_of: Callable[[int], Sequence],
     make_evaluator: Callable[[], DatasetEvaluator],
     output_dir: str,
     *,
@@ -87,22 +87,22 @@ def sweep(
     provenance: Mapping[str, object] | None = None,
     resume: bool = False,
 ) -> StitchTable:
-    """Scores many stitches, with LoRA updates merged during the call. All processes must call this.
+    """Scores many operating points, with LoRA updates merged. All processes must call this.
 
     Args:
         model: A detector with trained weights.
-        stitch_ids: Ids of the stitches; ``[0]`` for a detector without stitches.
-        costs: Cost of every stitch of the model's space, by id.
-        data_loader: A test loader as detectron2 builds it.
-        make_evaluator: Returns a new evaluator for each stitch that is evaluated separately.
-        output_dir: Folder for the files of the table, written after every stitch.
+        points: The points; for a detector without stitches those of :data:`BASELINE`.
+        cost_of: Returns the cost of a point.
+        loader_of: Returns a test loader as detectron2 builds it, for an image size.
+        make_evaluator: Returns a new evaluator for each point that is evaluated separately.
+        output_dir: Folder for the files of the table, written after every point.
         scorer: Scores the detections of one pass over all stitches. None, or a detector without
-            stitches, evaluates each stitch separately.
+            stitches, evaluates each point separately.
         subset: Number of images to score on, always the same ones; 0 for all. Needs one pass.
         precision: ``float32``, or ``float16`` or ``bfloat16`` for autocast; masks are pasted in
             float32.
         iteration: Number of training iterations of the weights, if known.
-        provenance: What the results depend on besides the stitch (weights, data, …), as plain JSON.
+        provenance: What the results depend on besides the point (weights, data, …), as plain JSON.
         resume: Whether to keep the rows in ``output_dir`` and the detections of an interrupted
             pass.
 
@@ -113,101 +113,119 @@ def sweep(
         InputError: If the rows to keep are of another model or other data.
     """
     backbone = find_stitched_vit(model)
-    stitches = [backbone.space[i] for i in stitch_ids] if backbone else [BASELINE]
+    if subset and (scorer is None or backbone is None):
+        raise InputError("sweep.subset needs sweep.mode=one_pass and a stitched detector")
     provenance = json.loads(json.dumps(provenance or {}))
     is_main = comm.is_main_process()
     table = _open_table(output_dir, provenance, resume) if is_main else StitchTable()
-    num_images = len(data_loader.dataset)
-    images = fixed_subset(num_images, subset) if subset else None
-    num_images = num_images if images is None else len(images)
-    # A row scored on other images, such as those of the first of two stages, does not count.
-    kept = [entry.id for entry in table if entry.result.num_images == num_images]
-    finished = comm.all_gather(kept)[0]
-    open_stitches = [stitch for stitch in stitches if stitch.id not in finished]
-    if num_kept := len(stitches) - len(open_stitches):
-        logger.info("Already scored: %d of %s.", num_kept, _stitches(len(stitches)))
-    if scorer is None or backbone is None:
-        if subset:
-            raise InputError("sweep.subset needs sweep.mode=one_pass and a stitched detector")
-        scores = _evaluate_separately(model, open_stitches, data_loader, make_evaluator)
-    else:
-        folder = os.path.join(output_dir, "detections")
-        scores = evaluate_in_one_pass(
-            model, open_stitches, data_loader, scorer, folder, provenance, images, resume
-        )
-    with merged(model), running_in(model, getattr(torch, precision)):
-        for count, (stitch, metrics, curve) in enumerate(scores, start=1):
-            gflops, params_m = costs[stitch.id].gflops, costs[stitch.id].params_m
-            which = (stitch.id, stitch.name, stitch.kind, stitch.cuts)
-            result = StitchResult(*which, gflops, params_m, metrics, iteration, num_images)
-            table.put(result, curve)
-            if is_main:
-                table.write(output_dir)
-            logger.info(
-                "stitch %d of %d: %s (id %d), %.1f GFLOPs, %s",
-                count,
-                len(open_stitches),
-                stitch.name,
-                stitch.id,
-                gflops,
-                _in_words(metrics),
+    count = 0
+    for image_size in dict.fromkeys(point.image_size for point in points):
+        data_loader = loader_of(image_size)
+        images = fixed_subset(len(data_loader.dataset), subset) if subset else None
+        num_images = len(data_loader.dataset if images is None else images)
+        # A row scored on other images, such as those of the first of two stages, does not count.
+        kept = [entry.name for entry in table if entry.result.num_images == num_images]
+        kept = comm.all_gather(kept)[0]
+        of_size = [point for point in points if point.image_size == image_size]
+        open_points = [point for point in of_size if point.name not in kept]
+        if num_kept := len(of_size) - len(open_points):
+            count += num_kept
+            logger.info("Already scored: %d of %s.", num_kept, _points(of_size))
+        if scorer is None or backbone is None:
+            scores = _evaluate_separately(model, open_points, data_loader, make_evaluator)
+        else:
+            folder = os.path.join(output_dir, "detections")
+            scores = evaluate_in_one_pass(
+                model, open_points, data_loader, scorer, folder, provenance, images, resume
             )
+        with merged(model), running_in(model, getattr(torch, precision)):
+            for point, metrics, curve in scores:
+                count += 1
+                stitch, cost = point.stitch, cost_of(point)
+                result = StitchResult(
+                    stitch_id=stitch.id,
+                    name=point.name,
+                    kind=stitch.kind,
+                    cuts=stitch.cuts,
+                    gflops=cost.gflops,
+                    params_m=cost.params_m,
+                    metrics=metrics,
+                    iteration=iteration,
+                    num_images=num_images,
+                    image_size=point.image_size,
+                    num_proposals=point.num_proposals,
+                )
+                table.put(result, curve)
+                if is_main:
+                    table.write(output_dir)
+                logger.info(
+                    "%d of %s: %s (id %d), %.1f GFLOPs, %s",
+                    count,
+                    _points(points),
+                    point.name,
+                    stitch.id,
+                    cost.gflops,
+                    _in_words(metrics),
+                )
     return table
 
 
-def frontier_candidates(table: StitchTable) -> list[int]:
-    """Ids of the anchors and of all stitches on the frontier of box AP or of mask AP."""
+def frontier_candidates(table: StitchTable) -> list[str]:
+    """Names of the trained ViTs alone and of all points on the frontier of box AP or of mask AP."""
     rows = table.rows()
-    chosen = {row["stitch_id"] for row in rows if not row["cuts"]}
+    chosen = {row["name"] for row in rows if not row["cuts"] and "@" not in row["name"]}
     for task in TASKS:
         on_front = on_frontier(rows, f"{task}_AP")
-        chosen |= {row["stitch_id"] for row, is_on in zip(rows, on_front, strict=True) if is_on}
+        chosen |= {row["name"] for row, is_on in zip(rows, on_front, strict=True) if is_on}
     return sorted(chosen)
 
 
 def two_stage_sweep(
-    sweep: Callable[[Sequence[int], str, int], StitchTable],
-    stitch_ids: Sequence[int],
+    sweep: Callable[[Sequence[OperatingPoint], str, int], StitchTable],
+    points: Sequence[OperatingPoint],
     output_dir: str,
     subset: int,
 ) -> StitchTable:
-    """Scores all stitches on a subset, then those that may be on the frontier on all images.
+    """Scores all points on a subset, then those that may be on the frontier on all images.
 
     Args:
-        sweep: Scores stitches (ids) into a folder on a number of images, 0 for all.
-        stitch_ids: Ids of the stitches.
+        sweep: Scores points into a folder on a number of images, 0 for all.
+        points: The points.
         output_dir: Folder of the results; those of the first stage go to ``subset/`` in it.
         subset: Number of images of the first stage.
 
     Returns:
-        One row per stitch: scored on all images for the candidates, on the subset for the others,
+        One row per point: scored on all images for the candidates, on the subset for the others,
         as ``num_images`` says.
     """
-    first = sweep(stitch_ids, os.path.join(output_dir, "subset"), subset)
-    # A resumed table may have other stitches, too.
-    first = [entry for entry in first if entry.id in stitch_ids]
+    first = sweep(points, os.path.join(output_dir, "subset"), subset)
+    # A resumed table may have other points, too.
+    names = {point.name for point in points}
+    first = [entry for entry in first if entry.name in names]
     # Only the main process has the scores.
     is_main = comm.is_main_process()
     chosen = frontier_candidates(StitchTable(entry.result for entry in first)) if is_main else []
     chosen = comm.all_gather(chosen)[0]
     logger.info(
-        "All images: %d of %s, the anchors and the frontier on the subset.",
+        "All images: %d of %s, the trained ViTs alone and the frontier on the subset.",
         len(chosen),
-        _stitches(len(stitch_ids)),
+        _points(points),
     )
-    table = sweep(chosen, output_dir, 0)
+    table = sweep([point for point in points if point.name in chosen], output_dir, 0)
     if is_main:
         # A resumed table may have rows of other sweeps: those of more images stay.
-        num_images = {entry.id: entry.result.num_images or 0 for entry in table}
+        num_images = {entry.name: entry.result.num_images or 0 for entry in table}
         for entry in first:
-            if num_images.get(entry.id, 0) <= entry.result.num_images:
+            if num_images.get(entry.name, 0) <= entry.result.num_images:
                 table.put(entry.result, entry.curve)
         table.write(output_dir)
     return table
 
 
-def _stitches(count: int) -> str:
-    return counted(count, "stitch", "stitches")
+def _points(points: Sequence[OperatingPoint]) -> str:
+    if all(point.is_trained for point in points):
+        return counted(len(points), "stitch", "stitches")
+    return counted(len(points), "operating point", "operating points")
 
 
 def _in_words(metrics: Mapping[str, float]) -> str:
@@ -218,16 +236,18 @@ def _in_words(metrics: Mapping[str, float]) -> str:
 
 def _evaluate_separately(
     model: nn.Module,
-    stitches: Sequence[Stitch],
+    points: Sequence[OperatingPoint],
     data_loader: Sequence,
     make_evaluator: Callable[[], DatasetEvaluator],
-) -> Iterator[tuple[Stitch, dict[str, float], ScoreCurve | None]]:
+) -> Iterator[tuple[OperatingPoint, dict[str, float], ScoreCurve | None]]:
     start = time.perf_counter()
-    for count, stitch in enumerate(stitches, start=1):
+    for count, point in enumerate(points, start=1):
         with _quiet():
             evaluator = make_evaluator()
-        yield stitch, evaluate_stitch(model, stitch, data_loader, evaluator), None
-        remaining = (time.perf_counter() - start) / count * (len(stitches) - count)
+        with operating_at(model, point.image_size, point.num_proposals):
+            scores = evaluate_stitch(model, point.stitch, data_loader, evaluator)
+        yield point, scores, None
+        remaining = (time.perf_counter() - start) / count * (len(points) - count)
         if remaining:
             logger.info("ETA %s", datetime.timedelta(seconds=round(remaining)))
 

@@ -50,7 +50,7 @@ _BUDGETS = {
 
 @dataclass(frozen=True)
 class StitchEntry:
-    """One stitch of a table.
+    """One operating point of a table.
 
     Attributes:
         result: What the sweep found.
@@ -73,7 +73,7 @@ class StitchEntry:
 
     @property
     def name(self) -> str:
-        """Name in the stitch space."""
+        """Name of the operating point; that of the stitch if it runs as it was trained."""
         return self.result.name
 
     @property
@@ -88,7 +88,11 @@ class StitchEntry:
 
 
 class StitchTable:
-    """The stitches of a sweep, ordered by id; a sweep fills it, and a user chooses from it."""
+    """The operating points of a sweep, ordered by id, image size and number of proposals.
+
+    A sweep fills it, and a user chooses from it. Without ``sweep.image_sizes`` and
+    ``sweep.proposals`` a point is a stitch as it was trained.
+    """
 
     def __init__(
         self,
@@ -108,30 +112,33 @@ class StitchTable:
         self.device: str | None = None
         """The device of the measurements."""
         self._source = source
-        self._entries: dict[int, StitchEntry] = {}
+        self._entries: dict[tuple[int, int, int], StitchEntry] = {}
         for result in results:
             self.put(result)
         if measurements is not None:
             self._add_measurements(measurements, "the content given as measurements")
 
     def put(self, result: StitchResult, curve: ScoreCurve | None = None) -> None:
-        """Adds a stitch; it replaces an earlier entry of the same id."""
-        self._entries[result.stitch_id] = StitchEntry(result, curve)
+        """Adds an operating point; it replaces an earlier entry of the same point."""
+        self._entries[result.key] = StitchEntry(result, curve)
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[StitchEntry]:
-        return (self._entries[stitch_id] for stitch_id in sorted(self._entries))
+        return (self._entries[key] for key in sorted(self._entries))
 
     def __contains__(self, stitch: int | str) -> bool:
         return self._find(stitch) is not None
 
     def __getitem__(self, stitch: int | str) -> StitchEntry:
-        """The entry with this id or name; an id may be given as a text, too.
+        """The entry with this name, such as ``FS-3@640/300``, or this id of a stitch.
+
+        An id, which may be given as a text, and the name of a stitch stand for the stitch as it was
+        trained.
 
         Raises:
-            KeyError: If the stitch was not swept.
+            KeyError: If it was not swept.
         """
         entry = self._find(stitch)
         if entry is None:
@@ -143,10 +150,12 @@ class StitchTable:
             return None
         if isinstance(stitch, str) and stitch.isdecimal():
             stitch = int(stitch)
-        return next((entry for entry in self if stitch in (entry.id, entry.name)), None)
+        if not isinstance(stitch, str):
+            return self._entries.get((stitch, 0, 0))
+        return next((entry for entry in self if entry.name == stitch), None)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat row per stitch: the keys of ``COLUMNS``, then those of ``MEASURED``.
+        """One flat row per operating point: the keys of ``COLUMNS``, then those of ``MEASURED``.
 
         ``on_pareto`` says whether the stitch is on the frontier of box AP over GFLOPs among the
         stitches scored on the most images. A missing score is NaN, a missing measurement None.
@@ -156,8 +165,7 @@ class StitchTable:
                 **{name: getattr(entry.result, name) for name in COLUMNS[:6]},
                 **entry.result.metrics,
                 "on_pareto": False,
-                "iteration": entry.result.iteration,
-                "num_images": entry.result.num_images,
+                **{name: getattr(entry.result, name) for name in COLUMNS[-4:]},
                 **{name: getattr(entry, name) for name in MEASURED},
             }
             for entry in self
@@ -196,7 +204,8 @@ class StitchTable:
             raise InputError(
                 f"stitches are chosen by box, mask or one of {', '.join(METRICS)}, not by {by!r}"
             )
-        rows = [row for row in comparable(self.rows()) if has_value(row, metric)]
+        all_rows = self.rows()
+        rows = [row for row in comparable(all_rows) if has_value(row, metric)]
         if not rows:
             raise InputError(f"no stitch of {self._source} has a {metric}: choose by another score")
         limits = {
@@ -206,7 +215,8 @@ class StitchTable:
             "max_memory_mb": max_memory_mb,
         }
         within = _within(rows, {name: x for name, x in limits.items() if x is not None})
-        return self[best_row(within, metric)["stitch_id"]]
+        best = best_row(within, metric)
+        return next(entry for entry, row in zip(self, all_rows, strict=True) if row is best)
 
     def threshold(self, stitch: int | str, criterion: str) -> float:
         """The lowest score at which detections of a stitch should be kept.
@@ -259,7 +269,7 @@ class StitchTable:
             InputError: If the folder cannot be written to.
         """
         folder, rows = Path(folder), self.rows()
-        curves = {entry.id: entry.curve for entry in self if entry.curve is not None}
+        curves = {entry.result.key: entry.curve for entry in self if entry.curve is not None}
         # The curves first: a resumed sweep does not score a stitch again that has a row.
         if curves or (folder / CURVES_FILE).is_file():
             write_curves(folder, curves)
@@ -293,7 +303,7 @@ class StitchTable:
         table = cls(source=str(folder))
         curves = read_curves(folder)
         for result in results:
-            table.put(result, curves.get(result.stitch_id))
+            table.put(result, curves.get(result.key))
         return table
 
     @classmethod
@@ -337,16 +347,18 @@ class StitchTable:
             self.device = measurements.get("device")
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise _damaged(source, error) from error
-        for stitch_id, name, measured in rows:
-            entry = self._entries.get(stitch_id)
-            if entry is None:
-                continue
-            if name != entry.name:
+        names = {entry.id: entry.name.partition("@")[0] for entry in self}
+        measured_of = {(stitch_id, name): measured for stitch_id, name, measured in rows}
+        for stitch_id, name in measured_of:
+            stitch = name.partition("@")[0]
+            if stitch != names.get(stitch_id, stitch):
                 raise InputError(
-                    f"the measured times are not those of {self._source}: stitch {entry.id} is "
-                    f"{name} there and {entry.name} here; measure again"
+                    f"the measured times are not those of {self._source}: stitch {stitch_id} is "
+                    f"{stitch} there and {names[stitch_id]} here; measure again"
                 )
-            self._entries[entry.id] = replace(entry, **measured)
+        for key, entry in self._entries.items():
+            if measured := measured_of.get((entry.id, entry.name)):
+                self._entries[key] = replace(entry, **measured)
 
 
 def _within(rows: Sequence[Row], limits: Mapping[str, float]) -> Sequence[Row]:

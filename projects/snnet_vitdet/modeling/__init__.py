@@ -6,7 +6,7 @@ from .cost import anchor_alone, baseline_cost, point_costs, stitch_costs
 from .extracted import ExtractedViT, extracted_state
 from .families import anchor_arguments, plain_vit_names
 from .joined import HeadsPerExit, JoinedRCNN, PerExit, is_joined, join_configs
-from .operating import operating_at, take_position_grids
+from .operating import operating_at, point_of, take_position_grids, trained_with
 from .pyramid import PyramidPerExit, pyramid_from_features, pyramid_of_exit
 from .roi_heads import detect_with_counts, running_in, train_on_given_masks
 from .stitched_vit import StitchedViT, find_stitched_vit
@@ -33,10 +33,12 @@ __all__ = [
     "operating_at",
     "plain_vit_names",
     "point_costs",
+    "point_of",
     "pyramid_from_features",
     "pyramid_of_exit",
     "running_in",
     "stitch_costs",
     "take_position_grids",
     "train_on_given_masks",
+    "trained_with",
 ]

@@ -12,9 +12,54 @@ from detectron2.modeling import GeneralizedRCNN, SimpleFeaturePyramid
 from detectron2.modeling.proposal_generator import RPN
 from torch import nn
 
-from .anchor import Block
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.stitching import OperatingPoint, Stitch, split_point_name
 
-__all__ = ["operating_at", "take_position_grids"]
+from .anchor import Block
+from .joined import PerExit
+from .stitched_vit import find_stitched_vit
+
+__all__ = ["operating_at", "point_of", "take_position_grids", "trained_with"]
+
+
+def trained_with(model: GeneralizedRCNN, stitch: Stitch) -> tuple[int, int]:
+    """Image size and number of proposals of a detector that runs as it was trained.
+
+    Args:
+        model: A detector on a ViT.
+        stitch: A stitch of its space; any other for a detector without stitches.
+
+    Raises:
+        InputError: If the detector does not pad images to a square.
+    """
+    side = model.backbone.padding_constraints["square_size"]
+    if not side:
+        raise InputError(
+            "model.backbone.square_pad is 0, so the model has no image size of its own"
+        )
+    rpn = model.get_submodule("proposal_generator")
+    if isinstance(rpn, PerExit):
+        rpn = rpn[stitch.exit]
+    return side, rpn.post_nms_topk[False]
+
+
+def point_of(model: GeneralizedRCNN, name: str) -> OperatingPoint:
+    """The operating point of a stitched detector by its name.
+
+    Args:
+        model: The detector, running as it was trained.
+        name: Such as ``FS-3@640/300``, or ``FS-3`` for the stitch as it was trained.
+
+    Raises:
+        KeyError: If the detector has no such stitch.
+        ValueError: If the text names no operating point.
+    """
+    stitch_name, image_size, num_proposals = split_point_name(name)
+    stitch = find_stitched_vit(model).space[stitch_name]
+    own = trained_with(model, stitch)
+    if image_size is None:
+        return OperatingPoint(stitch, *own, is_trained=True)
+    return OperatingPoint(stitch, image_size, num_proposals, (image_size, num_proposals) == own)
 
 
 @contextmanager

@@ -21,26 +21,20 @@ class OperatingPoint:
 
     Attributes:
         stitch: The walk through the two ViTs.
-        image_size: Side in pixels of the square that images are resized and padded to. None, as
-            ``num_proposals`` then is, stands for what the detector was trained with.
+        image_size: Side in pixels of the square that images are resized and padded to.
         num_proposals: Largest number of the RPN's proposals that reach the box head.
-
-    Raises:
-        ValueError: If only one of size and number is None.
+        is_trained: Whether size and number are those that the stitch was trained with.
     """
 
     stitch: Stitch
-    image_size: int | None = None
-    num_proposals: int | None = None
-
-    def __post_init__(self) -> None:
-        if (self.image_size is None) != (self.num_proposals is None):
-            raise ValueError("give image_size and num_proposals both, or neither")
+    image_size: int
+    num_proposals: int
+    is_trained: bool = False
 
     @property
     def name(self) -> str:
-        """Unique in a family: the stitch's name alone, or such as ``FS-3@640/300``."""
-        if self.image_size is None:
+        """Unique in a family: such as ``FS-3@640/300``, or the stitch's name alone as trained."""
+        if self.is_trained:
             return self.stitch.name
         return f"{self.stitch.name}@{self.image_size}/{self.num_proposals}"
 
@@ -66,8 +60,7 @@ def operating_points(
         own = trained(stitch)
         for size in image_sizes or own[:1]:
             for count in proposals or own[1:]:
-                is_own = (size, count) == own
-                yield OperatingPoint(stitch) if is_own else OperatingPoint(stitch, size, count)
+                yield OperatingPoint(stitch, size, count, (size, count) == own)
 
 
 def split_point_name(name: str) -> tuple[str, int | None, int | None]:

@@ -1,0 +1,57 @@
+"""The config of a detector at another image size than that of its training."""
+
+import copy
+
+from omegaconf import OmegaConf
+
+from snnet_vitdet.errors import InputError
+
+from .settings import Config
+
+__all__ = ["at_image_size", "check_image_size"]
+
+
+def at_image_size(config: Config, image_size: int) -> Config:
+    """A config whose test images have another size; the model's parameters stay what they are.
+
+    Args:
+        config: The whole config; not changed.
+        image_size: Side in pixels of the square that the model pads images to.
+
+    Returns:
+        The config itself if this is its own size.
+    """
+    if image_size == config.model.backbone.square_pad:
+        return config
+    changed = copy.deepcopy(config)
+    changed.data.image_size = image_size
+    return changed
+
+
+def check_image_size(config: Config, image_size: int) -> None:
+    """Checks whether a detector can run at another image size.
+
+    Raises:
+        InputError: If the size is no multiple of the patch size, or the config has sizes that do
+            not follow ``data.image_size``.
+    """
+    net = config.model.backbone.net
+    patch_size = net.get("patch_size") or net.small.patch_size
+    if image_size % patch_size:
+        raise InputError(
+            f"image size {image_size} is not a multiple of the patch size {patch_size}"
+        )
+    own, other = config, at_image_size(config, image_size)
+    if own is other:
+        return
+    for key in ("model.backbone.square_pad", "dataloader.test.mapper.augmentations"):
+        if _resolved(own, key) == _resolved(other, key):
+            raise InputError(
+                f"{key} does not follow data.image_size, so the detector cannot run at "
+                f"{image_size} pixels: let it refer to ${{data.image_size}}"
+            )
+
+
+def _resolved(config: Config, key: str) -> object:
+    value = OmegaConf.select(config, key)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
