@@ -48,7 +48,7 @@ class DetectionStore:
         """Prepares the folder. One process calls this before the others use it.
 
         Args:
-            plan: What the files depend on besides the operating points. Files with the same plan are kept.
+            plan: What the files depend on besides the points. Files with the same plan are kept.
             points: Names of the operating points whose detections are needed.
 
         Returns:

@@ -61,7 +61,9 @@ def evaluate_in_one_pass(
     images: Sequence[int] | None = None,
     resume: bool = False,
 ) -> Iterator[tuple[OperatingPoint, dict[str, float], ScoreCurve]]:
-    """Scores many operating points of one image size in one pass over the images. All processes must exhaust this iterator.
+    """Scores many operating points of one image size in one pass over the images.
+
+    All processes must exhaust this iterator.
 
     Detections are kept in a folder that all processes share until every image is done; an
     interrupted pass can go on from them. Then each process scores a part of the points.

@@ -107,7 +107,7 @@ def write_curves(
 
 
 def read_curves(folder: str | os.PathLike[str]) -> dict[tuple[int, ...], ScoreCurve]:
-    """Reads the curves by their points' keys that :func:`write_curves` wrote; none without the file.
+    """Reads the curves that :func:`write_curves` wrote, by the same keys; none without the file.
 
     Raises:
         InputError: If the file is damaged.

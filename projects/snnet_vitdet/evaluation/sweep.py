@@ -1,8 +1,8 @@
 """Evaluating many operating points of one trained model, each with the AP that it has alone.
 
 In one pass, every image goes through all stitches together, once for each image size. Separately,
-each point goes through detectron2's ``inference_on_dataset`` with its own evaluator. The APs are the
-same. A row is written as soon as its point is scored.
+each point goes through detectron2's ``inference_on_dataset`` with its own evaluator. The APs are
+the same. A row is written as soon as its point is scored.
 """
 
 import contextlib

@@ -1,0 +1,135 @@
+"""Sweeps over image sizes and numbers of proposals."""
+
+import csv
+import json
+
+import pytest
+import train_net
+from detectron2.engine import default_argument_parser
+
+from snnet_vitdet import StitchTable
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.evaluation.results import METRICS
+from snnet_vitdet.modeling import point_costs
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("restored_logging")]
+
+LOW = "model.roi_heads.box_predictor.test_score_thresh=0.01"
+POINTS = ("sweep.image_sizes=[48,64]", "sweep.proposals=[20,5]")
+STITCHES = "sweep.stitch_ids=[S,FS-2,SF-1]"
+
+
+def run(config, *flags):
+    args = default_argument_parser().parse_args(["--eval-only", *flags])
+    train_net.main(args, config)
+
+
+def rows_of(folder):
+    return json.loads((folder / "sweep" / "stitches.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def swept_points(trained_tiny, tmp_path_factory):
+    """The config of a sweep of three stitches at two sizes with two numbers of proposals."""
+    config = trained_tiny(tmp_path_factory.mktemp("points"), LOW, STITCHES, *POINTS)
+    run(config)
+    return config
+
+
+def rows_of_config(config):
+    return StitchTable.read(config.train.output_dir).rows()
+
+
+def test_every_stitch_has_a_row_for_every_size_and_number(swept_points):
+    rows = rows_of_config(swept_points)
+    # 20 proposals of images of 64 pixels are the training's own.
+    assert [row["name"] for row in rows] == [
+        *("S", "S@48/5", "S@48/20", "S@64/5"),
+        *("FS-2", "FS-2@48/5", "FS-2@48/20", "FS-2@64/5"),
+        *("SF-1", "SF-1@48/5", "SF-1@48/20", "SF-1@64/5"),
+    ]
+    assert {(row["image_size"], row["num_proposals"]) for row in rows} == {
+        (size, count) for size in (48, 64) for count in (5, 20)
+    }
+    tables = point_costs(swept_points.model, [48, 64], [5, 20])
+    for row in rows:
+        cost = tables[row["image_size"], row["num_proposals"]][row["stitch_id"]]
+        assert row["gflops"] == cost.gflops
+    assert len({row["bbox_AP"] for row in rows}) > 6
+    with open(f"{swept_points.train.output_dir}/sweep/stitches.csv", encoding="utf-8") as file:
+        assert [line["name"] for line in csv.DictReader(file)] == [row["name"] for row in rows]
+
+
+def test_each_point_has_the_ap_that_it_has_alone(swept_points, trained_tiny, tmp_path):
+    rows = {row["name"]: row for row in rows_of_config(swept_points)}
+    separate = trained_tiny(tmp_path / "separate", LOW, STITCHES, *POINTS, "sweep.mode=separate")
+    run(separate)
+    alone = trained_tiny(
+        tmp_path / "alone",
+        *(LOW, STITCHES, "data.image_size=48"),
+        "model.proposal_generator.post_nms_topk=[40,5]",
+    )
+    run(alone)
+    assert len(rows_of_config(separate)) == len(rows)
+    # A checkpoint is loaded whatever the size: its relative positions belong to the training's.
+    renamed = [{**row, "name": f"{row['name']}@48/5"} for row in rows_of_config(alone)]
+    assert len(renamed) == 3
+    for row in [*rows_of_config(separate), *renamed]:
+        for metric in METRICS:
+            assert row[metric] == pytest.approx(rows[row["name"]][metric], abs=1e-6, nan_ok=True)
+        assert row["gflops"] == rows[row["name"]]["gflops"]
+
+
+def test_a_sweep_goes_on_with_more_sizes_and_keeps_its_rows(trained_tiny, tmp_path):
+    config = trained_tiny(tmp_path, LOW, "sweep.stitch_ids=[S]")
+    run(config)
+    (first,) = rows_of(tmp_path)
+    more = trained_tiny(tmp_path, LOW, "sweep.stitch_ids=[S]", "sweep.image_sizes=[64,32]")
+    run(more, "--resume")
+    same, other = rows_of(tmp_path)
+    assert (same["name"], other["name"]) == ("S", "S@32/20")
+    assert {**same, "on_pareto": True} == {**first, "on_pareto": True}
+
+
+def test_the_best_point_within_a_budget_is_found_and_has_a_threshold(swept_points):
+    table = StitchTable.read(swept_points.train.output_dir)
+    cheapest = min(table, key=lambda entry: entry.gflops)
+    assert cheapest.name == "S@48/5" and cheapest.curve.name == "S@48/5"
+    assert table.best(max_gflops=cheapest.gflops) is not None
+    assert table.best(max_gflops=cheapest.gflops).name == "S@48/5"
+    assert table["S@48/5"].curve != table["S"].curve
+    assert table["S"] == table[0] and table["S"].result.num_proposals == 20
+
+
+def test_a_subset_finds_the_points_that_are_scored_on_all_images(trained_tiny, tmp_path):
+    config = trained_tiny(tmp_path, LOW, STITCHES, *POINTS, "sweep.subset=3")
+    run(config)
+    rows = rows_of_config(config)
+    assert len(rows) == 12
+    on_all = {row["name"] for row in rows if row["num_images"] == 8}
+    # The trained ViT alone, and never all of the points.
+    assert "S" in on_all and len(on_all) < 12
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sweep.image_sizes=[40]", "40 is not a multiple of the patch size 16"),
+        ("sweep.image_sizes=[]", "sweep.image_sizes=.* must be a list of different values"),
+        ("sweep.image_sizes=[64,64]", "must be a list of different values"),
+        ("sweep.image_sizes=64", "must be a list of different values"),
+        ("sweep.proposals=[0]", "each a whole number of at least 1"),
+    ],
+)
+def test_impossible_points_are_refused(trained_tiny, tmp_path, override, message):
+    with pytest.raises(InputError, match=message):
+        run(trained_tiny(tmp_path, LOW, override))
+
+
+def test_images_that_do_not_follow_the_size_are_refused(trained_tiny, tmp_path):
+    fixed = "dataloader.test.mapper.augmentations.0.short_edge_length=64"
+    fixed_too = "dataloader.test.mapper.augmentations.0.max_size=64"
+    config = trained_tiny(tmp_path, LOW, fixed, fixed_too, "sweep.image_sizes=[64]")
+    config.sweep.image_sizes = [48]
+    with pytest.raises(InputError, match="mapper.augmentations does not follow data.image_size"):
+        run(config)
