@@ -1,4 +1,4 @@
-"""The COCO reader and its checks: any ids and names are mapped, any garbage is an InputError."""
+"""The COCO reader and its checks: any mask comes back, any garbage is an InputError."""
 
 import itertools
 import json
