@@ -30,7 +30,7 @@ from detectron2.utils.events import EventStorage
 from matplotlib.figure import Figure
 from torch import nn
 
-from snnet_vitdet.deploy.measuring import bytes_kept_for_backward, measure
+from snnet_vitdet.deploy.latency import bytes_kept_for_backward, measure
 from snnet_vitdet.engine import load_config, synthetic_batch
 from snnet_vitdet.engine.precision import autocast
 from snnet_vitdet.errors import InputError, exit_on_input_error

@@ -27,7 +27,7 @@ from snnet_vitdet.deploy import (
     load_exported,
     read_export,
 )
-from snnet_vitdet.deploy.export_parts import build
+from snnet_vitdet.deploy.export_plan import build_detector
 from snnet_vitdet.engine import load_config
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import StitchedViT, anchor_alone, stitch_costs
@@ -129,7 +129,7 @@ def test_a_file_has_the_weights_of_its_stitch_alone(swept, exported):
 
 
 def test_what_is_built_before_loading_has_no_memory(exported):
-    model = build(read_export(exported("FS-2")).model)
+    model = build_detector(read_export(exported("FS-2")).model)
     assert all(parameter.is_meta for parameter in model.parameters())
     # What no file has is there.
     assert not any(buffer.is_meta for buffer in model.buffers())
@@ -264,14 +264,12 @@ def test_what_differs_from_its_model_is_not_kept(
 
 def test_weights_that_are_not_those_of_the_model_are_listed(rewritten):
     bias, key = "roi_heads.box_predictor.bbox_pred.bias", "backbone.net.layers.0.norm1.weight"
-    with pytest.raises(InputError, match=rf"1 missing \({bias}\)"):
+    with pytest.raises(InputError, match=rf'Missing key\(s\) in state_dict: "{bias}"'):
         load_exported(rewritten(lambda state: state.pop(bias)))
-    with pytest.raises(InputError, match=r"1 unexpected \(other\)"):
+    with pytest.raises(InputError, match=r'Unexpected key\(s\) in state_dict: "other"'):
         load_exported(rewritten(lambda state: state.update(other=torch.zeros(1))))
-    with pytest.raises(InputError, match=rf"1 misshapen \({key} \(5,\) instead of \(32,\)\)"):
+    with pytest.raises(InputError, match=rf"size mismatch for {key}: .* torch.Size\(\[5\]\)"):
         load_exported(rewritten(lambda state: state.update({key: torch.zeros(5)})))
-    with pytest.raises(InputError, match=rf"1 misshapen \({key} .*int64"):
-        load_exported(rewritten(lambda state: state.update({key: torch.zeros(32).long()})))
 
 
 def test_weights_in_half_precision_are_taken_as_single(rewritten):
@@ -289,10 +287,10 @@ def test_what_is_no_exported_file_is_said_in_a_sentence(exported, rewritten, tmp
         read_export(path)
     for damaged in (b"", b"no tensors", whole[:100], whole[:-1], whole[5000:]):
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match="cannot be read as safetensors"):
+        with pytest.raises(InputError, match="is not a whole file of tools/export_stitch.py"):
             load_exported(path)
     safetensors.torch.save_file({"weight": torch.zeros(2)}, path)
-    with pytest.raises(InputError, match=r"not one of tools/export_stitch.py"):
+    with pytest.raises(InputError, match="is not a whole file of tools/export_stitch.py"):
         Predictor.from_file(path)
 
 

@@ -10,7 +10,7 @@ from detectron2.layers import paste_masks_in_image
 from detectron2.structures import BitMasks
 
 from snnet_vitdet.deploy import PastedMasks
-from snnet_vitdet.deploy import masks as masks_module
+from snnet_vitdet.deploy import instances as masks_module
 
 SIZE = (53, 71)
 # Inside, at the edges, over all, thin, of less than a pixel, beside the image.

@@ -88,7 +88,7 @@ def _examples(paths: Sequence[str], image: gr.Image) -> None:
 def _budget_controls(answers: Answers) -> dict[str, gr.components.Component]:
     """The controls that choose the stitch, by the attributes of ``Wish``."""
     budgets = answers.choices.budgets
-    names = [stitch.name for stitch in answers.choices.stitches.values()]
+    names = [row["name"] for row in answers.choices.rows.values()]
     kinds = [(BUDGETS[budget][0], budget) for budget in budgets] + [("name", BY_NAME)]
     with gr.Group(visible=answers.choices.is_choice):
         budget = gr.Radio(kinds, value=budgets[0], label="Choose by", elem_id="budget")

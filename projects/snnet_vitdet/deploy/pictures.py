@@ -14,7 +14,7 @@ from snnet_vitdet.data.images import REMEDIES, deep_mode_problem, read_rgb
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.text import plot_text
 
-from .masks import PastedMasks
+from .instances import PastedMasks
 
 __all__ = [
     "IMAGE_SUFFIXES",

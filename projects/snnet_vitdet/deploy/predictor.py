@@ -22,9 +22,8 @@ from snnet_vitdet.modeling import find_stitched_vit, running_in
 from snnet_vitdet.stitching import Stitch, merged
 
 from .export_file import exported_table, load_exported, read_export
-from .instances import ClassNames, Detections
+from .instances import ClassNames, Detections, PastedMasks
 from .loading import LoadedDetector, load_training, resizing
-from .masks import PastedMasks
 from .pictures import ImageLike
 
 __all__ = ["Predictor"]

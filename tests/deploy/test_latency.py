@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from snnet_vitdet.deploy.measuring import (
+from snnet_vitdet.deploy.latency import (
     bytes_kept_for_backward,
     measure,
     peak_of_live_storages,
