@@ -139,9 +139,21 @@ def test_an_id_may_be_any_integer(make, files):
             predictor(files[0], stitch=stitch)
 
 
+def test_arguments_that_do_not_fit_are_told(swept, make):
+    with pytest.raises(InputError, match="there is no device 'gpu': choose auto, cpu or cuda"):
+        Predictor(swept, swept.train.init_checkpoint, device="gpu")
+    model, names = instantiate(swept.model), make().class_names
+    with pytest.raises(InputError, match="a mapper has augmentations and image_format"):
+        Predictor.from_model(model, names, {}, device="cpu")
+    with pytest.raises(InputError, match=r"the model has \d classes, and 1 class names are given"):
+        Predictor.from_model(model, ["a"], swept.dataloader.test.mapper, device="cpu")
+    with pytest.raises(InputError, match="no config file is given"):
+        Predictor("")
+
+
 def test_what_is_no_threshold_is_refused_with_or_without_a_sweep(swept, make):
-    model = instantiate(swept.model)
-    without = Predictor.from_model(model, ["a"], swept.dataloader.test.mapper, device="cpu")
+    model, names = instantiate(swept.model), make().class_names
+    without = Predictor.from_model(model, names, swept.dataloader.test.mapper, device="cpu")
     for predictor in (make(), without):
         for score in (None, [0.3], True, float("nan"), 1.5, "0.5", "F1"):
             with pytest.raises(InputError, match="a threshold is a score from 0 to 1, f1, or"):

@@ -1,4 +1,4 @@
-"""What the page answers its visitors, without the page itself."""
+"""The answers to a visitor's wishes, without the page itself."""
 
 import threading
 import time
@@ -20,10 +20,10 @@ from .uploads import MAX_SIDE, open_picture
 __all__ = ["BY_NAME", "F1", "Answers", "Wish", "message"]
 
 BY_NAME = "name"
-"""Chosen in place of a budget: the stitch itself."""
+"""The value of ``Wish.budget`` for a stitch that is chosen by name."""
 
 F1 = "f1"
-"""Chosen in place of a score: the score of the stitch's largest F1 in the sweep."""
+"""The value of ``Wish.threshold`` for the score of the stitch's largest F1 in the sweep."""
 
 _MAX_ROWS = 50
 # Smaller pictures are enlarged, so that names fit in.
@@ -59,8 +59,8 @@ class Answers:
     ) -> None:
         """
         Args:
-            predict: Gives all detections in an image, (H, W, 3), RGB, uint8, with a stitch of an
-                id.
+            predict: Takes an image, (H, W, 3), RGB, uint8, and the id of a stitch; returns all
+                detections.
             choices: The stitches to choose from.
             max_pixels: Largest number of pixels of an uploaded picture.
         """
@@ -114,7 +114,7 @@ class Answers:
         return f"{name} ({unit}{f', {device}' if device else ''})"
 
     def detect(self, path: str, wish: Wish) -> tuple[np.ndarray, str]:
-        """Detects objects in a file with the stitch that is wanted.
+        """Detects objects in a file with the stitch that a visitor wants.
 
         Returns:
             The picture with boxes, masks, names and scores drawn in, (H, W, 3), RGB, uint8; and

@@ -1,4 +1,4 @@
-"""What the page runs: the model of a training, or exported stitches."""
+"""Loads what the page runs: the model of a training, or exported stitches."""
 
 import argparse
 import copy
@@ -73,7 +73,7 @@ def from_exports(args: argparse.Namespace) -> tuple[Answers, str, list[str]]:
             one training.
 
     Returns:
-        As :func:`from_training`.
+        The answers, the page's heading, and paths of examples.
 
     Raises:
         InputError: If there is none, one cannot be used, or they are not of one training.
@@ -86,7 +86,7 @@ def from_exports(args: argparse.Namespace) -> tuple[Answers, str, list[str]]:
     for file in files:
         info = read_export(file)
         if info.stitch is None:
-            raise InputError(f"{file} is of a baseline: it has no stitches to choose from")
+            raise InputError(f"{file} is a baseline: it has no stitches to choose from")
         for earlier, other in by_id.values():
             problem = None
             if other.class_names != info.class_names:

@@ -39,7 +39,7 @@ _JOIN = "/gradio_api/queue/join"
 _MAX_STATE = 100_000
 # Bytes around the files of an upload: boundaries and names.
 _MAX_ENVELOPE = 100_000
-# Limit of all pictures at a time, uploaded and drawn, in uploads of the largest size.
+# Limit of all pictures that are kept, uploaded and drawn, as a multiple of the upload limit.
 _MAX_STORED = 50
 # What gradio writes beside the path of a file.
 _META = {"_type": "gradio.FileData"}
@@ -146,8 +146,8 @@ class Gate:
         host = _host_name(headers.get("host", ""))
         if not (_is_number(host) or host in self._names):
             return PlainTextResponse(
-                f"The page does not go by the name {host!r}. Whoever runs it can allow the name: "
-                "--allow-host.",
+                f"This page is not served under the name {host!r}. Start it with --allow-host to "
+                "allow the name.",
                 403,
             )
         origin = headers.get("origin")

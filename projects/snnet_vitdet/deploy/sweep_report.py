@@ -163,7 +163,7 @@ def _read(folder: Path) -> StitchTable:
     try:
         return StitchTable.read(folder)
     except InputError as error:
-        # Measurements of an earlier sweep, for instance, must not prevent a page without them.
+        # A page without measurements is better than none, e.g. if they are of an earlier sweep.
         table = StitchTable.read_results(folder)
         logger.warning("The report has no latency and memory: %s", error)
         return table
