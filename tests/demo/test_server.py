@@ -205,27 +205,8 @@ def test_a_control_of_a_wrong_value_is_answered_in_a_sentence(place, wrong, page
         assert ended["success"] or ended["output"]["error"]
 
 
-def test_no_request_goes_around_the_queue(page, detector):
-    address, _ = page
-    (path,) = upload(address, ("a.png", picture())).json()
-    dependencies = httpx.get(f"{address}config").json()["dependencies"]
-    assert dependencies and all(dependency["queue"] for dependency in dependencies)
-    seen = detector.seen
-    for dependency in dependencies:
-        body = {
-            "data": [{"path": path, "meta": META}, *STATE],
-            "fn_index": dependency["id"],
-            "session_hash": "direct",
-        }
-        name = dependency["api_name"] or "predict"
-        for route in ("run/predict", f"run/{name}", f"api/{name}/", f"call/{name}", "run"):
-            answer = httpx.post(f"{address}gradio_api/{route}", json=body)
-            assert answer.status_code == 404
-    assert detector.seen == seen
-
-
 def test_pictures_are_decoded_one_at_a_time(page, detector, monkeypatch):
-    """Whoever asks, and however: decoded, a picture takes many times what its file does."""
+    """A decoded picture takes many times the memory of its file."""
     decoding, most, open_picture = [], [], Image.open
 
     def opened(*args, **kwargs):

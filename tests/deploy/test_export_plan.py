@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import partial
 
 import pytest
 import safetensors.torch
@@ -54,22 +55,9 @@ def header(whole):
 
 
 @pytest.fixture
-def rewritten(whole, tmp_path):
+def rewritten(whole, rewrite):
     """Makes a copy of the file with something changed: its text, what it says, its tensors."""
-
-    def make(says=None, tensors=None, text=None):
-        path = tmp_path / "changed.safetensors"
-        with safetensors.safe_open(whole, "pt") as file:
-            metadata = file.metadata()
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        content = json.loads(metadata["snnet_vitdet"])
-        (says or dict)(content)
-        (tensors or dict)(state)
-        metadata["snnet_vitdet"] = json.dumps(content) if text is None else text
-        safetensors.torch.save_file(state, path, metadata)
-        return path
-
-    return make
+    return partial(rewrite, whole)
 
 
 def paths(value, path=()):

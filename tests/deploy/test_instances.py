@@ -103,7 +103,7 @@ def test_objects_are_iterated_joined_moved_and_copied(count):
         for cat in (Detections.cat, Instances.cat):
             joined = cat(singles)
             assert joined.class_names.tolist() == NAMES[:count]
-            # Of one object, too: what detectron2 itself joined is indexed as well.
+            # What detectron2 itself joined is indexed as well, even a single object.
             assert joined[joined.scores >= 0.95].class_names.tolist() == NAMES[:1]
             assert torch.equal(joined.pred_masks, whole.pred_masks)
     joined = Detections.cat([whole, found(0), found(2)])

@@ -87,19 +87,19 @@ def from_exports(args: argparse.Namespace) -> tuple[Answers, str, list[str]]:
         info = read_export(file)
         if info.stitch is None:
             raise InputError(f"{file} is a baseline: it has no stitches to choose from")
-        for earlier, other in by_id.values():
-            problem = None
-            if other.class_names != info.class_names:
-                problem = "are not of one training, their classes differ"
-            elif other.stitch.id == info.stitch.id:
-                problem = f"both have stitch {info.name}"
-            if problem:
-                raise InputError(
-                    f"{file} and {earlier} {problem}: give one of them alone, or another folder"
-                )
-        by_id[info.stitch.id] = file, info
+        earlier, _ = by_id.setdefault(info.stitch.id, (file, info))
+        if earlier != file:
+            raise InputError(
+                f"{file} and {earlier} both have stitch {info.name}: give one of them alone, or "
+                "another folder"
+            )
     by_id = dict(sorted(by_id.items()))
     infos = [info for _, info in by_id.values()]
+    if len({info.class_names for info in infos}) > 1:
+        raise InputError(
+            f"the files in {path} are not of one training, their classes differ: give one of them "
+            "alone, or another folder"
+        )
     costs = [Cost(info.gflops * 1e9, info.params_m * 1e6) for info in infos]
     choices = Choices([info.stitch for info in infos], costs, exported_table(infos, path))
     options = dict(device=args.device, precision=args.precision)

@@ -147,7 +147,7 @@ _ANCHOR_SIZE = _value(number(0.1, 1e5))
 _BINS = _value(whole(1, 64))
 _NORMS = ("BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN")
 
-# Each check, and the arguments that it is for. All parts take an argument of a name alike.
+# Each check with the names of its arguments. An argument means the same in every part.
 _CHECKS: tuple[tuple[Check, str], ...] = (
     # Sizes of layers and images
     (_value(SIDE), "img_size pretrain_img_size canonical_box_size max_size"),
@@ -173,7 +173,7 @@ _CHECKS: tuple[tuple[Check, str], ...] = (
     (_value(number(1 / 16, 16)), "mlp_ratio"),
     (_optional(_value(number(-1e3, 1e3))), "layer_scale_init"),
     (_value(number(1e-12, 1)), "norm_eps"),
-    # Colours; a pixel that is divided by less is infinite.
+    # Colours; dividing a pixel by less would give infinity.
     (_value(numbers(3, number(-1e4, 1e4))), "pixel_mean pretrain_pixel_mean"),
     (_value(numbers(3, number(1e-3, 1e4))), "pixel_std pretrain_pixel_std"),
     (_value(number(0, 255)), "pad_value seg_pad_value"),
@@ -198,7 +198,7 @@ _CHECKS: tuple[tuple[Check, str], ...] = (
     (_WEIGHT, "smooth_l1_beta"),
     (_COUNT, "batch_size_per_image fed_loss_num_classes"),
     (_value(whole(0)), "vis_period"),
-    # What resizes images
+    # Augmentations
     (_value(number(0.01, 4)), "min_scale max_scale"),
     (_value(one_of("range", "choice")), "sample_style"),
     (_value(whole(0, 5)), "interp"),  # Pillow's
@@ -212,7 +212,7 @@ _CHECKS: tuple[tuple[Check, str], ...] = (
     (_value(FLAG), "pre_norm rel_pos_table activation_checkpointing pad use_sigmoid_ce"),
     (_value(FLAG), "allow_low_quality_matches proposal_append_gt train_on_pred_boxes"),
     (_value(FLAG), "cls_agnostic_bbox_reg"),
-    # What is on the list with one value alone
+    # Arguments with one allowed value
     (_value(one_of(4)), "box_dim"),
     (_value(one_of(False)), "use_fed_loss"),
     (_value(one_of(None)), "get_fed_loss_cls_weights keypoint_in_features keypoint_pooler"),

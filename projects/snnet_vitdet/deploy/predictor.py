@@ -95,8 +95,7 @@ class Predictor:
             raise InputError(f"there is no device {device!r}: choose auto, cpu or cuda") from error
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise InputError(f"device {device} is not there: choose cpu or auto")
-        is_loaded = isinstance(config, LoadedDetector)
-        loaded = config if is_loaded else load_training(config, weights)
+        loaded = config if isinstance(config, LoadedDetector) else load_training(config, weights)
         if not isinstance(loaded.model, GeneralizedRCNN):
             raise InputError(
                 "a Predictor is for detectron2's GeneralizedRCNN, not for "
@@ -233,8 +232,7 @@ class Predictor:
             return self._backbone.set_stitch(chosen.id) if self._backbone else chosen
 
     def _find(self, stitch: int | str) -> Stitch:
-        if not isinstance(stitch, str) or stitch.isdecimal():
-            stitch = _id(stitch)
+        stitch = _id_or_name(stitch)
         if self._backbone is None:
             only = self._loaded.stitch
             if only is None:
@@ -393,9 +391,9 @@ class Predictor:
         return Detections(found.image_size, **fields)
 
 
-def _id(stitch: object) -> int:
+def _id_or_name(stitch: object) -> int | str:
     if isinstance(stitch, str):
-        return int(stitch)
+        return int(stitch) if stitch.isdecimal() else stitch
     try:
         if not isinstance(stitch, bool):
             return operator.index(stitch)
