@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measures speed and memory of the stitches of a config beside detectron2's own ViTDet.
 
-    python tools/benchmark.py                                          # sizes that suit this machine
+    python tools/benchmark.py                                      # a config for this machine
     python tools/benchmark.py --config-file F --what blocks training --precision bfloat16
 
 Times are medians over rounds in which everything is measured in turn. Writes benchmark.csv,
