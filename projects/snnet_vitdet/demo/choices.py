@@ -46,8 +46,8 @@ class Choices:
             stitch_id, name = row["stitch_id"], row["name"]
             if stitch_id not in self.rows or self.rows[stitch_id]["name"] != name:
                 raise InputError(
-                    f"the sweep has a stitch {name} with id {stitch_id} and the model has not: it "
-                    "is the sweep of another model"
+                    f"the sweep has a stitch {name} with id {stitch_id}, which the model does not "
+                    "have: it is the sweep of another model"
                 )
             self.rows[stitch_id] = row
         self._compared = comparable(swept)
@@ -90,7 +90,7 @@ class Choices:
         """Ends and step of a slider: the lower one is enough for the cheapest stitch."""
         costs = [row[budget] for row in self._candidates(budget)]
         span = max(costs) - min(costs) or max(costs)
-        # As many steps as are easily set by hand, of a round length.
+        # Round steps, and no more of them than a hand can set.
         step = 10 ** math.floor(math.log10(span / 100))
         step = next(step * f for f in (1, 2, 5, 10) if span <= 200 * step * f)
         low = math.ceil(min(costs) / step)

@@ -229,7 +229,7 @@ _CSS = """
     .snnet-legend { column-gap: 12px; font-size: .75em; }
 }
 .snnet-legend li { display: flex; align-items: center; gap: .35em; margin: 0; }
-.snnet-legend svg { width: 14px; height: 14px; overflow: visible; }
+.snnet-legend svg { width: 16px; height: 16px; }
 
 .snnet-error, .snnet-hint { margin: 0; padding: 8px 12px; border-left: 4px solid; }
 .snnet-error { border-color: #d55e00; background: rgba(213, 94, 0, .12); }

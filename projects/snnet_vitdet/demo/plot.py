@@ -144,7 +144,7 @@ def _mark(name: str, x: float, y: float) -> list[str]:
 
 def _legend(styles: Mapping[str, tuple[str, str]]) -> str:
     items = "".join(
-        f'<li><svg viewBox="-9 -9 18 18" aria-hidden="true"><g fill="{colour}">'
+        f'<li><svg viewBox="-11 -11 22 22" aria-hidden="true"><g fill="{colour}">'
         f"{MARKERS[marker]}</g></svg><b>{escaped(kind)}</b> {escaped(kind_label(kind))}</li>"
         for kind, (colour, marker) in styles.items()
     )

@@ -27,7 +27,7 @@ __all__ = [
 TOLERANCE = 1e-3
 """Largest difference over the largest feature, in float32: kernels add up in different orders."""
 
-# In pixels, classes, probabilities of a pixel, and scores.
+# Largest differences of detections: pixels, classes, probabilities and scores.
 _DETECTION_TOLERANCES = {"pred_boxes": 1e-2, "pred_classes": 0, "pred_masks": 1e-3, "scores": 1e-4}
 _INPUT = "image"
 # A protobuf file can have 2 GiB, of which the graph needs some.

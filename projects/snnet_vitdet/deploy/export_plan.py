@@ -76,7 +76,7 @@ MAX_CLASSES = 65_536
 # The key that names a part.
 _PART = "part"
 _LORA = ("lora_rank", "lora_alpha")
-# These hold tensors that are in no state dict; a file has every number of all other parts.
+# The tensors of these parts are in no state dict, so these are built with values.
 _WITH_VALUES = (DefaultAnchorGenerator, GeneralizedRCNN)
 _MAX_SIDE = 4096
 _MAX_DEPTH = 128

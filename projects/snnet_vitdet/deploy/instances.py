@@ -35,7 +35,7 @@ class ClassNames(np.ndarray):
         return np.array(list(names), dtype=str).view(cls)
 
     def __getitem__(self, item: object) -> object:
-        # numpy takes a tensor of one element for a number, and would return a string.
+        # numpy would take a tensor of one element as a number and return a string.
         if torch.is_tensor(item):
             item = _as_index(item).numpy(force=True)
         return super().__getitem__(item)
@@ -125,7 +125,7 @@ class PastedMasks(torch.Tensor):
         kwargs: dict | None = None,
     ) -> object:
         kwargs, first = kwargs or {}, args[0] if args else None
-        # Joined and moved, they stay as they are.
+        # Joining and moving do not paste them.
         if function is aten.cat.default and args[1:] in ((), (0,)):
             if all(isinstance(each, cls) for each in first):
                 return cls.cat(first)

@@ -59,7 +59,7 @@ class LoadedDetector:
     iterations: int | None = None
 
     def prepare(self, image: ImageLike) -> dict[str, object]:
-        """An image as the model takes it, see :meth:`.Predictor.prepare`."""
+        """Returns an image as the model takes it, see :meth:`.Predictor.prepare`."""
         pixels = to_rgb(image)
         height, width = pixels.shape[:2]
         resized = _Resized(pixels)

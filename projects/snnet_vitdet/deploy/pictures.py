@@ -120,7 +120,7 @@ def draw_detections(
         ]
     masks = None
     if instances.has("pred_masks"):
-        # Outlines of one mask after the other, so that only one is in memory.
+        # One mask at a time, so that no more than one is in memory.
         masks = [
             GenericMask(mask.numpy().view(np.uint8), *instances.image_size).polygons
             for mask in instances.pred_masks

@@ -291,7 +291,7 @@ class Predictor:
         return self.set_stitch(self.table.best(by, **budgets).id)
 
     def prepare(self, image: ImageLike) -> dict[str, object]:
-        """An image as the model takes it: resized as in the sweep.
+        """Returns an image as the model takes it: resized as in the sweep.
 
         Returns:
             ``image``, float32 (3, H', W') on the CPU in the model's order of colours, and the
@@ -363,7 +363,7 @@ class Predictor:
         batch_size: int = 1,
         stitch: int | str | None = None,
     ) -> Iterator[Detections]:
-        """Detections of many images one by one, with no more than a batch in memory."""
+        """Yields the detections of each image, with no more than a batch in memory."""
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, got {batch_size}")
         batch = []
