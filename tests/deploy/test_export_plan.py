@@ -193,7 +193,7 @@ def test_damaged_bytes_are_a_sentence_or_a_model(whole, tmp_path_factory, noise,
         ("model.backbone.net.anchors.0.num_heads", 5, "AnchorViT cannot be made as described"),
     ],
 )
-def test_sizes_are_bounded_and_parts_fit(header, path, value, sentence):
+def test_sizes_are_bounded_and_names_are_known(header, path, value, sentence):
     keys = [int(key) if key.isdecimal() else key for key in path.split(".")]
     text = json.dumps(replaced(header, keys, value))
     if sentence is None:
