@@ -19,7 +19,10 @@ import torch
 from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.text import shown
 
-__all__ = ["check_state_dict", "read_weight_file"]
+__all__ = ["EXPORT_KEY", "check_state_dict", "export_description", "read_weight_file"]
+
+EXPORT_KEY = "snnet_vitdet"
+"""The key of the model's description in the header of an exported file."""
 
 _TORCH = "a file of torch.save"
 _SAFETENSORS = "a safetensors file"
@@ -98,6 +101,20 @@ def read_weight_file(path: str | os.PathLike[str], *, on_disk: bool = False) -> 
             f"weight file {path} cannot be read ({_reason(error)}): it is truncated or no weight "
             "file; download it again, or use an earlier checkpoint"
         ) from error
+
+
+def export_description(path: str | os.PathLike[str]) -> str | None:
+    """The text that describes the model of an exported file; the weights stay unread.
+
+    Returns:
+        What ``tools/export_stitch.py`` wrote; None if it did not write the file, or the file is
+        damaged.
+    """
+    try:
+        with safetensors.safe_open(os.fspath(path), framework="pt") as file:
+            return (file.metadata() or {}).get(EXPORT_KEY)
+    except (OSError, safetensors.SafetensorError):
+        return None
 
 
 def check_state_dict(state: object, source: str) -> None:

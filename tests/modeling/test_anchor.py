@@ -8,7 +8,7 @@ from detectron2.modeling import ViT
 from timm.models.vision_transformer import VisionTransformer
 from vits import images, randomise, small_anchor
 
-from snnet_vitdet.deploy.measuring import bytes_kept_for_backward
+from snnet_vitdet.deploy.latency import bytes_kept_for_backward
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import AnchorViT
 from snnet_vitdet.modeling.anchor import last_of_each_quarter
