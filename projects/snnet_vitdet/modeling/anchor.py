@@ -18,7 +18,7 @@ from detectron2.modeling.backbone.utils import (
     window_partition,
     window_unpartition,
 )
-from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates, get_act_layer
+from timm.layers import DropPath, LayerScale, Mlp, get_act_layer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -95,7 +95,8 @@ class Block(nn.Module):
         hidden = round(dim * mlp_ratio)
         self.mlp = Mlp(dim, hidden_features=hidden, act_layer=get_act_layer(act_layer))
         if linear is not nn.Linear:
-            self.mlp.fc1, self.mlp.fc2 = linear(dim, hidden), linear(hidden, dim)
+            self.mlp.add_module("fc1", linear(dim, hidden))
+            self.mlp.add_module("fc2", linear(hidden, dim))
         self.ls2 = layer_scale()
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
@@ -249,7 +250,8 @@ class AnchorViT(Backbone):
         if lora_rank:
             linear = partial(LowRankLinear, rank=lora_rank, alpha=lora_alpha, train_bias=False)
         blocks = []
-        for index, drop_path in enumerate(calculate_drop_path_rates(drop_path_rate, depth)):
+        drop_paths = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        for index, drop_path in enumerate(drop_paths):
             window = 0 if index in global_block_indexes else window_size
             side = window or img_size // patch_size
             has_rel_pos = not window if use_rel_pos == "global" else use_rel_pos
@@ -331,10 +333,10 @@ class AnchorViT(Backbone):
         Returns:
             Tokens, (B, h, w, C).
         """
-        block = self.blocks[index]
+        block: Callable[[torch.Tensor], torch.Tensor] = self.blocks[index]
         if updated is not None:
             # Checkpointing runs this again in the backward pass, whatever is set by then.
-            block = partial(_run_updated, block, updated)
+            block = partial(_run_updated, self.blocks[index], updated)
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, x, use_reentrant=False)
         return block(x)

@@ -1,7 +1,7 @@
 """The arguments of an anchor that its pretrained weights determine."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from snnet_vitdet.errors import InputError
@@ -56,8 +56,8 @@ class Pretraining:
     rel_pos_table: bool
     pretrain_img_size: int
     pretrain_patch_size: int
-    pretrain_pixel_mean: tuple[float, ...]
-    pretrain_pixel_std: tuple[float, ...]
+    pretrain_pixel_mean: Sequence[float]
+    pretrain_pixel_std: Sequence[float]
 
     def __post_init__(self) -> None:
         for key, kind in _KINDS.items():
@@ -76,7 +76,6 @@ class Pretraining:
                     f"{key}={written(value)} of an anchor must be three numbers, red, green and "
                     "blue, of pixels from 0 to 255 (timm's own are of 0 to 1)"
                 )
-            object.__setattr__(self, key, tuple(value))  # a config gives lists
         if self.rel_pos_table and not self.use_rel_pos:
             raise InputError("rel_pos_table=True of an anchor needs use_rel_pos=True")
         if not self.grid:
@@ -97,7 +96,7 @@ class Pretraining:
             wanted: Arguments of an anchor; those that weights do not determine are ignored.
         """
         return [
-            f"{key}={_as_override(value)} instead of {_as_override(getattr(self, key))}"
+            f"{key}={written(value)} instead of {written(getattr(self, key))}"
             for key, value in wanted.items()
             if hasattr(self, key) and not _agree(key, value, getattr(self, key))
         ]
@@ -106,10 +105,8 @@ class Pretraining:
 def _agree(key: str, wanted: object, given: object) -> bool:
     if key in _PRESENCE:
         return (wanted is None) == (given is None)
-    if isinstance(wanted, tuple):
+    if isinstance(wanted, tuple) and isinstance(given, Sequence):
         return all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(wanted, given, strict=True))
-    return math.isclose(wanted, given) if isinstance(wanted, float) else wanted == given
-
-
-def _as_override(value: object) -> str:
-    return written(list(value) if isinstance(value, tuple) else value)
+    if isinstance(wanted, float) and isinstance(given, float | int):
+        return math.isclose(wanted, given)
+    return wanted == given

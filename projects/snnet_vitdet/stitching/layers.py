@@ -83,7 +83,9 @@ class StitchingLayers(nn.Module):
         """The layer of a transition; KeyError if no stitch of the space crosses it."""
         if transition == self._exit_transition and self.exit is not None:
             return self.exit
-        return self._directed(transition)[str(transition.cut)]
+        layer = self._directed(transition)[str(transition.cut)]
+        assert isinstance(layer, StitchingLayer)
+        return layer
 
     def items(self) -> Iterable[tuple[Transition, StitchingLayer]]:
         """Pairs of transition and layer, in the order of the transitions."""
