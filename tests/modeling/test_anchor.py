@@ -18,7 +18,7 @@ ROUNDING = dict(rtol=1e-4, atol=1e-4)
 
 
 def plain_anchor(**arguments):
-    """As timm runs it: no windows, no relative positions."""
+    """An anchor as timm runs it: no windows, no relative positions."""
     return AnchorViT(window_size=0, use_rel_pos=False, **arguments)
 
 
@@ -204,19 +204,19 @@ def test_relative_positions_can_be_left_to_global_blocks():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(abs_pos="none"), "abs_pos=none of an anchor must be one of interpolated, win, null"),
+        (dict(abs_pos="none"), r"abs_pos=none must be one of \['interpolated', 'win', None"),
         (
             dict(use_rel_pos="all"),
-            "use_rel_pos=all of an anchor must be one of True, False, gl",
+            r"use_rel_pos=all must be one of \[True, False, 'gl",
         ),
         (
             dict(act_layer="quickgelu"),
-            "act_layer=quickgelu of an anchor must be one of gelu, ",
+            r"act_layer=quickgelu must be one of \['gelu', ",
         ),
-        (dict(norm_eps="1e5x"), "norm_eps=1e5x of an anchor must be a number above 0"),
+        (dict(norm_eps="1e5x"), "norm_eps=1e5x must be a number above 0"),
         (
             dict(pretrain_pixel_mean=[0.5, 0.5]),
-            r"pretrain_pixel_mean=\[0.5, 0.5\] of an anchor",
+            r"pretrain_pixel_mean=\[0.5, 0.5\] must be three numbers, red, green",
         ),
         (
             dict(pretrain_pixel_std=[0.5] * 3),
@@ -224,7 +224,7 @@ def test_relative_positions_can_be_left_to_global_blocks():
         ),
         (
             dict(rel_pos_table=True, use_rel_pos=False),
-            "rel_pos_table=True of an anchor needs use_rel_pos=True",
+            "rel_pos_table=True needs use_rel_pos=True",
         ),
     ],
 )

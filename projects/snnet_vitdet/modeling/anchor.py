@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.stitching import LowRankLinear, updating
-from snnet_vitdet.validators import FLAG, TEXT, number, whole, written
+from snnet_vitdet.validators import FLAG, TEXT, check, number, whole
 
 from .attention import Attention
 from .pretraining import Pretraining
@@ -32,7 +32,7 @@ from .pretraining import Pretraining
 __all__ = ["AnchorViT", "Block", "last_of_each_quarter"]
 
 # The arguments that pretrained weights do not determine.
-_KINDS = {
+_VALIDATORS = {
     "img_size": whole(1),
     "patch_size": whole(1),
     "drop_path_rate": number(0, below=1),
@@ -197,9 +197,8 @@ class AnchorViT(Backbone):
         """
         given = locals()
         super().__init__()
-        for key, kind in _KINDS.items():
-            if must_be := kind(given[key]):
-                raise InputError(f"{key}={written(given[key])} of an anchor must be {must_be}")
+        for key, validator in _VALIDATORS.items():
+            check(key, given[key], validator)
         self.pretraining = Pretraining(
             embed_dim=embed_dim,
             depth=depth,
