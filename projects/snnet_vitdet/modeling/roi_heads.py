@@ -69,7 +69,9 @@ def running_in(model: nn.Module, precision: torch.dtype) -> Iterator[None]:
 
 
 def _in_float32(
-    heads: nn.Module, given: tuple, output: tuple[list[Instances], dict[str, torch.Tensor]]
+    heads: nn.Module,
+    given: tuple[object, ...],
+    output: tuple[list[Instances], dict[str, torch.Tensor]],
 ) -> None:
     for instances in output[0]:
         fields = instances.get_fields()
