@@ -274,6 +274,15 @@ def test_a_group_that_is_set_to_null_is_off(group, tiny_config):
     assert tiny_config(f"train.{group}=null") == tiny_config()
 
 
+@pytest.mark.parametrize("group", ["sampler", "train.amp"])
+def test_another_group_that_is_null_in_an_edited_config_is_named(group, tiny_config, tmp_path):
+    config, path = tiny_config(), str(tmp_path / "config.yaml")
+    OmegaConf.update(config, group, None)
+    LazyConfig.save(config, path)
+    with pytest.raises(InputError, match=f"{group}=null must be a group of settings"):
+        load_config(path)
+
+
 def test_a_config_is_saved_as_a_whole_where_no_temporary_file_can_be(
     tiny_config, tmp_path, monkeypatch
 ):
@@ -315,3 +324,19 @@ def test_a_group_that_is_there_twice_is_refused(tiny_config, tmp_path):
     path.write_text(path.read_text() + "train: {max_iter: 3}\n")
     with pytest.raises(InputError, match="it has train twice"):
         load_config(str(path))
+
+
+def test_numbers_of_numpy_become_those_of_python(root, tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        f"import numpy as np\nfrom detectron2.config import LazyConfig\n"
+        f"config = LazyConfig.load({str(root / NANO)!r})\n"
+        f"data, dataloader, init, lr_multiplier, model, optimizer, sampler, sweep, train = (\n"
+        f"    config[key] for key in ('data', 'dataloader', 'init', 'lr_multiplier', 'model',\n"
+        f"    'optimizer', 'sampler', 'sweep', 'train'))\n"
+        f"train.max_iter, train.eval_stitches = np.int64(3), [np.int64(0)]\n"
+        f"optimizer.lr = np.float64(1e-4) * 2\n"
+    )
+    config = load_config(str(path))
+    assert type(config.train.max_iter) is type(config.train.eval_stitches[0]) is int
+    assert type(config.optimizer.lr) is float and config.optimizer.lr == 2e-4

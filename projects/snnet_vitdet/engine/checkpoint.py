@@ -6,10 +6,14 @@ import os
 import re
 from collections.abc import Mapping
 
+import torch
+
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.text import listed, shown
 from snnet_vitdet.weight_files import read_weight_file
 
 __all__ = [
+    "check_resumed_optimizer",
     "checkpoint_parts",
     "checkpoint_to_evaluate",
     "checkpoint_to_resume",
@@ -114,7 +118,7 @@ def checkpoint_to_resume(output_dir: str) -> str:
             fault,
             last,
         )
-    # All are earlier than a last one with a name of another kind.
+    # A last checkpoint with a name of another kind counts as later than all others.
     earlier = [n for n in _checkpoints(output_dir) if not _iteration(n) >= _iteration(last)]
     damaged = ""
     for name in [last, *reversed(earlier)]:
@@ -201,3 +205,66 @@ def checkpoint_parts(path: str, *, on_disk: bool = False) -> dict:
             "it is damaged; use another checkpoint"
         )
     return dict(saved)
+
+
+def check_resumed_optimizer(optimizer: torch.optim.Optimizer, state: Mapping) -> None:
+    """Refuses a checkpoint whose optimizer has other settings than the config, or is damaged.
+
+    In contrast to config.yaml, which can be edited, this state is what would be used.
+
+    Args:
+        optimizer: The optimizer that the config builds.
+        state: State of the checkpoint's optimizer, which would replace the settings.
+
+    Raises:
+        InputError: If a setting of a group differs, or the state of a parameter is incomplete, of
+            another shape or not finite.
+    """
+    # Keys that every trained parameter has.
+    wanted = {key for kept in state["state"].values() for key in kept}
+    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        wanted |= {"step", "exp_avg", "exp_avg_sq"}
+    for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):
+        # The schedule changes lr and keeps initial_lr.
+        saved = {**saved, "lr": saved.get("initial_lr", saved.get("lr"))}
+        for key in ("lr", "weight_decay", "betas", "momentum", "eps"):
+            if key in own and key in saved and not _same(own[key], saved[key]):
+                raise InputError(
+                    f"the optimizer of the checkpoint has {key}={saved[key]} where the config has "
+                    f"{key}={own[key]}, for the same parameters: resume it with the optimizer.* "
+                    "it began with, or start another training from the checkpoint with "
+                    "train.init_checkpoint and a train.output_dir of its own"
+                )
+        for parameter, index in zip(own["params"], saved["params"], strict=False):
+            kept = state["state"].get(index, {})
+            missing = sorted(wanted - kept.keys()) if kept else []
+            faults = [f"it has no {listed(missing)}"] if missing else []
+            faults += [
+                f"its {shown(key)} {fault}"
+                for key, value in kept.items()
+                if (fault := _fault(value, parameter))
+            ]
+            if faults:
+                raise InputError(
+                    f"the optimizer of the checkpoint is damaged: for a parameter of the shape "
+                    f"{tuple(parameter.shape)}, {faults[0]}; resume from an earlier checkpoint, or "
+                    "start another training from this one with train.init_checkpoint"
+                )
+
+
+def _fault(value: object, parameter: torch.Tensor) -> str:
+    """What is wrong with a value in the optimizer's state of a parameter, if anything."""
+    if not torch.is_tensor(value):
+        return "" if value is None or isinstance(value, int | float) else "is no tensor"
+    if value.is_nested:
+        return "is a nested tensor"
+    # A single number is the count of steps.
+    if value.ndim and value.shape != parameter.shape:
+        return f"has the shape {tuple(value.shape)}"
+    if value.layout != torch.strided or value.is_meta or not torch.isfinite(value.float()).all():
+        return "has other than finite values"
+    return ""
+
+
+def _same(own: object, saved: object) -> bool:
+    return list(own) == list(saved) if isinstance(own, tuple | list) else own == saved

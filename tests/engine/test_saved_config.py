@@ -1,20 +1,14 @@
 """What a resumed training may change, and what is said of it."""
 
-import copy
 import logging
 
 import pytest
-import torch
 from detectron2.config import LazyConfig
 from in_process import run_main
 from omegaconf import OmegaConf
 
 from snnet_vitdet.engine import load_config, save_config
-from snnet_vitdet.engine.resuming import (
-    check_resumed_optimizer,
-    check_resumed_settings,
-    save_resumed_config,
-)
+from snnet_vitdet.engine.saved_config import check_resumed_settings, save_resumed_config
 from snnet_vitdet.errors import InputError
 
 # Each line stands for ten, or two, of the one before it.
@@ -256,40 +250,3 @@ def test_an_edited_config_does_not_hide_the_learning_rate_of_the_checkpoint(
             run_main(config, "--resume")
     path.write_text(saved)
     run_main(load_config(str(path), ["train.max_iter=3"]), "--resume")
-
-
-def training_state(damage):
-    """A layer, and the state of a new optimizer of it that is then damaged."""
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(layer.parameters())
-    layer(torch.ones(3)).sum().backward()
-    optimizer.step()
-    state = copy.deepcopy(optimizer.state_dict())
-    damage(state["state"][0])
-    return optimizer, state
-
-
-@pytest.mark.parametrize(
-    ("value", "says"),
-    [
-        (torch.ones(3, 2), r"of the shape \(2, 3\) its 'exp_avg' has the shape \(3, 2\)"),
-        (torch.full((2, 3), float("nan")), "has other than finite values"),
-        (torch.ones(2, 3).to_sparse(), "has other than finite values"),
-        (torch.nested.nested_tensor([torch.ones(2)]), "is a nested tensor"),
-        ("text", "is no tensor"),
-    ],
-    ids=["shape", "NaN", "sparse", "nested", "text"],
-)
-def test_a_damaged_state_of_the_optimizer_is_refused(value, says):
-    check_resumed_optimizer(*training_state(lambda state: None))
-    with pytest.raises(InputError, match=says):
-        check_resumed_optimizer(*training_state(lambda state: state.update(exp_avg=value)))
-
-
-@pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq", "step"])
-def test_a_state_of_the_optimizer_that_lacks_something_is_refused(key):
-    with pytest.raises(InputError, match=rf"of the shape \(2, 3\) it has no {key}; resume from an"):
-        check_resumed_optimizer(*training_state(lambda state: state.pop(key)))
-    # A parameter that has had no gradient has nothing at all.
-    check_resumed_optimizer(*training_state(dict.clear))
