@@ -1,4 +1,3 @@
-import copy
 import logging
 import resource
 import signal
@@ -389,50 +388,22 @@ def test_an_impossible_iteration_is_a_sentence(checkpoint, iteration):
         load(checkpoint, make_model())
 
 
-def test_the_names_of_very_many_classes_are_refused_and_of_many_cut(checkpoint):
-    for number, says in ((65_537, "names 65537 classes"), (60_000, r"\(60000 in all\)\], but")):
-        content = torch.load(checkpoint) | {"classes": {"thing_classes": ["fig" * 99] * number}}
-        torch.save(content, checkpoint)
-        with pytest.raises(InputError, match=says) as error:
-            load(checkpoint, make_model(), classes=ClassNames(NAMES))
-        assert len(str(error.value)) < 3000
+def test_the_names_of_many_classes_are_cut(checkpoint):
+    content = torch.load(checkpoint) | {"classes": {"thing_classes": ["fig" * 99] * 60_000}}
+    torch.save(content, checkpoint)
+    with pytest.raises(InputError, match=r"\(60000 in all\)\], but") as error:
+        load(checkpoint, make_model(), classes=ClassNames(NAMES))
+    assert len(str(error.value)) < 3000
 
 
-def training_state(damage):
-    """A layer, and the state of a new optimizer of it that is then damaged."""
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(3, 2)
+@pytest.mark.parametrize("value", [torch.ones(3, 2), torch.full((2, 3), float("nan"))])
+def test_a_damaged_state_of_the_optimizer_is_refused(value):
+    layer = nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(layer.parameters())
     layer(torch.ones(3)).sum().backward()
     optimizer.step()
-    state = copy.deepcopy(optimizer.state_dict())
-    damage(state["state"][0])
-    return optimizer, state
-
-
-@pytest.mark.parametrize(
-    ("value", "says"),
-    [
-        (
-            torch.ones(3, 2),
-            r"of the shape \(2, 3\), its 'exp_avg' has the shape \(3, 2\)",
-        ),
-        (torch.full((2, 3), float("nan")), "has other than finite values"),
-        (torch.ones(2, 3).to_sparse(), "has other than finite values"),
-        (torch.nested.nested_tensor([torch.ones(2)]), "is a nested tensor"),
-        ("text", "is no tensor"),
-    ],
-    ids=["shape", "NaN", "sparse", "nested", "text"],
-)
-def test_a_damaged_state_of_the_optimizer_is_refused(value, says):
-    check_resumed_optimizer(*training_state(lambda state: None))
-    with pytest.raises(InputError, match=says):
-        check_resumed_optimizer(*training_state(lambda state: state.update(exp_avg=value)))
-
-
-@pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq", "step"])
-def test_a_state_of_the_optimizer_that_lacks_something_is_refused(key):
-    with pytest.raises(InputError, match=rf"of the shape \(2, 3\), it has no {key}; resume from"):
-        check_resumed_optimizer(*training_state(lambda state: state.pop(key)))
-    # A parameter that has had no gradient has nothing at all.
-    check_resumed_optimizer(*training_state(dict.clear))
+    state = optimizer.state_dict()
+    check_resumed_optimizer(optimizer, state)
+    state["state"][0]["exp_avg"] = value
+    with pytest.raises(InputError, match=r"its exp_avg for a parameter of the shape \(2, 3\) has"):
+        check_resumed_optimizer(optimizer, state)

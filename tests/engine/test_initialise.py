@@ -411,20 +411,3 @@ def test_exported_files_are_taken(two, joined, tiny_config, tmp_path):
     assert_loaded(joined, two)
     with pytest.raises(InputError, match="trained for the classes"):
         load_detectors(joined, sources, NAMES[::-1])
-
-
-@pytest.mark.parametrize(
-    ("change", "refused"),
-    [
-        (lambda s: s.pop("small"), "init.detectors.small is not set: give the checkpoint"),
-        (lambda s: s.update(large="nix.pth"), r"init\.detectors\.large=nix\.pth: .*not exist"),
-        (lambda s: s.update(small=s["large"]), r"init\.detectors\.small=.*not one of this model"),
-        (lambda s: s.update(large=s["other"]), r"init\.detectors\.large=.*trained for the classes"),
-    ],
-)
-def test_what_does_not_fit_is_refused(change, refused, two, joined, tmp_path):
-    sources = {name: saved(detector, tmp_path / f"{name}.pth") for name, detector in two.items()}
-    sources["other"] = saved(two["large"], tmp_path / "other.pth", NAMES[::-1])
-    change(sources)
-    with pytest.raises(InputError, match=refused):
-        load_detectors(joined, sources, NAMES)

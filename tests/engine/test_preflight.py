@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import LazyConfig
-from detectron2.data import DatasetCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import GeneralizedRCNN
 
@@ -452,12 +451,6 @@ def test_preflight_changes_nothing(tiny_config, tmp_path):
     prepare_run(config, evaluation=False, resume=False)
     assert config.data.masks is True and config.train.device in ("cpu", "cuda")
     assert scenes.exists() and os.listdir(output) == []
-
-
-def test_checking_registers_no_data_of_its_own(check):
-    before = set(DatasetCatalog)
-    check()
-    assert set(DatasetCatalog) == before
 
 
 @pytest.mark.parametrize(
