@@ -1,8 +1,10 @@
-"""What a resumed training may change, and what is said of it."""
+"""Saving config.yaml, and what a resumed training may change."""
 
 import logging
+import tempfile
 
 import pytest
+from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
 from in_process import run_main
 from omegaconf import OmegaConf
@@ -33,6 +35,25 @@ def folder(tiny_config, tmp_path):
 def resumed(tiny_config, folder):
     """The config of its resumed training, with further overrides."""
     return lambda *overrides: tiny_config(f"train.output_dir='{folder}'", *overrides)
+
+
+def test_a_config_is_saved_as_a_whole_where_no_temporary_file_can_be(
+    tiny_config, tmp_path, monkeypatch
+):
+    # What a full TMPDIR made of it was half a file, without a word.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
+    config, path = tiny_config(), tmp_path / "config.yaml"
+    save_config(config, str(path))
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+    LazyConfig.save(config, str(tmp_path / "theirs.yaml"))
+    assert path.read_bytes() == (tmp_path / "theirs.yaml").read_bytes()
+
+
+def test_what_yaml_cannot_hold_is_pickled_beside_it(tiny_config, tmp_path):
+    config = tiny_config()
+    config.train.extra = L(print)(end=lambda: 3)
+    save_config(config, str(tmp_path / "config.yaml"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "config.yaml.pkl"]
 
 
 def test_the_same_settings_are_resumed_without_a_word(folder, resumed, caplog):
