@@ -231,7 +231,7 @@ def truncate(path):
 
 def test_a_training_is_resumed_from_its_last_checkpoint(training):
     assert checkpoint_to_resume(str(training)) == str(training / "model_final.pth")
-    # Whoever writes another name into the file means it.
+    # A name that a user writes into the file counts.
     (training / "last_checkpoint").write_text("model_0000019.pth")
     assert checkpoint_to_resume(str(training)) == str(training / "model_0000019.pth")
 
@@ -252,7 +252,7 @@ def test_a_lost_note_of_the_last_checkpoint_does_not_let_a_training_begin_anew(
         assert f"last_checkpoint {fault}: the latest counts, {name}.pth" in caplog.text
         assert checkpoint_to_evaluate("", str(training)) == str(training / f"{name}.pth")
         (training / f"{name}.pth").unlink()
-    # What is for inspection is none.
+    # A file for inspection is not a checkpoint of the training.
     assert (training / "inspected.pth").exists()
     assert checkpoint_to_resume(str(training)) == ""
 

@@ -19,7 +19,7 @@ def from_the_root(root, monkeypatch):
 
 
 def test_a_saved_config_is_named_before_what_it_names_is_run(tmp_path, caplog):
-    """Whoever loads it: predict, train_net, demo, a program of somebody's own."""
+    """load_config warns, so that every program does."""
     config, marker = tmp_path / "config.yaml", tmp_path / "it ran"
     config.write_text(f"a: !!python/object/apply:os.mkdir [{str(marker)!r}]\n")
     warned_before = []
@@ -214,7 +214,7 @@ def test_a_trainings_own_config_means_its_folder_and_what_it_has_trained(tmp_pat
     given = ("train.output_dir=elsewhere", "train.init_checkpoint=start.pth")
     path = str(tmp_path / "config.yaml")
     LazyConfig.save(load_config(NANO, given), path)
-    # Of a folder without a checkpoint, it is a config like any other.
+    # In a folder without a checkpoint, it is a config like any other.
     train = load_config(path).train
     assert (train.output_dir, train.init_checkpoint) == ("elsewhere", "start.pth")
     (tmp_path / "model_0000003.pth").touch()

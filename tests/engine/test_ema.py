@@ -181,7 +181,7 @@ ITERATIONS = 5
 
 
 def overrides_of(output, *more):
-    """Of a short training that keeps every checkpoint."""
+    """The overrides of a short training that keeps every checkpoint."""
     return [
         f"train.output_dir={output}",
         f"train.max_iter={ITERATIONS}",
@@ -316,7 +316,7 @@ def test_predictor_and_a_new_training_take_the_average(
     assert torch.equal(Predictor(config).model.state_dict()[name], saved["ema"]["weights"][name])
     config.sweep.averaged = False
     assert torch.equal(Predictor(config).model.state_dict()[name], saved["model"][name])
-    # Of an earlier version.
+    # A config of an earlier version.
     del config.sweep.averaged
     assert torch.equal(Predictor(config).model.state_dict()[name], saved["ema"]["weights"][name])
 

@@ -297,7 +297,7 @@ EXITS = {"small": SMALL, "large": LARGE}
 
 @pytest.fixture
 def configs(tiny_config):
-    """Of the two detectors, in the config of a run."""
+    """The configs of the two detectors, by ViT."""
     config = tiny_config()
     return {name: anchor_alone(config.model, name) for name in EXITS}
 

@@ -253,7 +253,7 @@ def test_a_detector_without_masks_is_told_of(tiny_config, data, tmp_path, caplog
 
 @pytest.fixture
 def config(tiny_config, tiny_scenes, tmp_path):
-    """Of a training with data and a folder of its own."""
+    """The config of a training with data and a folder of its own."""
     data = tmp_path / "data"
     shutil.copytree(Path(tiny_scenes.train_json).parent, data)
     return tiny_config(

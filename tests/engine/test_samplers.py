@@ -20,7 +20,7 @@ from snnet_vitdet.stitching import EndsSampler, ResourceConstrainedSampler, Unif
 
 @pytest.fixture(scope="module")
 def costs(tiny_config):
-    """Of the tiny detector."""
+    """The costs of the tiny detector."""
     return stitch_costs(tiny_config().model)
 
 

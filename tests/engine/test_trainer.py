@@ -310,7 +310,7 @@ def test_gradient_and_losses_are_the_mean_of_those_of_the_micro_batches(monkeypa
     assert losses == pytest.approx([single[0] for _, _, single in alone])
     (metrics,) = record.metrics
     assert metrics["total_loss"] == pytest.approx(sum(losses) / 4)
-    # Of several stitches, the metrics have the last one's.
+    # The metrics have the last of several stitches.
     assert metrics["stitch_id"] == stitches[-1].id != stitches[0].id
 
 
