@@ -17,7 +17,7 @@ from snnet_vitdet.text import listed, shown
 from snnet_vitdet.weight_files import check_state_dict, export_description
 
 from .checkpoint import checkpoint_parts
-from .config import read_yaml
+from .saved_config import read_yaml
 
 __all__ = ["PIXELS", "ClassNames", "DetectorCheckpointer", "StrictCheckpointer"]
 
@@ -201,7 +201,7 @@ class StrictCheckpointer(DetectionCheckpointer):
         own = self.model.state_dict()
         # detectron2 removes this prefix.
         saved = {key.removeprefix("module."): v for key, v in checkpoint["model"].items()}
-        # Copying would convert integers to floats and back without a word.
+        # Copying would silently convert integers to floats and back.
         types = [
             f"{key} {saved[key].dtype} instead of {own[key].dtype}"
             for key in sorted(saved.keys() & own.keys())
