@@ -13,7 +13,13 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import Sequence
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # While libraries load, Ctrl-C ends the process at once. Some of them would turn the
+    # KeyboardInterrupt into an ImportError, and the exit status into 1.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import snnet_vitdet.omp  # noqa: F401  # isort: skip
 
@@ -62,6 +68,8 @@ def main(args: argparse.Namespace, config: Config, notes: Sequence[str] = ()) ->
 
 def cli() -> None:
     """Reads the command line, checks everything, and starts the processes."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = default_argument_parser(epilog=__doc__)
     # detectron2's default is a fixed port, with which one machine runs one training at a time.
     parser.set_defaults(dist_url=AUTO)

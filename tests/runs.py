@@ -87,7 +87,7 @@ def recorded(overrides, output):
 
 
 def training_overrides(output):
-    """Of a short training with checkpoints, whose model is random inside."""
+    """The overrides of a short training with checkpoints, whose model is random inside."""
     return [
         f"train.output_dir={output}",
         f"train.max_iter={NUM_ITERATIONS}",
@@ -101,7 +101,7 @@ def training_overrides(output):
 
 
 def fewer_resources(output):
-    """Of the same training with micro-batches and anchors that stand still at first."""
+    """The overrides of the same training with micro-batches, and anchors frozen at first."""
     return [
         *training_overrides(output),
         "train.max_iter=6",

@@ -82,18 +82,6 @@ def test_a_run_in_any_locale_reads_and_writes_names_beyond_ascii(
     assert str(folder_of(named_data)) in log
 
 
-def test_a_program_writes_what_its_terminal_has_no_character_for(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    script = tmp_path / "says.py"
-    script.write_text(
-        "from snnet_vitdet.errors import exit_on_input_error\n"
-        "with exit_on_input_error():\n"
-        "    print('s\\u00fc\\u00df')\n"
-    )
-    finished = run("UTF-8", script)
-    assert (finished.returncode, finished.stdout) == (0, "s\\xfc\\xdf\n"), finished.stderr
-
-
 def test_a_program_keeps_its_arguments_when_its_locale_is_ascii(tmp_path):
     script = tmp_path / "says.py"
     script.write_text(

@@ -1,7 +1,6 @@
-"""Every override of an ablation, trained for an iteration or more: it does what its row says.
+"""Overrides of ablations, each trained for some iterations: it does what its row says.
 
-That the ablations build is in test_ablations.py; LoRA on the anchors of a stitched
-detector is trained in test_train_net.py.
+test_ablations.py builds all ablations; test_train_net.py trains LoRA on the anchors.
 """
 
 import csv
@@ -15,10 +14,9 @@ import torch
 from in_process import run_main
 from runs import assert_same_tensors
 
-from snnet_vitdet import sweep_run
-from snnet_vitdet.engine import initialise, load_config
+from snnet_vitdet.engine import initialise
 from snnet_vitdet.modeling import stitch_costs
-from snnet_vitdet.stitching import ResourceConstrainedSampler, StitchSpace, UniformSampler
+from snnet_vitdet.stitching import ResourceConstrainedSampler, StitchSpace
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +25,6 @@ DEPTHS = (4, 8)
 NET = "model.backbone.net"
 LAYERS = "backbone.net.stitching_layers."
 SNNETV1 = (f"{NET}.max_cuts=1", f"{NET}.kinds=[S,L,FS]")
-UNIFORM = "sampler._target_=snnet_vitdet.stitching.UniformSampler"
 # So many iterations draw more than one kind of every space below.
 SEVERAL = 10
 
@@ -124,22 +121,6 @@ def test_stitches_of_the_space_alone_are_built_and_trained(overrides, space, tra
     assert layers_of(run.moved) == crossed_layers(run, space)
 
 
-def test_uniform_sampling_draws_all_stitches_alike(trained, tiny_config):
-    run = trained(UNIFORM, iterations=SEVERAL)
-    gflops = stitch_costs(tiny_config().model).gflops
-    assert run.ids == draws(UniformSampler(gflops), SEVERAL)
-    assert run.ids != draws(ResourceConstrainedSampler(gflops, step=0.002), SEVERAL)
-
-
-def test_another_step_of_ros_draws_from_other_groups(trained, tiny_config):
-    run = trained("sampler.step=0.0005", iterations=SEVERAL)
-    gflops = stitch_costs(tiny_config().model).gflops
-    default, fine = (ResourceConstrainedSampler(gflops, step) for step in (0.002, 0.0005))
-    assert 1 < len(default.groups) < len(fine.groups)
-    assert run.ids == draws(fine, SEVERAL)
-    assert run.ids != draws(default, SEVERAL)
-
-
 # -------------------------------------------------------------------------------- stitching layers
 
 
@@ -167,26 +148,12 @@ def test_a_rank_trains_the_update_and_leaves_the_fit(rank, trained):
         assert torch.equal(run.before[f"{layer}.weight"], other.before[f"{layer}.weight"])
 
 
-def test_rank_64_of_wider_anchors(trained):
-    """A rank is at most the smaller width, of which the tiny detector has 32."""
-    widths = (f"{NET}.small.embed_dim=64", f"{NET}.large.embed_dim=96")
-    assert_trained_with_rank(trained(f"{NET}.lora_rank=64", *widths), 64)
-
-
 def test_rank_0_trains_the_fitted_matrix_itself(trained):
     run = trained(f"{NET}.lora_rank=0")
     assert not any(".lora_" in name for name in run.before)
     crossed = crossed_layers(run, StitchSpace(DEPTHS))
     assert {layer for layer in crossed if f"{layer}.weight" in run.moved} == crossed
     assert layers_of(run.moved) == crossed
-
-
-def test_snnetv1_as_a_whole(trained, tiny_config):
-    run = trained(*SNNETV1, UNIFORM, f"{NET}.lora_rank=0", iterations=SEVERAL)
-    space = StitchSpace(DEPTHS, 1, ("S", "L", "FS"))
-    assert run.ids == draws(UniformSampler([1.0] * len(space)), SEVERAL)
-    assert not any(".lora_" in name for name in run.before)
-    assert {f"{layer}.weight" for layer in crossed_layers(run, space)} <= run.moved
 
 
 def test_random_start_leaves_out_the_fit_alone(trained):
@@ -221,70 +188,6 @@ def test_num_images_reach_the_fit(tiny_config, tmp_path, monkeypatch, restored_l
 
 
 # ---------------------------------------------------------------------- tuning and initialisation
-
-
-@pytest.fixture(scope="module")
-def alone_config(tiny_scenes):
-    """Makes the config of a baseline of COCO, as small as the tiny detector."""
-    tiny = [
-        f"data.train_json={tiny_scenes.train_json}",
-        f"data.train_images={tiny_scenes.train_images}",
-        f"data.test_json={tiny_scenes.test_json}",
-        f"data.test_images={tiny_scenes.test_images}",
-        "dataloader.train.mapper.instance_mask_format=bitmask",
-        "data.image_size=64",
-        "dataloader.train.total_batch_size=2",
-        "dataloader.train.num_workers=0",
-        "dataloader.test.num_workers=0",
-        "train.device=cpu",
-        "model.roi_heads.num_classes=6",
-        "model.roi_heads.batch_size_per_image=16",
-        "model.proposal_generator.pre_nms_topk=[60,40]",
-        "model.proposal_generator.post_nms_topk=[40,20]",
-        *(f"{NET}.{size}" for size in ("embed_dim=32", "num_heads=2", "window_size=2", "depth=4")),
-        f"{NET}.global_block_indexes=[1,3]",
-        "init.weights.net=null",
-    ]
-    file = str(ROOT / "configs/COCO/mask_rcnn_vitdet_deit3_b_100ep.py")
-    # A baseline has nothing to fit.
-    return lambda *overrides: load_config(
-        file, [*tiny, *(o for o in overrides if not o.startswith("init.num_images"))]
-    )
-
-
-def test_tuning_by_lora_of_an_anchor_alone(alone_config, trained):
-    run = trained(f"{NET}.lora_rank=4", f"{NET}.use_rel_pos=False", make_config=alone_config)
-    anchor = {name for name in run.before if name.startswith("backbone.net.")}
-    updates = {name for name in anchor if name.endswith((".lora_a", ".lora_b"))}
-    # Stochastic depth may have dropped a branch of every image, which then stays.
-    assert run.moved & anchor <= updates
-    assert {n for n in updates if ".blocks.0." in n} <= run.moved
-    assert not any("rel_pos" in name for name in anchor)
-    for head in ("backbone.simfp_", "proposal_generator.", "roi_heads."):
-        assert any(name.startswith(head) for name in run.moved)
-
-
-def test_the_sweep_at_initialisation_runs_every_stitch_of_what_a_training_starts_from(
-    tiny_config, trained, tmp_path, monkeypatch, restored_logging
-):
-    swept = {}
-    sweep = sweep_run.sweep
-
-    def spy(model, *args, **kwargs):
-        swept.update({name: value.clone() for name, value in model.state_dict().items()})
-        return sweep(model, *args, **kwargs)
-
-    monkeypatch.setattr(sweep_run, "sweep", spy)
-    changes = ("init.num_images=2", "sweep.at_initialisation=True")
-    run_main(tiny_config(f"train.output_dir={tmp_path}", *changes), "--eval-only")
-    # The fit, bit by bit; untrained heads would score as badly without it.
-    start = trained().before
-    assert swept.keys() == start.keys()
-    assert all(torch.equal(value, start[name]) for name, value in swept.items())
-    with open(tmp_path / "sweep" / "stitches.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["name"] for row in rows] == [stitch.name for stitch in StitchSpace(DEPTHS)]
-    assert {row["iteration"] for row in rows} == {"0"}
 
 
 SMALL_END = (

@@ -24,7 +24,7 @@ RUNS_CODE = {
 # And why it may stand there.
 ALLOWED = {
     # By a loader that makes plain values alone.
-    ("projects/snnet_vitdet/engine/config.py", "yaml.load"),
+    ("projects/snnet_vitdet/engine/saved_config.py", "yaml.load"),
     # With weights_only=True, see below.
     ("projects/snnet_vitdet/weight_files.py", "torch.load"),
     # What this process has pickled itself a moment ago.

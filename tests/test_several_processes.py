@@ -147,15 +147,14 @@ def blocks_of(stitch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scope", ["shared", "process"])
-def test_four_processes_start_and_stay_alike(scope, tiny_config, tmp_path):
+def test_four_processes_of_a_stitch_each_start_and_stay_alike(tiny_config, tmp_path):
     """The fit's sums are added over the processes, each of which has seen other images."""
     config = tiny_config(
         f"train.output_dir={tmp_path}",
         "train.max_iter=3",
         "train.eval_stitches=[0]",
         "dataloader.train.total_batch_size=4",
-        f"train.stitch_scope={scope}",
+        "train.stitch_scope=process",
     )
     launch_here(train_in_a_process, 4, config, str(tmp_path))
     for name in ("start", "rank"):

@@ -13,7 +13,7 @@ from snnet_vitdet.demo.answers import message
 from snnet_vitdet.deploy import draw_detections
 from snnet_vitdet.errors import InputError, exit_with
 from snnet_vitdet.report import SampleColumn, SamplePicture, SampleRow, Samples, report_html
-from snnet_vitdet.text import escaped, log_neutrally, neutral, plot_text
+from snnet_vitdet.text import escaped, neutral, plot_text
 
 # Colours a terminal, clears it, goes back, turns text around, ends a line, and is half a character.
 ACTING = "\x1b[31m \x9b2J \r \b \x7f \0 \u202e \u2066 \u200f \u061c \u2028 \n \ud800"
@@ -64,12 +64,6 @@ def test_errors_and_logs_are_neutral(capsys, caplog):
     assert acting_in(record.getMessage()) == ["\n"] and record.getMessage().endswith(" of\n3")
 
 
-def test_what_detectron2_logs_by_class_is_neutral(caplog):
-    logging.getLogger("detectron2.evaluation.coco_evaluation").warning("%s", NAME)
-    (record,) = caplog.records
-    assert acting_in(record.getMessage()) == ["\n"]
-
-
 def test_classes_of_annotations_are_logged_neutrally(tmp_path, caplog):
     annotation = dict(id=1, image_id=1, category_id=1, bbox=[1, 1, 5, 5], area=25, iscrowd=0)
     annotation["segmentation"] = [[1, 1, 6, 1, 6, 6, 1, 6]]
@@ -89,13 +83,6 @@ def test_records_of_other_packages_stay_as_they_are(caplog):
     logging.getLogger("other.package").warning("%s", "a\x1b\u202e")
     (record,) = caplog.records
     assert record.args == ("a\x1b\u202e",)
-
-
-def test_logs_can_be_made_neutral_twice(monkeypatch, caplog):
-    monkeypatch.setattr(logging, "_logRecordFactory", logging.getLogRecordFactory())
-    log_neutrally("snnet_vitdet")
-    logging.getLogger("snnet_vitdet").warning("a\x1b")
-    assert caplog.records[0].getMessage() == r"a\x1b"
 
 
 def test_a_report_has_names_as_text():

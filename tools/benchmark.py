@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measures speed and memory of the stitches of a config beside detectron2's own ViTDet.
 
-    python tools/benchmark.py                                              # what suits this machine
+    python tools/benchmark.py                                      # a config for this machine
     python tools/benchmark.py --config-file F --what blocks training --precision bfloat16
 
 Times are medians over rounds in which everything is measured in turn. Writes benchmark.csv,
@@ -10,7 +10,6 @@ benchmark.json and benchmark.png. Weights are random; needs neither data nor net
 
 import argparse
 import copy
-import csv
 import json
 import platform
 from collections.abc import Callable
@@ -30,11 +29,12 @@ from detectron2.utils.events import EventStorage
 from matplotlib.figure import Figure
 from torch import nn
 
-from snnet_vitdet.deploy.measuring import bytes_kept_for_backward, measure
+from snnet_vitdet.deploy.latency import bytes_kept_for_backward, measure
 from snnet_vitdet.engine import load_config, synthetic_batch
 from snnet_vitdet.engine.precision import autocast
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.evaluation.one_pass import detect
+from snnet_vitdet.files import write_csv
 from snnet_vitdet.modeling import JoinedRCNN, anchor_alone, find_stitched_vit, stitch_costs
 from snnet_vitdet.modeling.anchor import Block
 from snnet_vitdet.report import drawing
@@ -138,7 +138,7 @@ def block_forward(block, x, setting):
 
 
 def forward_and_backward(forward):
-    """The backward pass of the sum of what the forward pass returns."""
+    """Runs a forward pass, and the backward pass of the sum of its output."""
     forward().sum().backward()
 
 
@@ -378,11 +378,7 @@ def run(args):
         "rows": rows,
     }
     folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "benchmark.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(folder / "benchmark.csv", list(rows[0]), (list(row.values()) for row in rows))
     (folder / "benchmark.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
     print(f"Results in {folder}")
     with drawing(str(folder / "benchmark.png")):

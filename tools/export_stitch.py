@@ -65,9 +65,9 @@ def arguments():
     parser.add_argument(
         "--images",
         metavar="FOLDER",
-        help="what --torchscript is traced and compared on; default: the config's test images",
+        help="images to trace and compare --torchscript on; default: the config's test images",
     )
-    parser.add_argument("--info", metavar="FILE", help="print what an exported file says, and end")
+    parser.add_argument("--info", metavar="FILE", help="print the description of an exported file")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
     return parser.parse_args()
 
@@ -83,7 +83,7 @@ def images_for(args, config):
         raise InputError(
             "--torchscript needs images, and those of the config are not there: give --images"
         )
-    # And an image with nothing to find, which takes another path through the detector.
+    # An image without objects takes another path through the detector.
     return [*files[:NUM_IMAGES], np.zeros((64, 64, 3), np.uint8)]
 
 

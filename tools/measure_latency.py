@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measures what every stitch of a trained model takes on this device: time and memory.
+"""Measures time and memory of every stitch of a trained model on this device.
 
     python tools/measure_latency.py --config-file output/my/config.yaml
     python tools/measure_latency.py --config-file output/my/config.yaml --stitches frontier \
@@ -50,7 +50,7 @@ def arguments():
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument(
-        "--images", metavar="FOLDER", help="what to detect in; default: the config's test images"
+        "--images", metavar="FOLDER", help="images to detect in; default: the config's test images"
     )
     parser.add_argument(
         "--output", metavar="FILE", help="default: latency.json beside the sweep of the training"

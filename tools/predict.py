@@ -56,8 +56,8 @@ def arguments():
     parser.add_argument(
         "--threshold",
         default="0.5",
-        help="lowest score that is shown (default 0.5); f1 or precision=0.9 for the one that gives "
-        "this for the stitch, as the sweep found it",
+        help="lowest score that is shown (default 0.5); f1 or precision=0.9 for the stitch's score "
+        "of this in the sweep",
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument(

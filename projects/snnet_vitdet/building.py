@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.utils.registry import locate
@@ -15,37 +16,35 @@ __all__ = ["build", "check_call", "located", "parameters_of", "told_as"]
 
 @contextmanager
 def told_as(what: str) -> Iterator[None]:
-    """Turns the errors of another library into an InputError that says what has failed.
-
-    It is for single calls, whose errors may be of any type.
+    """Turns any error of another library inside the context into an InputError.
 
     Args:
-        what: As in "<what>: <cause>".
+        what: What has failed; the message is "<what>: <cause>".
 
     Raises:
-        InputError: If anything is raised.
+        InputError: If an error is raised.
     """
     try:
         yield
     except (InputError, InterpolationToMissingValueError):
-        raise  # the latter for a key that is left to the user, which the program asks for
+        raise  # the second means a key that the user must give; the program asks for it
     except Exception as error:
         cause = first_line(error).rstrip(":")
         if not isinstance(error, RuntimeError | TypeError | ValueError):
-            cause = f"{type(error).__name__}: {cause}"  # which may be a single word
+            cause = f"{type(error).__name__}: {cause}"  # the cause may be a single word
         raise InputError(f"{what}: {cause}") from error
 
 
 def located(target: object) -> object:
-    """Returns the object that the ``_target_`` of a node names, or is.
+    """The object of a node's ``_target_``, which is the object itself or its name.
 
     Raises:
-        Exception: Whatever the import of a name raises.
+        Exception: Anything that importing the name raises.
     """
     return locate(target) if isinstance(target, str) else target
 
 
-def build(key: str, node: object) -> object:
+def build(key: str, node: object) -> Any:
     """Builds the object that a node of a config describes, with detectron2's ``instantiate``.
 
     Args:
@@ -54,7 +53,7 @@ def build(key: str, node: object) -> object:
 
     Raises:
         InputError: If it cannot be built; names the innermost node that cannot, and the cause.
-        InterpolationToMissingValueError: If it refers to a key that is left to the user.
+        InterpolationToMissingValueError: If it refers to a key that the user must give.
     """
     _check_node(key, node)
     try:
@@ -96,7 +95,7 @@ def _check_node(key: str, node: object) -> None:
 
 
 def _nodes(key: str, node: object) -> Iterator[tuple[str, Mapping]]:
-    """Yields name and node of the next nodes with a ``_target_`` inside a node."""
+    """Yields name and node of the outermost nodes with a ``_target_`` inside a node."""
     items = node.items() if isinstance(node, Mapping) else enumerate(node)
     for name, child in items:
         if isinstance(child, Mapping) and "_target_" in child:
@@ -106,7 +105,7 @@ def _nodes(key: str, node: object) -> Iterator[tuple[str, Mapping]]:
 
 
 def parameters_of(node: object) -> Mapping[str, inspect.Parameter]:
-    """Returns the parameters that the callable of a node takes by name, if it can be found."""
+    """The parameters that the callable of a node takes by name; none if it cannot be found."""
     if not isinstance(node, Mapping) or "_target_" not in node:
         return {}
     target = node["_target_"]

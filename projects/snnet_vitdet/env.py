@@ -1,7 +1,7 @@
 """What this Python environment has and what is missing: ``python -m snnet_vitdet.env``.
 
-It must work in an environment that is broken. So it imports only the standard library at module
-level, and a package that is missing or does not load is a line of the report.
+It must work in a broken environment. So it imports only the standard library at module level, and
+reports a package that is missing or does not load.
 """
 
 import importlib.metadata
@@ -20,11 +20,11 @@ _INSTALL_DETECTRON2 = "python tools/install_detectron2.py"
 
 
 def report() -> tuple[dict[str, str | None], list[str]]:
-    """Looks at this environment and changes nothing.
+    """Inspects the environment.
 
     Returns:
-        The version of each required package, None for one that is missing; and what is missing or
-        does not work, each with its remedy.
+        The version of each required package, None if it is missing; and the problems, each with its
+        remedy.
     """
     versions: dict[str, str | None] = {}
     problems = []
@@ -39,7 +39,7 @@ def report() -> tuple[dict[str, str | None], list[str]]:
     versions["detectron2"] = _version("detectron2")
     if versions["detectron2"] is None:
         problems.append(f"not installed: detectron2. Run: {_INSTALL_DETECTRON2}")
-    # Each needs those before it: a second error would be misleading.
+    # Each needs those before it, so only the first error counts.
     for module in ("torch", "torchvision", "detectron2"):
         if versions.get(module) is None or (module == "detectron2" and problems):
             break
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 def _requirements() -> list[str]:
-    """What pyproject.toml lists, without the extras, as this package was installed."""
+    """The dependencies of this package as installed, without extras."""
     try:
         listed = importlib.metadata.requires("snnet-vitdet") or []
     except importlib.metadata.PackageNotFoundError:
@@ -78,10 +78,10 @@ def _requirements() -> list[str]:
 
 
 def _version(name: str) -> str | None:
-    """The version that is installed; None if there is none, or it cannot be imported."""
+    """The installed version of a package; None if it is missing or cannot be imported."""
     # The builds of OpenCV provide the same module.
     module = {"opencv-python-headless": "cv2", "detectron2": "detectron2"}.get(name)
-    # A folder without __init__.py is what an interrupted installation leaves.
+    # An interrupted installation leaves a folder without __init__.py.
     spec = importlib.util.find_spec(module) if module else None
     if module and (spec is None or spec.origin is None):
         return None
@@ -95,7 +95,7 @@ def _is_within(version: str, requirement: str) -> bool:
     try:
         from packaging.requirements import Requirement
         from packaging.version import InvalidVersion
-    except ImportError:  # it is reported as missing itself
+    except ImportError:  # packaging itself is reported as missing
         return True
     try:
         return Requirement(requirement).specifier.contains(version, prereleases=True)
@@ -104,7 +104,7 @@ def _is_within(version: str, requirement: str) -> bool:
 
 
 def _import_problem(module: str, versions: dict[str, str | None]) -> str:
-    """Imports what this project uses of a package; the error and its remedy, or ""."""
+    """Imports a package; returns the error and its remedy, or an empty text."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -114,7 +114,7 @@ def _import_problem(module: str, versions: dict[str, str | None]) -> str:
         if module != "detectron2" or hasattr(imported, "SimpleFeaturePyramid"):
             return ""
         reason = "it has no SimpleFeaturePyramid (ViTDet)"
-    # A library that was built for another torch raises any of these while it is loaded.
+    # A library that was built for another torch may raise any of these.
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
     remedy = {

@@ -1,4 +1,4 @@
-"""The one exception that means "what the user gave us is wrong", and how a program ends with it."""
+"""The exception for wrong input of the user, and how a program ends with it."""
 
 import sys
 from collections.abc import Iterator
@@ -12,29 +12,29 @@ __all__ = ["InputError", "cannot_write", "exit_on_input_error", "exit_with", "fi
 
 
 class InputError(ValueError):
-    """Wrong input from outside: a config, an override, a weight file or data.
+    """Wrong input: a config, an override, a weight file or data.
 
-    The message is one sentence or two that name the thing and the remedy. The command-line programs
-    print it without a traceback and exit with status 2; code that calls the package can catch it as
-    a ``ValueError``.
+    The message is one or two sentences that name the fault and the remedy. The command-line
+    programs print it without a traceback and exit with status 2. Callers can catch it as a
+    ``ValueError``.
     """
 
     def __init__(self, message: object = "") -> None:
-        # What it names may be called anything.
+        # The message may contain any name from a file.
         super().__init__(neutral(message))
 
 
 def exit_with(error: InputError | str) -> NoReturn:
-    """Ends a command-line program: the sentence on the standard error output, status 2."""
+    """Ends a command-line program: prints the error to stderr and exits with status 2."""
     sys.stderr.write(f"error: {neutral(error)}\n")
     sys.exit(2)
 
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Ends a command-line program, as :func:`exit_with` does, at an InputError.
+    """Ends a command-line program by :func:`exit_with` if an InputError is raised inside.
 
-    Around all that a program does, see :func:`.encoding.in_utf8`.
+    The context encloses the whole program, because :func:`.encoding.in_utf8` may restart it.
     """
     in_utf8()
     try:
@@ -44,11 +44,11 @@ def exit_on_input_error() -> Iterator[None]:
 
 
 def cannot_write(path: object, error: Exception) -> InputError:
-    """What to raise where a file cannot be written.
+    """The error to raise where a file cannot be written.
 
     Args:
-        path: Of the file.
-        error: What its writer has raised.
+        path: Path of the file.
+        error: The error of its writer.
     """
     reason = getattr(error, "strerror", None) or first_line(error)
     return InputError(
@@ -58,7 +58,7 @@ def cannot_write(path: object, error: Exception) -> InputError:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error of a library says, or its type if it says nothing."""
+    """The first line of an error's message, or its type if it has none."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    # It may quote a whole file.
+    # A message may quote a whole file.
     return line if len(line) <= 500 else f"{line[:500]}…"

@@ -1,4 +1,4 @@
-"""Files that are written as a whole or not at all: no crash and no reader meets half of one."""
+"""Files that are written completely or not at all, even in a crash."""
 
 import csv
 import errno
@@ -23,10 +23,10 @@ __all__ = [
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The content of a regular file: a pipe would be waited for, and /dev/zero be read, forever.
+    """The content of a regular file; reading a pipe or /dev/zero might never end.
 
     Raises:
-        OSError: If it cannot be read, or is anything else than a regular file.
+        OSError: If it cannot be read, or is not a regular file.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
@@ -35,20 +35,20 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], *errors: type[Exception]) -> Iterator[Path]:
-    """Gives the name of a file to write, which takes the place of ``path`` once it is on the disk.
+    """Yields a temporary path to write to, which replaces ``path`` at the end of the context.
 
-    If anything goes wrong, it is removed, and what was there before is still whole.
+    If anything goes wrong, the temporary file is removed and the old file stays.
 
     Args:
-        path: Of the file; its folder is made.
-        *errors: What else than OSError the writer raises where it cannot write.
+        path: Path of the file; its folder is made.
+        *errors: Errors besides OSError that the writer raises if it cannot write.
 
     Raises:
-        InputError: If it cannot be written.
+        InputError: If the file cannot be written.
     """
     path = Path(path)
-    # A fixed name: what a killed process leaves behind is overwritten by the next attempt. Of the
-    # same suffix: some writers ask for it.
+    # A fixed name, so that the next attempt overwrites the file of a killed process. The same
+    # suffix, because some writers require it.
     temporary = path.with_name(f".tmp.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,9 +56,9 @@ def replacing(path: str | os.PathLike[str], *errors: type[Exception]) -> Iterato
         try:
             mode = temporary.stat().st_mode
             yield temporary
-            # Some writers make files that their owner alone may read.
+            # Some writers make files that only their owner may read.
             temporary.chmod(mode)
-            # First the content, then the name: after a loss of power there must be no empty file.
+            # Content before name, so that a loss of power leaves no empty file.
             _sync(temporary, os.O_RDWR)
             os.replace(temporary, path)
         finally:
@@ -68,17 +68,17 @@ def replacing(path: str | os.PathLike[str], *errors: type[Exception]) -> Iterato
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a file of some bytes, see :func:`replacing`.
+    """Writes bytes to a file by :func:`replacing`.
 
     Raises:
-        InputError: If it cannot be written; a file of this name from before is then still whole.
+        InputError: If it cannot be written; an old file of this name then stays.
     """
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_csv(path: str | os.PathLike[str], header: Sequence, rows: Iterable[Sequence]) -> None:
-    """Writes a table that a user asked for, to a file in a folder that is made, or to a device.
+    """Writes a table to a file, whose folder is made, or to a device.
 
     Raises:
         InputError: If it cannot be written.
@@ -92,17 +92,17 @@ def write_csv(path: str | os.PathLike[str], header: Sequence, rows: Iterable[Seq
 
 
 def read_json(path: str | os.PathLike[str], **kwargs: object) -> object:
-    """Parses a JSON file in UTF-8, UTF-16 or UTF-32, with a byte order mark or without.
+    """Parses a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Args:
-        path: Of the file.
-        **kwargs: As for ``json.loads``.
+        path: Path of the file.
+        **kwargs: Arguments of ``json.loads``.
 
     Raises:
-        OSError: If it cannot be read, or is no regular file.
-        ValueError: If it is no JSON, or nested too deeply to be read.
+        OSError: If it cannot be read, or is not a regular file.
+        ValueError: If it is not JSON, or nested too deeply.
     """
-    # As bytes: text would be decoded as the locale says, which may be ASCII.
+    # As bytes: text would be decoded with the encoding of the locale, which may be ASCII.
     content = read_file(path)
     try:
         return json.loads(content, **kwargs)
@@ -111,13 +111,13 @@ def read_json(path: str | os.PathLike[str], **kwargs: object) -> object:
 
 
 def temporary_folder(prefix: str) -> tempfile.TemporaryDirectory:
-    """A folder of this process, which is removed with the object.
+    """A temporary folder that is removed with the object.
 
     Args:
-        prefix: What its name begins with.
+        prefix: Start of its name.
 
     Raises:
-        InputError: If there is nowhere to make it.
+        InputError: If it cannot be made.
     """
     try:
         return tempfile.TemporaryDirectory(prefix=prefix)

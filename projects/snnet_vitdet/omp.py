@@ -1,12 +1,11 @@
-"""What programs set for the libraries they load. Every program imports this before all others.
+"""Environment variables for libraries. Every program imports this module first.
 
-The threads of OpenMP wait for each other asleep. By default they spin at each barrier: where the
-cores have other work, a spinning thread keeps the core from the one that it waits for, and two
-threads beside one busy process took 36 s for what takes 5.8 s with threads that sleep. OpenMP reads
-the variable when it is loaded, which is with torch. What the environment says already stays.
+OpenMP's threads should sleep while they wait for each other. By default they spin at each barrier
+and keep the core from the thread they wait for: beside one busy process, two spinning threads took
+36 s for work that sleeping ones did in 5.8 s. OpenMP reads the variable when torch is loaded. A
+value that the user has set stays.
 
-Pictures are drawn without a screen. A name of a screen that matplotlib does not know, in the
-environment, would end every program that loads it.
+matplotlib draws without a screen. An unknown backend in the environment would be an error.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""Names out of files, as they may be shown: on a screen, in a log, on a page, in a picture.
+"""Names from files, made safe to show on a screen, in a log, on a page or in a picture.
 
-A class or a file can be called anything. Control characters in a name would move a terminal's
-cursor or colour its text, and marks of direction would turn around what stands beside them.
+A class or a file can have any name. Control characters in it would move a terminal's cursor or
+colour its text, and marks of direction would reverse the text beside it.
 """
 
 import html
@@ -13,22 +13,22 @@ __all__ = ["counted", "escaped", "listed", "log_neutrally", "neutral", "plot_tex
 
 # Control characters, lone halves of characters, and ends of lines and paragraphs.
 _CATEGORIES = ("Cc", "Cs", "Zl", "Zp")
-# Marks of direction. Other characters without a width belong to names: they join letters or emoji.
+# Marks of direction. Other characters without width belong to names: they join letters or emoji.
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def neutral(text: object, keep: str = "") -> str:
-    r"""A text without characters that act on what shows it.
+    r"""A text without control characters.
 
     >>> neutral("cat\x1b[31m\u202egpj.exe")
     'cat\\x1b[31m\\u202egpj.exe'
 
     Args:
-        text: Or anything that has one.
-        keep: Such characters that are wanted, as ends of lines in a text of several.
+        text: The text, or an object to convert to one.
+        keep: Control characters to keep, such as ends of lines.
 
     Returns:
-        The text with each of these characters written as Python would.
+        The text with each control character escaped as in Python.
     """
     text = str(text)
     if text.isascii() and text.isprintable():
@@ -37,11 +37,11 @@ def neutral(text: object, keep: str = "") -> str:
 
 
 def shown(value: object, length: int = 80) -> str:
-    """A value of a file as an error names it: as Python writes it, but never long.
+    """A value of a file for an error: as Python writes it, but short.
 
     Args:
-        value: Of a list, the first twenty are shown.
-        length: Most characters of each text.
+        value: The value; of a list, the first twenty items are shown.
+        length: Largest number of characters of each text.
     """
     if isinstance(value, list):
         rest = f", … ({len(value)} in all)" if len(value) > 20 else ""
@@ -56,7 +56,7 @@ def shown(value: object, length: int = 80) -> str:
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
-    """The first of many names, for an error; none of them is long."""
+    """The first of many names, each cut to 200 characters, for an error."""
     names = [name if len(name) <= 200 else f"{name[:200]}…" for name in names[:most]] + (
         ["…"] if len(names) > most else []
     )
@@ -69,20 +69,20 @@ def counted(count: int, one: str, many: str) -> str:
 
 
 def escaped(text: object) -> str:
-    """A text to stand in HTML, within elements and quoted attributes, see :func:`neutral`."""
+    """A text for HTML elements and quoted attributes, without control characters."""
     return html.escape(neutral(text))
 
 
 def plot_text(text: object) -> str:
-    """A text to stand in a picture of matplotlib, which takes what is between dollars for maths."""
+    """A text for matplotlib, which would read text between dollar signs as mathematics."""
     return neutral(text).replace("$", r"\$")
 
 
 def log_neutrally(*packages: str) -> None:
-    """Makes all records of some packages' loggers neutral, whoever writes them, and where.
+    """Removes control characters from all log records of some packages, in every handler.
 
     Args:
-        *packages: Their names. Records of others stay as they are.
+        *packages: Names of the packages.
     """
     make = logging.getLogRecordFactory()
 

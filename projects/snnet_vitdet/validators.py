@@ -27,7 +27,7 @@ __all__ = [
 Validator = Callable[[object], str]
 """Returns what a value must be; an empty text if the value is allowed."""
 
-# Larger numbers do not fit where libraries keep them: in 32 bits, and in integers of 64 bits.
+# Libraries keep whole numbers in 32 bits and others in 64 bits; larger ones do not fit.
 _MOST = 2**31 - 1
 _LARGEST = 1e18
 
@@ -36,9 +36,9 @@ def check(key: str, value: object, validator: Validator) -> None:
     """Checks a value.
 
     Args:
-        key: The name of the value in the config.
+        key: Name of the value in the config.
         value: The value.
-        validator: Which values are allowed.
+        validator: The validator of the value.
 
     Raises:
         InputError: If the value is not allowed.
@@ -48,7 +48,7 @@ def check(key: str, value: object, validator: Validator) -> None:
 
 
 def written(value: object) -> str:
-    """Returns a value as an override writes it, cut after 200 characters."""
+    """A value as an override writes it, cut after 200 characters."""
     if value is None:
         return "null"
     text = str(value) if isinstance(value, str | bool | Real) else _in_config(value)
@@ -64,7 +64,7 @@ def _in_config(value: object) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Returns whether a value is a finite number; True and False are not numbers."""
+    """Whether a value is a finite number; True and False are not numbers."""
     try:
         return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an integer beyond the range of float
@@ -167,7 +167,7 @@ def PATH(value: object) -> str:  # noqa: N802
 
 
 def STITCHES(value: object) -> str:  # noqa: N802
-    """Allows what :func:`snnet_vitdet.stitching.select_stitches` may be given, by its type."""
+    """Allows the types that :func:`snnet_vitdet.stitching.select_stitches` takes."""
     items = value if _is_list(value) else [value]
     fits = items and all(type(item) is int or (isinstance(item, str) and item) for item in items)
     return "" if fits else "ids, names or ranges of stitches, such as 'all' or '0-12,40'"

@@ -6,10 +6,16 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from snnet_vitdet.engine import build_sampler, load_config, mean_gflops, training_shares
-from snnet_vitdet.engine.distillation import distillation_cost
+from snnet_vitdet.engine import (
+    TrainSettings,
+    build_sampler,
+    load_config,
+    mean_gflops,
+    training_shares,
+)
+from snnet_vitdet.engine.distillation import distils, teacher_of
 from snnet_vitdet.modeling import baseline_cost, stitch_costs
-from snnet_vitdet.stitching import CostTable
+from snnet_vitdet.stitching import CostTable, Sampler
 
 __all__ = ["ALONE", "CONFIGS", "PAPER", "ROOT", "VARIANTS", "Variant", "cost_of", "training_cost"]
 
@@ -151,8 +157,40 @@ def training_cost(config: DictConfig, costs: CostTable) -> float:
     """
     sampler = build_sampler(config, costs)
     mean = mean_gflops(training_shares(sampler, config.train.max_iter), costs)
-    mean += distillation_cost(config.train, costs, sampler)
+    mean += _distillation_cost(config.train, costs, sampler)
     return mean / max(costs.gflops)
+
+
+def _distillation_cost(train: TrainSettings, costs: CostTable, sampler: Sampler) -> float:
+    """Mean cost per draw that distillation adds to a training, in GFLOPs of a forward pass.
+
+    A forward with backward costs three forward passes. The teacher makes one forward, without the
+    heads: a third. The student's pyramid runs again, forward and back to its input: two thirds.
+    The draws of the training are counted, since ``every`` may coincide with the turns of the ends.
+
+    Args:
+        train: ``train`` of the config.
+        costs: Costs of every stitch.
+        sampler: Sampler of the training.
+    """
+    settings = train.distillation
+    if not distils(settings):
+        return 0.0
+    teacher, exits = teacher_of(costs.space, costs.gflops), costs.parts.exits
+    heads = exits[costs.space[teacher].exit]
+    forward = costs[teacher].gflops - heads["rpn"].gflops - heads["roi_heads"].gflops
+    if settings.rpn_weight:
+        forward += heads["rpn"].gflops
+    added = [forward / 3] * len(costs.space)
+    if settings.weight:
+        added = [
+            forward / 3 + exits[stitch.exit]["pyramid"].gflops * 2 / 3 for stitch in costs.space
+        ]
+    added[teacher] = 0.0
+    slots = range(train.accumulation.steps if train.accumulation.stitch == "own" else 1)
+    iterations = range(0, train.max_iter, settings.every)
+    total = sum(added[sampler(i, slot)] for i in iterations for slot in slots)
+    return total / (train.max_iter * len(slots))
 
 
 def cost_of(variant: Variant, overrides: Sequence[str], max_iter: int) -> float:

@@ -313,6 +313,20 @@ def test_a_few_boxes_or_masks_get_a_note(kind, check_dataset):
     assert says in finished.printed and remedy in finished.printed
 
 
+def test_box_that_is_not_around_its_mask_is_taken_from_the_mask(dicts, mappers):
+    (record, *_) = dicts(whole(annotations=[annotation(1, bbox=[10, 10, 30, 30])]))
+    instances = mapped_in_training(record, mappers[0])["instances"]
+    torch.testing.assert_close(
+        instances.gt_boxes.tensor, instances.gt_masks.get_bounding_boxes().tensor, rtol=0, atol=0
+    )
+
+
+def test_object_annotated_twice_gets_a_note(check_dataset):
+    finished = check_dataset(whole(annotations=[annotation(1), annotation(2)]))
+    assert finished.code == 0
+    assert "has the same box and category as another one" in finished.printed
+
+
 def test_object_smaller_than_a_pixel_gets_a_note(config, dicts, check_dataset):
     outline = [[5.0, 5, 5.5, 5, 5.5, 5.5]]
     tiny = annotation(2, bbox=[5, 5, 0.5, 0.5], segmentation=outline, area=0.1)

@@ -2,12 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
-from detectron2.config import instantiate
 from found_objects import found_in
 from PIL import Image
 
-from snnet_vitdet import Predictor
 from snnet_vitdet.demo.answers import BY_NAME, F1, Answers, Wish
 from snnet_vitdet.demo.choices import Choices
 from snnet_vitdet.errors import InputError
@@ -83,26 +80,6 @@ def test_a_single_stitch_has_facts_and_no_plot():
     answers = Answers(Recorder(()), Choices([SPACE[3]], COSTS[3:4], None), max_pixels=1000)
     html = answers.preview(Wish(**WISH | dict(limit=answers.choices.limits("gflops")[0])))
     assert SPACE[3].name in html and "<svg" not in html
-
-
-@pytest.mark.parametrize("count", [0, 1, 2])
-def test_so_many_objects_are_drawn_and_listed(tiny_config, tmp_path, count):
-    torch.manual_seed(0)
-    config = tiny_config("model.roi_heads.num_classes=3")
-    mapper = config.dataloader.test.mapper
-    model = instantiate(config.model)
-    predictor = Predictor.from_model(model, ["a", "b", "c"], mapper, device="cpu")
-    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    answers = Answers(
-        lambda image, stitch_id: predictor(image, stitch=stitch_id),
-        Choices(list(SPACE), COSTS, None),
-        max_pixels=10_000,
-    )
-    scores = predictor(pixels, stitch=3).scores.sort(descending=True).values
-    wish = WISH | dict(budget=BY_NAME, name=SPACE[3].name, min_score=[1.0, *scores.tolist()][count])
-    picture, said = answers.detect(str(tmp_path / "a.png"), Wish(**wish))
-    assert said.count("<tr><td>") == count and picture.shape == (448, 448, 3)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (1600, 40)])

@@ -52,9 +52,9 @@ def test_a_budget_takes_the_best_within(swept):
 @pytest.mark.parametrize("budget", ["gflops", "latency_ms", "memory_mb"])
 def test_a_slider_reaches_from_the_cheapest_to_all(swept, budget):
     low, high, step = swept.limits(budget)
-    costs = [swept.cost(i, budget) for i in range(14)]
+    costs = [swept.rows[i][budget] for i in range(14)]
     assert min(costs) <= low < min(costs) + step and max(costs) <= high
-    assert swept.cost(swept.within(budget, low, "box"), budget) <= low
+    assert swept.rows[swept.within(budget, low, "box")][budget] <= low
     # Round steps, as many as a hand can set.
     assert re.fullmatch(r"0*[125]0*", f"{step:g}".replace(".", ""))
     assert (high - low) / step <= 202
@@ -65,7 +65,7 @@ def test_without_a_sweep_the_most_computing_is_taken():
     assert choices.within("gflops", 155, "box") == 5
     assert (choices.scores, choices.budgets, choices.has_best_f1) == ([], ["gflops"], False)
     points = choices.points("gflops", "box")
-    assert [point.y for point in points] == [cost.params_m for cost in COSTS]
+    assert [y for _, _, y in points] == [cost.params_m for cost in COSTS]
     with pytest.raises(InputError, match="no stitch takes at most 99: the cheapest has 100"):
         choices.within("gflops", 99, "box")
 
@@ -73,10 +73,10 @@ def test_without_a_sweep_the_most_computing_is_taken():
 def test_only_what_was_scored_and_measured_is_drawn():
     table = table_of([0, 1, 4, 6], measured=[1, 6], num_images={4: 2})
     choices = Choices(list(SPACE), COSTS, table)
-    assert [point.id for point in choices.points("gflops", "box")] == [0, 1, 6]
-    assert [point.id for point in choices.points("latency_ms", "box")] == [1, 6]
+    assert [row["stitch_id"] for row, _, _ in choices.points("gflops", "box")] == [0, 1, 6]
+    assert [row["stitch_id"] for row, _, _ in choices.points("latency_ms", "box")] == [1, 6]
     # By name they can be had all the same.
-    assert choices.cost(13, "gflops") == COSTS[13].gflops and choices.score(13, "box") is None
+    assert choices.rows[13]["gflops"] == COSTS[13].gflops
 
 
 def test_a_sweep_of_another_model_is_refused():
@@ -90,13 +90,13 @@ def test_the_plot_has_every_point_and_marks_the_chosen(swept):
     svg = plot_svg(points, "GFLOPs", "box AP", chosen=4, limit=155).partition("<ul")[0]
     root = ElementTree.fromstring(svg)
     drawn = {use.get("data-stitch"): use for use in root.iter("use")}
-    assert set(drawn) == {point.name for point in points}
+    assert set(drawn) == {row["name"] for row, _, _ in points}
     assert SPACE[4].name in root.get("aria-label")
     (ring,) = [c for c in root.iter("circle") if c.get("class") == "ring"]
     chosen = drawn[SPACE[4].name]
     assert (ring.get("cx"), ring.get("cy")) == (chosen.get("x"), chosen.get("y"))
     # Dearer is further right, better is higher up.
-    places = [tuple(float(drawn[p.name].get(k)) for k in "xy") for p in points]
+    places = [tuple(float(drawn[row["name"]].get(k)) for k in "xy") for row, _, _ in points]
     assert places[0][0] < places[1][0] and places[0][1] > places[4][1]
     (beyond,) = [r for r in root.iter("rect") if r.get("class") == "beyond"]
     assert places[5][0] < float(beyond.get("x")) < places[6][0]

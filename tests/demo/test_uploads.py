@@ -100,8 +100,3 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2_000_000)
     with pytest.raises(InputError, match="too large: at most 4 megapixels"):
         open_picture(path, LIMIT)
-
-
-def test_a_strip_is_refused(tmp_path):
-    with pytest.raises(InputError, match="2 × 100 pixels is too narrow"):
-        opened(Image.new("RGB", (2, 100)), tmp_path / "a.png")

@@ -19,7 +19,7 @@ NUM_THREADS = 8
 
 @pytest.fixture(scope="module")
 def predictor(tiny_config):
-    """Of random weights, every one of whose stitches finds something else."""
+    """A predictor with random weights; each stitch finds something else."""
     torch.manual_seed(1)
     few = "model.roi_heads.box_predictor.test_topk_per_image=5"
     config = tiny_config("model.roi_heads.num_classes=3", few)

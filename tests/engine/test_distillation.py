@@ -1,30 +1,23 @@
-import contextlib
 import copy
-import json
 
 import pytest
 import torch
 from detectron2.config import instantiate
-from detectron2.engine import HookBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils import comm
-from detectron2.utils.analysis import FlopCountAnalysis
 from detectron2.utils.events import EventStorage
-from in_process import run_main
-from research.proxy.variants import training_cost
 
-from snnet_vitdet.engine import StitchedTrainer, launch_here, load_config, synthetic_batch
+from snnet_vitdet.engine import StitchedTrainer, launch_here, synthetic_batch
 from snnet_vitdet.engine.distillation import InPlaceDistillation, distils, rpn_distance, teacher_of
 from snnet_vitdet.engine.memory_probe import probe_memory
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import (
     anchor_alone,
-    attention_implementation,
     join_configs,
     stitch_costs,
 )
-from snnet_vitdet.stitching import StitchSpace, UniformSampler
+from snnet_vitdet.stitching import StitchSpace
 
 L = 1  # id of the large anchor
 NET = "model.backbone.net"
@@ -162,16 +155,6 @@ def test_the_teacher_itself_and_left_out_iterations_add_zeros(make):
     sum(own.values()).backward()
 
 
-def test_features_that_agree_have_no_loss(tiny_config):
-    torch.manual_seed(0)
-    model = instantiate(tiny_config().model).train()
-    # Taught by itself under another name: no stochastic depth in this config.
-    InPlaceDistillation(model, L, weight=1.0, rpn_weight=1.0)
-    model.backbone.net.using_stitch = lambda _: contextlib.nullcontext()
-    losses = losses_of(model, "FS-1")
-    assert losses["loss_distill"] == 0 and losses["loss_distill_rpn"] == 0
-
-
 def test_only_the_wanted_losses_are_there(make):
     assert not [name for name in losses_of(make(), "S") if "distill" in name]
     for key, name in (("weight", "loss_distill"), ("rpn_weight", "loss_distill_rpn")):
@@ -260,61 +243,6 @@ class Batches:
         return batch
 
 
-class Losses(HookBase):
-    """Notes the distillation loss of each iteration."""
-
-    def __init__(self):
-        self.found = []
-
-    def after_step(self):
-        self.found.append(self.trainer.storage.history("loss_distill").latest())
-
-
-def train(model, start, stop, state=None):
-    """Two micro-batches an iteration; returns the trainer and its losses."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    trainer = StitchedTrainer(
-        model,
-        Batches(model, start),
-        optimizer,
-        backbone=model.backbone.net,
-        sampler=UniformSampler([1.0] * 14),
-        accumulation_steps=2,
-    )
-    if state:
-        model.load_state_dict(state["model"])
-        trainer.load_state_dict(state["trainer"])
-    losses = Losses()
-    trainer.register_hooks([losses])
-    trainer.train(start, stop)
-    return trainer, losses.found
-
-
-def test_a_resumed_training_is_exact(make):
-    distillation = {"weight": 1.0, "rpn_weight": 0.1, "every": 2}
-    whole, losses = train(make(**distillation), 0, 5)
-    assert [loss > 0 for loss in losses] == [True, False, True, False, True]
-    half, first = train(make(**distillation), 0, 3)
-    state = copy.deepcopy({"model": half.model.state_dict(), "trainer": half.state_dict()})
-    resumed, second = train(make(**distillation), 3, 5, state)
-    assert first + second == losses
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(resumed.model.state_dict()[name], value), name
-
-
-def test_the_distance_shrinks(make):
-    model = make(weight=1.0)
-    optimizer = torch.optim.AdamW(model.backbone.net.small.parameters(), lr=3e-3)
-    distances = []
-    for _ in range(15):
-        loss = losses_of(model, "S")["loss_distill"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        distances.append(loss.item())
-    assert distances[-1] < 0.7 * distances[0]
-
-
 def test_mixed_precision_leaves_every_gradient_in_place(make):
     """Weights without gradient in autocast's cache would take the student's away."""
     names = []
@@ -342,20 +270,6 @@ def test_activation_checkpointing_changes_no_gradient(make):
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         assert torch.equal(gradients[1][name], gradient), name
-
-
-@pytest.mark.slow
-def test_cascade_heads_are_taught_too(root):
-    file = str(root / "configs/COCO/cascade_mask_rcnn_snnet_deit3_s_l_100ep.py")
-    config = load_config(file, ["data.image_size=64"]).model
-    for anchor, width in (("small", 32), ("large", 48)):
-        config.backbone.net[anchor].update(embed_dim=width, num_heads=2, depth=4)
-        config.backbone.net[anchor].global_block_indexes = None
-    model = instantiate(config).train()
-    InPlaceDistillation(model, L, weight=1.0, rpn_weight=1.0)
-    losses = losses_of(model, "S")
-    assert losses["loss_distill"] > 0 and losses["loss_distill_rpn"] > 0
-    assert "loss_cls_stage2" in losses
 
 
 def test_a_copy_of_the_model_teaches_itself(make):
@@ -398,25 +312,6 @@ def test_processes_of_which_one_trains_the_teacher_agree(tiny_config, tmp_path, 
         assert torch.equal(second["model"][name], value), name
 
 
-def test_a_training_by_train_net_has_the_losses_in_its_metrics(
-    tiny_config, tmp_path, restored_logging
-):
-    config = tiny_config(
-        f"train.output_dir={tmp_path}",
-        "train.max_iter=2",
-        "train.log_period=1",
-        "train.eval_period=0",
-        "train.ends.period=2",
-        "train.distillation.weight=0.5",
-    )
-    run_main(config)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
-    # In turn: S, then L.
-    losses = [line["loss_distill"] for line in lines if "loss_distill" in line]
-    assert [loss > 0 for loss in losses] == [True, False]
-    assert not any("loss_distill_rpn" in line for line in lines)
-
-
 # -------------------------------------------------------------------------- memory, cost, refusals
 
 
@@ -446,86 +341,6 @@ def test_the_teacher_is_the_large_anchor_or_the_dearest():
     assert space[teacher_of(space, [1.0] * len(space))].name == "L"
     without = StitchSpace((4, 8), kinds=("S", "FS"))
     assert teacher_of(without, [1.0, 3.0, 2.0, 2.5]) == 1
-
-
-def test_cost_is_a_forward_of_the_teacher_and_the_pyramid_for_each_stitch_that_is_taught(
-    tiny_config,
-):
-    """Of a whole large step, which is three of its forward passes."""
-    uniform = "sampler._target_=snnet_vitdet.stitching.UniformSampler"
-    config = tiny_config(uniform, "train.max_iter=700")
-    costs = stitch_costs(config.model)
-    plain = training_cost(config, costs)
-    model = instantiate(config.model).eval()
-    image = torch.zeros(1, 3, 64, 64)
-    with attention_implementation(model.backbone.net.large, "reference"):
-        flops = FlopCountAnalysis(model.backbone, image).by_module()
-    forward = flops["model"] / 1e9
-    # Forward, and back to what goes into it.
-    again = 2 * (flops["model"] - flops["model.net"]) / 1e9
-    step = 3 * max(costs.gflops)
-    others = sum(UniformSampler([1.0] * 14)(i) != L for i in range(700)) / 700
-    assert 0.85 < others < 1
-    config.train.distillation.weight = 1.0
-    # As fvcore counts it.
-    extra = training_cost(config, costs) - plain
-    assert extra == pytest.approx(others * (forward + again) / step, rel=1e-3)
-    config.train.distillation.rpn_weight = 1.0
-    rpn = costs.parts.exits[L]["rpn"].gflops
-    extra = training_cost(config, costs) - plain
-    assert extra == pytest.approx(others * (forward + again + rpn) / step, rel=1e-3)
-    # The RPN's outputs are there already.
-    config.train.distillation.weight = 0.0
-    extra = training_cost(config, costs) - plain
-    assert extra == pytest.approx(others * (forward + rpn) / step, rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("every", "taught"),
-    [
-        # In turn S, L and twice one of five, of which one is L.
-        (1, (4 - 1 - 2 / 5) / 4),
-        # Only S, in its turn.
-        (4, 1 / 4),
-        # Every turn, after every other.
-        (5, (4 - 1 - 2 / 5) / 4 / 5),
-    ],
-)
-def test_cost_knows_which_turns_are_taught(every, taught, tiny_config):
-    config = tiny_config(
-        f"{NET}.kinds=[S,L,FS]",
-        "sampler._target_=snnet_vitdet.stitching.UniformSampler",
-        "train.ends.period=4",
-        "train.max_iter=4000",
-    )
-    costs = stitch_costs(config.model)
-    plain = training_cost(config, costs)
-    config.train.distillation.update(weight=1.0, every=every)
-    small, large = costs.parts.exits
-    forward = costs[L].gflops - large["rpn"].gflops - large["roi_heads"].gflops
-    forward += 2 * small["pyramid"].gflops
-    # The draws are a sample.
-    assert (training_cost(config, costs) - plain) * 3 * costs[L].gflops / forward == pytest.approx(
-        taught, rel=0.05
-    )
-
-
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        (["weight=-1"], "train.distillation.weight=-1 must be a number of at least 0"),
-        (["weight=true"], "train.distillation.weight=True must be a number"),
-        (["weight=much"], "train.distillation.weight=much must be a number"),
-        (["weight=nan"], "train.distillation.weight=nan must be a number"),
-        (["rpn_weight=-0.5"], "train.distillation.rpn_weight=-0.5 must be a number of at least 0"),
-        (["every=0"], "train.distillation.every=0 must be a whole number of at least 1"),
-        (["weight=1", "every=1.5"], "train.distillation.every=1.5 must be a whole number"),
-    ],
-)
-def test_wrong_settings_are_refused_before_a_training(overrides, expected, tiny_config):
-    given = [f"train.distillation.{override}" for override in overrides]
-    with pytest.raises(InputError, match=expected):
-        tiny_config(*given)
 
 
 def test_a_detector_without_stitches_or_of_another_kind_is_refused(tiny_config, make):

@@ -16,7 +16,7 @@ from runs import assert_same_tensors, weights
 from torch import nn
 
 from snnet_vitdet.deploy import Predictor
-from snnet_vitdet.engine import STOPPED, load_config, save_config, training
+from snnet_vitdet.engine import STOPPED, training
 from snnet_vitdet.engine.ema import AveragedWeights
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import provenance_of
@@ -175,30 +175,13 @@ def test_averaged_detector_runs_its_own_weights_at_its_own_stitch(tiny_config):
     assert backbone.stitch.id == 1
 
 
-@pytest.mark.parametrize("decay", ["1", "1.5", "-0.1", "true", "often", "null"])
-def test_decay_that_is_none_is_refused(decay, tiny_config):
-    with pytest.raises(InputError, match="train.ema_decay=.* must be a number of at least 0 and b"):
-        tiny_config(f"train.ema_decay={decay}")
-
-
-def test_config_of_an_earlier_version_has_no_average_and_may_be_given_one(tiny_config, tmp_path):
-    config = tiny_config()
-    del config.train.ema_decay
-    del config.sweep.averaged
-    save_config(config, str(tmp_path / "config.yaml"))
-    earlier = load_config(str(tmp_path / "config.yaml"))
-    assert (earlier.train.ema_decay, earlier.sweep.averaged) == (0.0, True)
-    config = load_config(str(tmp_path / "config.yaml"), ["train.ema_decay=0.99"])
-    assert config.train.ema_decay == 0.99
-
-
 # ------------------------------------------------------------------------------ in train_net.py
 
 ITERATIONS = 5
 
 
 def overrides_of(output, *more):
-    """Of a short training that keeps every checkpoint."""
+    """The overrides of a short training that keeps every checkpoint."""
     return [
         f"train.output_dir={output}",
         f"train.max_iter={ITERATIONS}",
@@ -233,40 +216,6 @@ def from_iteration(source, iteration, folder):
         shutil.copy(source / each, folder)
     (folder / "last_checkpoint").write_text(name)
     return folder
-
-
-@pytest.mark.slow
-def test_training_is_bitwise_the_same_and_its_checkpoints_have_the_average_of_the_formula(trained):
-    without, average = trained
-    assert checkpoint(without, "model_final").keys() == {"model", "trainer", "classes", "iteration"}
-    first = checkpoint(average, "model_init")
-    assert_same_tensors(first["ema"]["weights"], first["model"])
-    expected = first["model"]
-    for index in range(ITERATIONS):
-        saved = checkpoint(average, f"model_{index:07d}")
-        assert_same_tensors(saved["model"], checkpoint(without, f"model_{index:07d}")["model"])
-        decay = min(0.3, (2 + index) / (11 + index))
-        for name, value in saved["model"].items():
-            expected[name] = decay * expected[name] + (1 - decay) * value
-            torch.testing.assert_close(
-                saved["ema"]["weights"][name], expected[name], rtol=1e-5, atol=1e-6
-            )
-        assert saved["ema"]["num_steps"] == index + 1
-    # Nor is the average what it averages.
-    assert not torch.equal(
-        saved["ema"]["weights"]["roi_heads.box_predictor.cls_score.weight"],
-        saved["model"]["roi_heads.box_predictor.cls_score.weight"],
-    )
-
-
-@pytest.mark.slow
-def test_training_and_average_resume_bitwise(trained, tiny_config, tmp_path, restored_logging):
-    folder = from_iteration(trained[1], 2, tmp_path / "resumed")
-    run_main(tiny_config(*overrides_of(folder, "train.ema_decay=0.3")), "--resume")
-    own, other = (checkpoint(each, "model_final") for each in (folder, trained[1]))
-    assert_same_tensors(own["model"], other["model"])
-    assert own["ema"]["num_steps"] == other["ema"]["num_steps"] == ITERATIONS
-    assert_same_tensors(own["ema"]["weights"], other["ema"]["weights"])
 
 
 @pytest.mark.slow
@@ -367,7 +316,7 @@ def test_predictor_and_a_new_training_take_the_average(
     assert torch.equal(Predictor(config).model.state_dict()[name], saved["ema"]["weights"][name])
     config.sweep.averaged = False
     assert torch.equal(Predictor(config).model.state_dict()[name], saved["model"][name])
-    # Of an earlier version.
+    # A config of an earlier version.
     del config.sweep.averaged
     assert torch.equal(Predictor(config).model.state_dict()[name], saved["ema"]["weights"][name])
 

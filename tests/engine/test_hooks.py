@@ -300,43 +300,6 @@ def test_anchors_stand_still_until_the_iteration_and_train_from_it_on(kwargs):
         assert all(".lora_" in name for name in of_anchors(before))
 
 
-def test_training_without_frozen_iterations_is_as_it_was():
-    models = [make_model(), make_model()]
-    trainer, _ = make_trainer(models[0], 0)
-    trainer.train(0, 4)
-    other, _ = make_trainer(models[1], 0)
-    other._hooks.pop(0)
-    other.train(0, 4)
-    for name, value in models[0].state_dict().items():
-        assert torch.equal(value, models[1].state_dict()[name]), name
-
-
-@pytest.mark.parametrize("stop", [2, 4, 5])
-def test_resumed_training_ends_with_the_bits_of_an_uninterrupted_one(stop):
-    whole = make_model()
-    trainer, _ = make_trainer(whole, 4)
-    trainer.train(0, 7)
-    expected = trainer.state_dict()["optimizer"]
-
-    first = make_model()
-    stopped, _ = make_trainer(first, 4)
-    stopped.train(0, stop)
-    state = copy.deepcopy(stopped.state_dict())
-    second = make_model()
-    second.load_state_dict(first.state_dict())
-    resumed, record = make_trainer(second, 4, start=stop)
-    resumed.load_state_dict(state)
-    resumed.train(stop, 7)
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, second.state_dict()[name]), name
-    optimizer = resumed.state_dict()["optimizer"]
-    assert optimizer["param_groups"] == expected["param_groups"]
-    assert optimizer["state"].keys() == expected["state"].keys()
-    for parameter, values in expected["state"].items():
-        for key, value in values.items():
-            assert torch.equal(value, optimizer["state"][parameter][key]), (parameter, key)
-
-
 def test_model_is_as_trainable_as_before_when_a_training_ends_frozen():
     model = make_model(lora_rank=2)
     before = trainable(model)
@@ -448,17 +411,6 @@ def test_every_line_is_json_to_the_letter(tmp_path):
         "lr": 1e-3,
         "iteration": 3,
     }
-
-
-def test_a_full_disk_is_one_sentence_and_what_follows_does_not_hide_it(tmp_path):
-    (tmp_path / "metrics.json").symlink_to("/dev/full")
-    file = MetricsFile(tmp_path / "metrics.json", 1)
-    with EventStorage(0) as storage:
-        storage.put_scalar("total_loss", 1.0)
-        with pytest.raises(InputError, match="cannot write .*metrics.json: No space left on devi"):
-            file.write()
-        file.write()
-        file.close()
 
 
 # A limit on the size of files stands for a full disk: the same error from the same call.

@@ -183,5 +183,5 @@ def test_all_processes_of_an_attempt_meet_and_none_of_an_earlier_one():
 
 
 def test_a_first_process_that_does_not_come_is_not_waited_for_forever():
-    with pytest.raises(TimeoutError, match="does not come"):
+    with pytest.raises(TimeoutError, match="process 0 of torchrun has not opened a store within"):
         store_of_attempt(HashStore(), "localhost", 1, timedelta(seconds=0.1))

@@ -11,7 +11,6 @@ from fvcore.common.param_scheduler import (
     CosineParamScheduler,
     StepParamScheduler,
 )
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from in_process import run_main
 from omegaconf import OmegaConf
 
@@ -100,23 +99,6 @@ def test_learning_rate_and_iterations_are_scaled_to_the_batch_and_told(load):
     assert config == others
 
 
-def test_warm_up_and_milestones_see_as_many_images_after_scaling(load):
-    reference, scaled = load(), load(f"{BATCH}=64", "train.reference_batch_size=8")
-    apply_linear_scaling(scaled)
-    for epoch in (0, 0.07, 0.1, 0.2, 7.9, 8.1, 10.9, 11.1):
-        rates = [
-            config.optimizer.lr
-            / config.dataloader.train.total_batch_size
-            * instantiate(config.lr_multiplier)(
-                # Iterations are whole numbers.
-                int(epoch * 118000 / config.dataloader.train.total_batch_size)
-                / config.train.max_iter
-            )
-            for config in (reference, scaled)
-        ]
-        assert rates[0] == pytest.approx(rates[1], rel=1e-2), epoch
-
-
 def test_saved_config_is_not_scaled_again(load, tmp_path):
     config = load(f"{BATCH}=24", "train.reference_batch_size=8")
     apply_linear_scaling(config)
@@ -147,30 +129,9 @@ def test_what_is_off_stays_off_and_is_not_told(load):
     assert note.endswith("train.max_iter 177000 → 22125, train.checkpointer.period 7375 → 922.")
 
 
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("train.reference_batch_size=0", "reference_batch_size=0 must be a whole number of at le"),
-        ("train.reference_batch_size=8.0", "reference_batch_size=8.0 must be a whole number"),
-        (f"{BATCH}=0", f"{BATCH}=0 must be a whole number of at least 1"),
-        ("optimizer.lr=fast", "optimizer.lr=fast must be a number above 0"),
-        ("optimizer.lr=0", "optimizer.lr=0 must be a number above 0"),
-        ("train.max_iter=1e3", "train.max_iter=1000.0 must be a whole number of at least 0"),
-        ("train.max_iter=true", "train.max_iter=True must be a whole number of at least 0"),
-        ("train.checkpointer.period=0", "train.checkpointer.period=0 must be a whole number of at"),
-        ("train.freeze_anchors=-1", "train.freeze_anchors=-1 must be a whole number of at least 0"),
-        ("train.ends.first=-1", "train.ends.first=-1 must be a whole number of at least 0"),
-    ],
-)
-def test_value_that_cannot_be_scaled_is_refused(override, expected, load):
-    config = load(f"{BATCH}=64", "train.reference_batch_size=8")
-    # Set by a program: of a file and overrides, they are looked at where those are read.
-    parsed = OverridesParser.create().parse_override(override)
-    OmegaConf.update(config, parsed.key_or_group, parsed.value())
-    before = values_of(config)
-    with pytest.raises(InputError, match=expected):
-        apply_linear_scaling(config)
-    assert values_of(config) == before
+def test_a_rate_that_is_left_to_the_user_is_named(load):
+    with pytest.raises(InputError, match="optimizer.lr=null must be a number above 0"):
+        apply_linear_scaling(load("train.reference_batch_size=8", "optimizer.lr='???'"))
 
 
 def test_plan_says_how_the_batch_is_shared_and_how_many_epochs_it_makes():

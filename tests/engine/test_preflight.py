@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import LazyConfig
-from detectron2.data import DatasetCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import GeneralizedRCNN
 
-from snnet_vitdet.engine import load_config, preflight, prepare_run, save_config
+from snnet_vitdet.engine import load_config, preflight, prepare_run
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import AnchorViT, anchor_alone
 
@@ -70,18 +69,7 @@ def test_gpu_that_is_not_there_is_refused_with_both_remedies(device, check, monk
     ("override", "expected"),
     [
         ("train.device=gpu", "train.device=gpu is no device"),
-        ("train.seed=-1", "train.seed=-1 must be a whole number of at least 0"),
-        ("train.seed=4294967296", "train.seed=4294967296 must be .* of at most 4294967295"),
-        ("train.log_period=0", "train.log_period=0 must be a whole number of at least 1"),
-        ("train.eval_period=-1", "train.eval_period=-1 must be a whole number of at least 0"),
-        ("train.checkpointer.period=0", "checkpointer.period=0 must be a whole number of at least"),
-        ("train.checkpointer.max_to_keep=0", "max_to_keep=0 must be a whole number of at least 1"),
-        ("dataloader.train.num_workers=-1", "train.num_workers=-1 must be a whole number of at"),
-        ("dataloader.test.num_workers=-1", "test.num_workers=-1 must be a whole number of at lea"),
         ("optimizer.lr=-1e-4", "optimizer.lr=-0.0001 must be a number above 0"),
-        ("optimizer.lr=nan", "optimizer.lr=nan must be a number above 0"),
-        ("optimizer.lr=inf", "optimizer.lr=inf must be a number above 0"),
-        ("optimizer.lr=fast", "optimizer.lr=fast must be a number above 0"),
         (
             "optimizer.params.overrides.pos_embed={lr:nan}",
             "optimizer.params.overrides.pos_embed.lr=nan must be a finite number",
@@ -90,50 +78,21 @@ def test_gpu_that_is_not_there_is_refused_with_both_remedies(device, check, monk
             "optimizer.weight_decay=-1",
             "optimizer cannot be built from its config: Invalid weight_decay",
         ),
-        ("optimizer.betas=[2,0.9]", "optimizer cannot be built from its config: Invalid beta"),
         ("lr_multiplier.warmup_length=2", "lr_multiplier cannot be built .*: where in Par"),
         (
             "lr_multiplier.scheduler.values=[1.0,-0.1,0.01]",
             "lr_multiplier after 800 of 1000 parts of the training=-0.1 must be a number of at lea",
         ),
-        ("train.max_iter=-1", "train.max_iter=-1 must be a whole number of at least 0"),
-        ("train.max_iter=1e3", "train.max_iter=1000.0 must be a whole number"),
-        (
-            "train.amp.precision=half",
-            r"train.amp.precision=half must be one of \['auto', 'float16',",
-        ),
-        ("train.stitch_scope=rank", r"train.stitch_scope=rank must be one of \['shared', 'proc"),
-        (
-            "train.accumulation.stitch=all",
-            r"accumulation.stitch=all must be one of \['own', 'same'",
-        ),
-        (
-            "train.accumulation.steps=0",
-            "train.accumulation.steps=0 must be a whole number of at le",
-        ),
-        ("train.accumulation.steps=2.0", "train.accumulation.steps=2.0 must be a whole number"),
-        ("train.freeze_anchors=-1", "train.freeze_anchors=-1 must be a whole number of at least 0"),
-        ("train.freeze_anchors=true", "train.freeze_anchors=True must be a whole number"),
-        ("dataloader.train.total_batch_size=0", "total_batch_size=0 must be a whole number of at"),
-        ("init.stitching_layers=zero", "init.stitching_layers=zero must be one of"),
-        ("init.num_images=0", "init.num_images=0 must be a whole number of at least 1"),
         (
             "sampler.seed=-1",
             "sampler cannot draw with its config: seed must be >= 0, got -1",
         ),
-        ("sampler.seed=1.5", "sampler cannot draw with its config: "),
-        ("sampler.seed=abc", "sampler.seed=abc must be a number, as 0 is"),
         ("sampler.step=0", "sampler cannot be built from its config: step must be a posit"),
         ("model.backbone.net.small.num_heads=5", "small cannot be built .*: width .* num_heads=5"),
         ("model.backbone.square_pad=0", "model.backbone.square_pad is 0"),
         ("sweep.stitch_ids=14", "stitch '14' is outside .* ids go from 0 to 13"),
-        ("sweep.stitch_ids=0-14", "stitch '0-14' is outside .* ids go from 0 to 13"),
         ("sweep.stitch_ids=3-1", "'3-1' runs backwards"),
         ("sweep.stitch_ids=FS-9", "unknown stitch 'FS-9'"),
-        ("sweep.mode=both", r"sweep.mode=both must be one of \['one_pass', 'separate'\]"),
-        ("sweep.precision=half", "sweep.precision=half must be one of"),
-        ("sweep.subset=-1", "sweep.subset=-1 must be a whole number of at least 0"),
-        ("sweep.subset=0.1", "sweep.subset=0.1 must be a whole number of at least 0"),
         ("train.eval_stitches=[0,99]", "stitch '99' is outside"),
         ("train.init_checkpoint=gone.pth", "train.init_checkpoint=gone.pth does not exist"),
         ("model.roi_heads.num_classes=5", "num_classes is 5, but the data has 6 categories"),
@@ -147,27 +106,21 @@ def test_gpu_that_is_not_there_is_refused_with_both_remedies(device, check, monk
         ("model.backbone.net.kinds=[FX]", "choose among"),
         ("model.backbone.net.lora_rank=33", "rank must be 0 … 32"),
         ("model.backbone.net.small.global_block_indexes=[4]", "global_block_indexes holds 4"),
-        ("model.backbone.net.lora_rank=-1", "model.backbone.net: rank must be 0 … 32"),
         ("model.backbone.net.lora_alpha=-1", "model.backbone.net: alpha must be at least 0, or n"),
-        ("model.backbone.net.small.embed_dim=-8", "small: embed_dim=-8 of an anchor must be a who"),
-        ("model.backbone.net.small.num_heads=0", "small: num_heads=0 of an anchor must be a whole"),
-        ("model.backbone.net.small.window_size=-1", "window_size=-1 of an anchor must be a whole"),
-        ("model.backbone.net.small.patch_size=0", "patch_size=0 of an anchor must be a whole numb"),
-        ("model.backbone.net.small.drop_path_rate=2", "drop_path_rate=2 of an anchor .* below 1"),
+        ("model.backbone.net.small.embed_dim=-8", "small: embed_dim=-8 must be a who"),
+        ("model.backbone.net.small.num_heads=0", "small: num_heads=0 must be a whole"),
+        ("model.backbone.net.small.window_size=-1", "window_size=-1 must be a whole"),
+        ("model.backbone.net.small.patch_size=0", "patch_size=0 must be a whole numb"),
+        (
+            "model.backbone.net.small.drop_path_rate=2",
+            "drop_path_rate=2 must be a number .* below 1",
+        ),
         ("model.backbone._target_=nix", "model.backbone cannot be built from its config: .*nix"),
         ("model.roi_heads.box_pooler.output_size=5", "model.roi_heads cannot be trained with its"),
         ("model.proposal_generator.pre_nms_topk=[60]", "proposal_generator cannot be .*config"),
         (
             "dataloader.train.mapper.augmentations=null",
             "train.mapper cannot be built from its conf",
-        ),
-        (
-            "dataloader.train.mapper.augmentations=[5]",
-            "train.mapper cannot be built from its confi",
-        ),
-        (
-            "dataloader.train.mapper.instance_mask_format=abc",
-            "instance_mask_format=abc must be one",
         ),
         (
             "dataloader.train.mapper.augmentations.1.max_scale=null",
@@ -184,7 +137,7 @@ def test_gpu_that_is_not_there_is_refused_with_both_remedies(device, check, monk
         ("dataloader.evaluator.max_dets_per_image=many", "evaluator cannot score with its config"),
         (
             "dataloader.evaluator.dataset_name=abc",
-            "but the scores of abc .dataloader.evaluator.dataset_name.: give both the same",
+            "but they are scored against abc .dataloader.evaluator.dataset_name.: give both",
         ),
         ("optimizer.params.overrides.pos_embed.weight_decay=-1", "weight_decay of a group .*=-1"),
         ("+train.ddp.nix=1", "train.ddp has no setting nix; it has .*bucket_cap_mb"),
@@ -205,13 +158,6 @@ def test_the_highest_seed_leaves_one_for_each_process(check):
     check("train.seed=4294967294", num_processes=2)
     with pytest.raises(InputError, match="train.seed=4294967295 must be .* of at most 4294967294"):
         check("train.seed=4294967295", num_processes=2)
-
-
-def test_keys_that_are_left_to_the_user_are_listed_with_an_example(check):
-    with pytest.raises(InputError) as error:
-        check("data.train_json='???'", "data.test_images='???'")
-    assert "['data.test_images', 'data.train_json']" in str(error.value)
-    assert "add data.test_images=… data.train_json=…" in str(error.value)
 
 
 def test_custom_config_without_data_says_which_keys_to_give(root):
@@ -252,19 +198,6 @@ def test_freezing_a_backbone_without_anchors_is_refused(check, monkeypatch):
     monkeypatch.setattr(import_module(preflight.__module__), "anchors_of", lambda _: {})
     with pytest.raises(InputError, match="the backbone StitchedViT has no anchor to freeze: leave"):
         check("train.freeze_anchors=5")
-
-
-def test_sweep_takes_a_config_from_before_there_were_micro_batches(tiny_config, tmp_path):
-    (tmp_path / "some.pth").touch()
-    config = tiny_config(
-        f"train.output_dir='{tmp_path / 'output'}'",
-        f"train.init_checkpoint='{tmp_path / 'some.pth'}'",
-    )
-    for key in ("accumulation", "reference_batch_size", "freeze_anchors"):
-        del config.train[key]
-    save_config(config, str(tmp_path / "config.yaml"))
-    config = load_config(str(tmp_path / "config.yaml"))
-    preflight(config, evaluation=True, resume=False, num_processes=1)
 
 
 def test_output_folder_that_cannot_be_made_is_refused(check, tmp_path):
@@ -349,12 +282,6 @@ def rename_first_category(data):
 def test_training_data_that_cannot_be_used_are_refused(change, expected, check, write_json):
     with pytest.raises(InputError, match=expected):
         check(f"data.train_json='{write_json(change)}'")
-
-
-@pytest.mark.parametrize("text", ["", "{", "no json", '{"images": [}'])
-def test_annotations_that_are_no_json_are_refused(text, check, write_json):
-    with pytest.raises(InputError, match=r"changed\.json is not valid JSON"):
-        check(f"data.train_json='{write_json(text=text)}'")
 
 
 def test_sweep_does_not_look_at_the_training_data(check, write_json):
@@ -496,13 +423,6 @@ def test_detections_and_first_stages_of_interrupted_sweeps_are_not_overwritten_u
         check(evaluation=True)
 
 
-def test_a_pipe_in_place_of_annotations_is_refused_at_once(check, tmp_path):
-    pipe = tmp_path / "pipe.json"
-    os.mkfifo(pipe)
-    with pytest.raises(InputError, match="pipe.json is no regular file"):
-        check(f"data.train_json='{pipe}'")
-
-
 def test_what_needs_no_data_is_refused_before_any_are_made(check, tmp_path):
     scenes = f"data.prepare.root='{tmp_path / 'scenes'}'"
     for override, expected in (
@@ -538,12 +458,6 @@ def test_preflight_changes_nothing(tiny_config, tmp_path):
     prepare_run(config, evaluation=False, resume=False)
     assert config.data.masks is True and config.train.device in ("cpu", "cuda")
     assert scenes.exists() and os.listdir(output) == []
-
-
-def test_checking_registers_no_data_of_its_own(check):
-    before = set(DatasetCatalog)
-    check()
-    assert set(DatasetCatalog) == before
 
 
 @pytest.mark.parametrize(

@@ -28,53 +28,29 @@ from snnet_vitdet.validators import written
         ("data.test_images=5", "data.test_images=5 must be a path"),
         ("data.check=null", "data.check=null must be true or false"),
         ("data=5", "data=5 must be a group of settings"),
-        ("init=null", "init=null must be a group of settings"),
         ("init.weights=null", "init.weights=null must be a group of settings"),
         ("init.weights.small=5", "init.weights.small=5 must be a text, or null"),
-        ("model=null", "model=null must be a group of settings"),
-        ("optimizer=null", "optimizer=null must be a group of settings"),
         ("sampler=null", "sampler=null must be a group of settings"),
-        ("dataloader=null", "dataloader=null must be a group of settings"),
-        ("lr_multiplier=null", "lr_multiplier=null must be a group of settings"),
         ("train=null", "train=null must be a group of settings"),
         ("train.amp=null", "train.amp=null must be a group of settings"),
-        ("train.ddp=null", "train.ddp=null must be a group of settings"),
-        ("train.checkpointer=null", "train.checkpointer=null must be a group of settings"),
-        ("train.output_dir=null", "train.output_dir=null must be a path"),
-        ("train.output_dir=5", "train.output_dir=5 must be a path"),
-        ("train.device=null", "train.device=null must be a text"),
         ("train.tf32=abc", "train.tf32=abc must be true or false"),
-        ("train.tf32=null", "train.tf32=null must be true or false"),
-        ("train.clip_grad_norm=abc", "clip_grad_norm=abc must be a number above 0, or null"),
         ("train.clip_grad_norm=-1", "clip_grad_norm=-1 must be a number above 0, or null"),
-        ("train.clip_grad_norm=nan", "clip_grad_norm=nan must be a number above 0, or null"),
         ("train.eval_stitches=null", "train.eval_stitches=null must be ids, names or ranges"),
         ("train.ema_decay=1", "ema_decay=1 must be a number of at least 0 and below 1"),
-        ("train.seed=1e3", "train.seed=1000.0 must be a whole number"),
         ("train.max_iter=100000000000000000000", "must be a whole number of at most 2147483647"),
-        ("dataloader.test.batch_size=0", "test.batch_size=0 must be a whole number of at least 1"),
         ("dataloader.train.num_workers=2000", "num_workers=2000 must be .* of at most 1024"),
         ("model.pixel_std=[0,0,0]", "pixel_std=.0, 0, 0. must be a list of 3, each a number above"),
         ("model.pixel_mean=[1]", "model.pixel_mean=.1. must be a list of 3, each a finite number"),
-        ("optimizer.lr=abc", "optimizer.lr=abc must be a number above 0"),
-        ("sweep.stitch_ids=null", "sweep.stitch_ids=null must be ids, names or ranges"),
         ("sweep.precision=[5]", "sweep.precision=.5. must be one of"),
         ("train.seed='${nix}'", "train.seed refers to what is not there .*nix"),
         # Keys without a validator: the type of what they replace, and finite numbers.
         ("optimizer.weight_decay=abc", "optimizer.weight_decay=abc must be a number, as 0.1 is"),
         ("optimizer.betas=abc", "betas=abc must be a list of numbers, as .0.9, 0.999. is"),
-        ("optimizer.betas=[a,b]", "optimizer.betas=.a, b. must be a list of numbers"),
         ("optimizer.params=5", "optimizer.params=5 must be a group of settings"),
-        (
-            "model.roi_heads.positive_fraction=abc",
-            "fraction=abc must be a number of at least",
-        ),
         (
             "model.roi_heads.positive_fraction=nan",
             "fraction=nan must be a number of at least",
         ),
-        ("optimizer.weight_decay=true", "optimizer.weight_decay=True must be a number"),
-        ("model.roi_heads.batch_size_per_image=-1", "batch_size_per_image=-1 must be a whole num"),
         ("dataloader.train.mapper.is_train=null", "train.mapper.is_train=null must be one of"),
         ("model.roi_heads.box_head.conv_norm=5", "conv_norm=5 must be a text, as LN is"),
         (
@@ -86,6 +62,28 @@ from snnet_vitdet.validators import written
 )
 def test_setting_that_cannot_be_is_refused_by_its_name(override, expected, tiny_config):
     with pytest.raises(InputError, match=expected):
+        tiny_config(override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("train.seed=-1", "train.seed=4294967296", "train.seed=1e3", "train.log_period=0"),
+        *("train.eval_period=-1", "train.checkpointer.period=0", "train.max_iter=-1"),
+        *("train.checkpointer.max_to_keep=0", "train.accumulation.steps=0"),
+        *("train.accumulation.steps=2.0", "train.freeze_anchors=-1", "train.freeze_anchors=true"),
+        *("train.ends.period=-1", "train.ends.first=-1", "train.distillation.weight=-1"),
+        *("train.distillation.rpn_weight=nan", "train.distillation.every=0", "init.num_images=0"),
+        *("train.amp.precision=half", "train.stitch_scope=rank", "train.accumulation.stitch=all"),
+        *("init.stitching_layers=zero", "sweep.mode=both", "sweep.subset=-1", "sweep.subset=0.1"),
+        *("dataloader.train.total_batch_size=0", "dataloader.train.num_workers=-1"),
+        *("dataloader.test.num_workers=-1", "dataloader.test.batch_size=0", "data.masks=some"),
+        *("optimizer.lr=0", "optimizer.lr=nan", "train.reference_batch_size=0"),
+        *("model.roi_heads.batch_size_per_image=-1", "model.roi_heads.positive_fraction=2"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused(override, tiny_config):
+    with pytest.raises(InputError, match=f"{override.partition('=')[0]}=.* must be "):
         tiny_config(override)
 
 

@@ -127,19 +127,6 @@ def test_metrics_hold_the_id_and_the_kind_of_the_stitch():
         assert metrics["total_loss"] > 0
 
 
-@pytest.mark.parametrize(("scope", "slot"), [("shared", 0), ("process", 5)])
-def test_process_draws_its_own_stitches_if_the_scope_is_process(scope, slot, monkeypatch):
-    monkeypatch.setattr(comm, "get_rank", lambda: 5)
-    asked = []
-
-    def sampler(iteration, slot):
-        asked.append((iteration, slot))
-        return 0
-
-    train_stitched(stop=2, scope=scope, sampler=sampler)
-    assert asked == [(0, slot), (1, slot)]
-
-
 def test_parameters_of_parts_that_did_not_run_do_not_move():
     trainer, record = train_stitched(stop=8)
     after = [*record.before[1:], trainer.model.state_dict()]
@@ -162,26 +149,6 @@ def test_parameters_of_parts_that_did_not_run_do_not_move():
                 assert torch.equal(before[name], now[name]), (stitch.name, name)
             elif parameter.requires_grad and name.endswith("mlp.fc2.weight"):
                 assert not torch.equal(before[name], now[name]), (stitch.name, name)
-
-
-def test_nan_loss_is_an_error_that_names_the_stitch_and_leaves_the_weights_alone():
-    stitch = make_backbone().space[SAMPLER(3, 0)]
-    with pytest.raises(FloatingPointError) as error:
-        train_stitched(nan_at=3)
-    message = str(error.value)
-    where = f"iteration 3, process 0: stitch {stitch.id} ({stitch.name}, kind {stitch.kind}), loss_"
-    assert where in message and "images: without file names" in message
-    assert "loss_features nan" in message
-
-    backbone = make_backbone()
-    trainer, record = make_trainer(
-        StubDetector(backbone), nan_at=3, backbone=backbone, sampler=SAMPLER
-    )
-    with pytest.raises(FloatingPointError):
-        trainer.train(0, 6)
-    assert len(record.before) == 4
-    for name, value in trainer.model.state_dict().items():
-        assert torch.equal(value, record.before[3][name]), name
 
 
 class Files(Images):
@@ -343,7 +310,7 @@ def test_gradient_and_losses_are_the_mean_of_those_of_the_micro_batches(monkeypa
     assert losses == pytest.approx([single[0] for _, _, single in alone])
     (metrics,) = record.metrics
     assert metrics["total_loss"] == pytest.approx(sum(losses) / 4)
-    # Of several stitches, the metrics have the last one's.
+    # The metrics have the last of several stitches.
     assert metrics["stitch_id"] == stitches[-1].id != stitches[0].id
 
 
@@ -407,15 +374,6 @@ def test_nan_loss_names_all_stitches_of_the_iteration():
     assert f"iteration 1, process 0: {names}, loss_features nan" in str(error.value)
     for name, value in model.state_dict().items():
         assert torch.equal(value, record.before[1][name]), name
-
-
-def test_baseline_accumulates_without_stitches():
-    torch.manual_seed(0)
-    model = StubDetector(make_anchor(8, 4))
-    trainer, record = make_trainer(model, images=Images(batch=4), accumulation_steps=2)
-    trainer.train(0, 20)
-    assert record.metrics[-1]["total_loss"] < record.metrics[0]["total_loss"]
-    assert len(model.noise) == 40
 
 
 def test_batch_that_cannot_be_split_is_refused():

@@ -1,6 +1,5 @@
 """LoRA on frozen anchors: the paper's Figure 12a."""
 
-import pytest
 import torch
 from detectron2.config import LazyCall as L
 
@@ -45,16 +44,6 @@ def test_tuning_starts_exactly_at_the_pretrained_anchor():
     assert torch.equal(tuned(images)["last_feat"], plain(images)["last_feat"])
 
 
-def test_every_update_gets_a_gradient_and_nothing_else_does():
-    tuned = anchor(lora_rank=3)
-    for name, parameter in tuned.named_parameters():
-        if is_update(name):
-            torch.nn.init.normal_(parameter, std=0.1)
-    tuned(torch.randn(1, 3, 64, 64))["last_feat"].square().sum().backward()
-    for name, parameter in tuned.named_parameters():
-        assert (parameter.grad is not None) == is_update(name), name
-
-
 def test_merged_updates_change_the_output_by_rounding_only():
     tuned = anchor(lora_rank=3)
     for name, parameter in tuned.named_parameters():
@@ -95,8 +84,3 @@ def test_of_a_stitched_backbone_the_updates_and_the_stitching_layers_are_trained
         for name, _ in stitched.named_parameters()
         if is_update(name) or (name.startswith("stitching_layers.") and name.endswith(".bias"))
     }
-
-
-def test_a_rank_above_the_width_is_refused():
-    with pytest.raises(ValueError, match="rank must be 0 … 32 for a linear layer 32 -> 96"):
-        anchor(lora_rank=33)

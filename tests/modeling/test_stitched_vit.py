@@ -86,46 +86,6 @@ def test_every_stitch_equals_the_same_blocks_chained_by_hand(size):
             assert (first - second).abs().max() > 0.1  # 14 different networks
 
 
-@torch.no_grad()
-def test_the_large_stitch_is_the_plain_large_anchor():
-    net, x = stitched_vit(), images()
-    net.set_stitch("L")
-    torch.testing.assert_close(
-        net(x)["last_feat"], large_anchor().eval()(x)["last_feat"], **ROUNDING
-    )
-
-
-@torch.no_grad()
-def test_the_small_stitch_is_the_plain_small_anchor_and_the_exit_projection():
-    net, x = stitched_vit(), images()
-    net.set_stitch("S")
-    tokens = small_anchor().eval()(x)["last_feat"].permute(0, 2, 3, 1)
-    exit_layer = net.stitching_layers.exit
-    matrix = exit_layer.weight + exit_layer.lora_a @ exit_layer.lora_b
-    expected = (tokens @ matrix.T + exit_layer.bias).permute(0, 3, 1, 2)
-    torch.testing.assert_close(net(x)["last_feat"], expected, **ROUNDING)
-
-
-@torch.no_grad()
-def test_depths_of_no_integer_ratio_run_every_block_once():
-    net = StitchedViT(
-        small_anchor(), large_anchor(depth=6, global_block_indexes=(5,)), lora_rank=2
-    ).eval()
-    x = images()
-    # Boundaries round(c * 6 / 4): 0, 2, 3, 4, 6.
-    net.set_stitch("SFS-1-3")
-    tokens = net.large.embed(x)
-    for module in (
-        *net.large.blocks[:2],
-        net.stitching_layers.large_to_small["1"],
-        *net.small.blocks[1:3],
-        net.stitching_layers.small_to_large["3"],
-        *net.large.blocks[4:],
-    ):
-        tokens = module(tokens)
-    torch.testing.assert_close(net(x)["last_feat"], tokens.permute(0, 3, 1, 2), **ROUNDING)
-
-
 def test_a_stitch_is_set_by_id_or_name_and_is_in_effect_at_once():
     net = stitched_vit()
     assert net.stitch.name == "L"
@@ -235,11 +195,6 @@ def test_stage_tokens_are_both_anchors_outputs_at_every_cut(depth):
                 expected = block(expected)
             torch.testing.assert_close(tokens, expected, **ROUNDING)
     assert cuts == [1, 2, 3, 4]
-
-
-def test_stage_tokens_need_no_gradient():
-    for _, small_tokens, large_tokens in stitched_vit().stage_tokens(images()):
-        assert not small_tokens.requires_grad and not large_tokens.requires_grad
 
 
 def test_output_has_the_width_of_the_large_anchor():

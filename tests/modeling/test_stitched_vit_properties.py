@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vits import images, randomise
 
 from snnet_vitdet.modeling import attention_implementation, stitch_costs
-from snnet_vitdet.stitching import PrefixTree, merged
+from snnet_vitdet.stitching import merged
 
 pytestmark = pytest.mark.slow
 
@@ -145,37 +145,6 @@ def test_every_stitch_gives_finite_features_of_the_large_width_by_its_path_alone
             for module in modules:
                 tokens = module(tokens)
             assert torch.equal(features["last_feat"], tokens.permute(0, 3, 1, 2)), stitch.name
-
-
-@for_random_anchors(8)
-def test_every_stitch_has_gradients_on_its_path_alone(case):
-    net, x = case.net().train(), pictures(case)
-    for stitch in net.space:
-        net.zero_grad(set_to_none=True)
-        with net.using_stitch(stitch.id):
-            net(x)["last_feat"].square().mean().backward()
-        anchor, modules = path_of(net, stitch)
-        of_blocks = {id(p) for p in anchor.blocks.parameters()}
-        on_path = {id(p) for p in anchor.parameters()} - of_blocks
-        on_path |= {id(p) for module in modules for p in module.parameters()}
-        for name, parameter in net.named_parameters():
-            expected = parameter.requires_grad and id(parameter) in on_path
-            assert (parameter.grad is not None) == expected, (stitch.name, name)
-            if expected:
-                assert parameter.grad.isfinite().all(), (stitch.name, name)
-        last = [p for p in modules[-1].parameters() if p.requires_grad]
-        assert any(p.grad.abs().max() > 0 for p in last), stitch.name
-
-
-@for_random_anchors(8)
-def test_the_tree_gives_the_features_of_every_stitch_to_the_bit(case):
-    net, x = case.net().eval(), pictures(case)
-    with torch.no_grad():
-        found = {s.id: f["last_feat"] for s, f in net.forward_tree(x, PrefixTree(net.space))}
-        assert found.keys() == set(range(len(net.space)))
-        for stitch_id, features in found.items():
-            with net.using_stitch(stitch_id):
-                assert torch.equal(net(x)["last_feat"], features), net.space[stitch_id].name
 
 
 @for_random_anchors(4)

@@ -1,5 +1,3 @@
-import os
-import pickle
 import re
 
 import pytest
@@ -211,38 +209,6 @@ def test_a_missing_file_or_a_folder_is_an_error(tmp_path):
         path = str(tmp_path / name)
         assert_refused(path, f"weight file {path} does not exist: check the path")
     assert_refused(str(tmp_path), f"{tmp_path} is a folder: give a weight file in it")
-
-
-@pytest.mark.parametrize("content", [[torch.ones(2)], {"a": 3}, torch.ones(2), {1: torch.ones(2)}])
-def test_a_file_that_holds_no_state_dict_is_an_error(tmp_path, content):
-    path = save(content, tmp_path / "w.pth")
-    assert_refused(path, f"weight file {path} holds no state dict (names to tensors)")
-
-
-class Code:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".pkl", ""])
-def test_code_in_a_file_is_refused_and_not_run(tmp_path, suffix):
-    path, trace = tmp_path / f"w{suffix}", tmp_path / "trace"
-    content = timm_state() | {"extra": Code(str(trace))}
-    if suffix == ".pth":
-        torch.save(content, path)
-    else:
-        path.write_bytes(pickle.dumps(content))
-    assert_refused(
-        str(path),
-        f"weight file {path} cannot be read as plain tensors",
-        "it is damaged, or holds Python objects, which are never run here",
-    )
-    assert not trace.exists()
 
 
 @pytest.mark.parametrize("name", ["deit33_small", "no_such_folder/deit3"])

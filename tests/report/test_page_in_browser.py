@@ -325,3 +325,47 @@ def test_a_phone_scrolls_down_and_not_sideways(open_page, browser, width):
         assert len(set(chosen(page))) == 1
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+CONTRAST = """
+const ratio = (a, b) => {
+  const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = (c) => c.map((v) => linear(v / 255)).reduce(
+    (sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const [hi, lo] = [light(a), light(b)].sort((x, y) => y - x);
+  return (hi + 0.05) / (lo + 0.05);
+};
+const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+const rgba = (text) => {
+  canvas.clearRect(0, 0, 1, 1);
+  canvas.fillStyle = text;
+  canvas.fillRect(0, 0, 1, 1);
+  return [...canvas.getImageData(0, 0, 1, 1).data];
+};
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+const found = [];
+while (walker.nextNode()) {
+  const node = walker.currentNode.parentElement;
+  if (!walker.currentNode.data.trim() || !node.checkVisibility()) continue;
+  if (node.closest("script, style, .skip, noscript")) continue;
+  let ground = node;
+  while (rgba(getComputedStyle(ground).backgroundColor)[3] < 255) ground = ground.parentElement;
+  const style = getComputedStyle(node);
+  const ink = node instanceof SVGElement ? style.fill : style.color;
+  const back = rgba(getComputedStyle(ground).backgroundColor);
+  found.push([ratio(rgba(ink).slice(0, 3), back.slice(0, 3)), walker.currentNode.data]);
+}
+return found.sort((a, b) => a[0] - b[0]);
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_the_contrast_of_wcag_aa(open_page, browser, scheme):
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    try:
+        found = open_page().execute_script(CONTRAST)
+        assert len(found) > 1000
+        assert found[0][0] >= 4.5, found[:5]
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

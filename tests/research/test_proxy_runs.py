@@ -29,7 +29,6 @@ else:
     (output / "model_final.pth").touch()
 """
 OTHER = Variant("other", "Does it matter?", ("some.key=1",), length=1.5)
-LONGER = Variant("longer", "What does S gain?", length=2.5, vit="small")
 
 
 @pytest.fixture
@@ -76,17 +75,6 @@ def test_every_seed_has_its_pretraining_both_vits_and_the_variants(study, tmp_pa
         w for w in seen if w[-1].endswith("seed4/pretrained_small") and "--eval-only" not in w
     ]
     assert "train.max_iter=30" in pretraining and not any("init.weights" in w for w in pretraining)
-
-
-def test_a_vit_alone_can_be_trained_for_longer(study, tmp_path):
-    finished = play(study, [LONGER])
-    assert [name for _, name, _ in finished][::2] == ["small_alone", "large_alone", "longer"]
-    (words,) = [
-        w for w in calls(tmp_path) if w[-1].endswith("seed4/longer") and "--eval-only" not in w
-    ]
-    weights = tmp_path / "runs/seed4/pretrained_small/model_final.pth"
-    assert words[1].endswith("vitdet_proxy_s.py")
-    assert {f"init.weights.net={weights}", "train.max_iter=25"} <= set(words)
 
 
 def test_what_is_finished_is_not_run_again(study, tmp_path):

@@ -123,38 +123,6 @@ def test_seeds_of_several_machines_are_put_together(study, tmp_path):
     assert not (tmp_path / "study/study.csv").exists()
 
 
-def test_rows_of_a_seed_that_is_run_here_are_refused(study, tmp_path, capsys):
-    study("--seeds", "0", "--variants", "paper")
-    elsewhere = (tmp_path / "study/study.csv").rename(tmp_path / "elsewhere.csv")
-    with pytest.raises(SystemExit) as ended:
-        study("--seeds", "0", "--variants", "paper", "--rows", str(elsewhere))
-    assert ended.value.code == 2
-    assert "the run small_alone of seed 0 is there twice" in capsys.readouterr().err
-
-
-def test_neither_seeds_nor_rows_is_refused(study, capsys):
-    with pytest.raises(SystemExit) as ended:
-        study("--seeds")
-    assert ended.value.code == 2
-    assert "give --seeds to run, or --rows" in capsys.readouterr().err
-
-
-def test_the_cost_is_that_of_a_whole_training(study, monkeypatch):
-    monkeypatch.setitem(SCORES, "twice_as_long", SCORES["full_rank"])
-    variants = ["--variants", "paper", "twice_as_long"]
-    cells = cells_of(study("--seeds", "0", *variants))
-    assert cells["twice_as_long"][-1].endswith("(2.00×)")
-
-
-def test_the_cost_over_the_papers_is_told_without_it(study, drawn, tmp_path, monkeypatch):
-    monkeypatch.setitem(SCORES, "twice_as_long", SCORES["full_rank"])
-    study("--seeds", "0", "--variants", "twice_as_long")
-    rows = (tmp_path / "study/study.csv").rename(tmp_path / "rows.csv")
-    cells = cells_of(study("--seeds", "--rows", str(rows)))
-    assert cells["twice_as_long"][-1].endswith("(2.00×)")
-    assert drawn == [["twice_as_long  (2.00×)"]] * 2
-
-
 def test_a_vit_alone_for_longer_is_compared_with_the_same_of_the_usual_length(
     study, drawn, monkeypatch
 ):

@@ -24,40 +24,6 @@ def table():
     return made
 
 
-def cells_of(table):
-    """The summary's cells by the name of the run."""
-    rows = [line.strip("|").split("|") for line in table.summary().splitlines()]
-    return {cells[0].strip(" `"): [cell.strip() for cell in cells[1:]] for cells in rows}
-
-
-def test_means_and_differences_are_taken_seed_by_seed(table):
-    assert table.runs == ["small_alone", "paper", "other"]
-    assert table.results("other", "small") == {0: 27.0, 1: 29.0}
-    # Gaps of -3 and -3.
-    assert table.mean("other", "small_gap") == (-3.0, 0.0)
-    assert table.times("other") == 1.5
-    assert math.isnan(table.times("small_alone"))
-    cells = cells_of(table)
-    # Gains of 2 and 3.
-    assert cells["other"][1] == "28.00 ± 1.00 (+2.50 ± 0.50)"
-    assert cells["other"][-1] == "0.75 (1.50×)"
-    assert cells["paper"][2] == "-5.50 ± 0.50"
-    assert cells["small_alone"] == ["2", "31.00 ± 1.00 (+5.50 ± 0.50)", "", "", "", "", ""]
-
-
-def test_a_seed_that_the_recipe_has_not_is_not_compared(table):
-    table.add(7, "other", values(10.0, -10.0, cost=0.75))
-    assert cells_of(table)["other"][1] == "22.00 ± 6.03 (+2.50 ± 0.50)"
-    table.add(7, "third", values(10.0, -10.0))
-    assert cells_of(table)["third"][1] == "10.00"
-
-
-def test_without_the_recipe_there_is_only_its_cost_to_compare_with():
-    table = StudyTable(PAPER_COST)
-    table.add(0, "other", values(27.0, -3.0, cost=0.75))
-    assert cells_of(table)["other"] == ["1", "27.00", "-3.00", "", "", "", "0.75 (1.50×)"]
-
-
 def test_rows_of_several_files_are_one_table(table, tmp_path):
     table.write(tmp_path / "first.csv")
     second = StudyTable(PAPER_COST)
@@ -78,16 +44,6 @@ def test_a_run_that_is_there_twice_is_refused(table, tmp_path):
     table.write(tmp_path / "rows.csv")
     with pytest.raises(InputError, match=r"rows.csv: the run small_alone of seed 0 is there twice"):
         table.read(tmp_path / "rows.csv")
-
-
-@pytest.mark.parametrize(
-    "content", [None, b"seed,run\nx,paper\n", b"run,small\npaper,1\n", b"\xff\xfe", b"seed\n0\n"]
-)
-def test_what_is_no_such_file_is_refused(content, tmp_path):
-    if content is not None:
-        (tmp_path / "rows.csv").write_bytes(content)
-    with pytest.raises(InputError, match=r"rows.csv cannot be read as the rows of a study"):
-        StudyTable(PAPER_COST).read(tmp_path / "rows.csv")
 
 
 def row(name, kind, gflops, ap):

@@ -52,21 +52,6 @@ def test_output_is_x_m_plus_b_plus_the_scaled_update(alpha):
     torch.testing.assert_close(layer(x), expected.float(), **ROUNDING)
 
 
-def test_gradients_of_the_update_are_those_of_the_formula():
-    layer, x = trained_layer(alpha=6.0), tokens()
-    layer(x).square().sum().backward()
-    m = layer.weight.detach().T
-    b, lora_b, lora_a = (
-        p.detach().clone().requires_grad_() for p in (layer.bias, layer.lora_b, layer.lora_a)
-    )
-    (x @ m + b + x @ lora_b.T @ lora_a.T * 1.5).square().sum().backward()
-    for name, expected in (("bias", b), ("lora_b", lora_b), ("lora_a", lora_a)):
-        # Sums over 30 tokens and 20 channels, of order 1e3.
-        torch.testing.assert_close(
-            getattr(layer, name).grad, expected.grad, rtol=1e-4, atol=1e-2, msg=name
-        )
-
-
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_layer_starts_exactly_at_the_fit(rank):
     layer, x = trained_layer(rank), tokens()

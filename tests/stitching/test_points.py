@@ -32,9 +32,8 @@ def test_points_are_named_by_size_and_number_unless_both_are_the_trained_ones():
 
 def test_a_name_is_split_into_what_it_was_made_of():
     for point in operating_points(SPACE, [512, 1024], [300, 1000], trained):
-        stitch, *rest = split_point_name(point.name)
-        assert stitch == point.stitch.name
-        assert rest == [None, None] if point.is_trained else [point.image_size, point.num_proposals]
+        given = None if point.is_trained else (point.image_size, point.num_proposals)
+        assert split_point_name(point.name) == (point.stitch.name, given)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from snnet_vitdet.stitching import (
     BlockStep,
     Cost,
     CostParts,
-    CostTable,
     EmbeddingStep,
     PrefixTree,
     StitchSpace,
@@ -152,13 +151,6 @@ def test_cost_is_that_of_every_beginning_once_and_of_the_heads_for_each_stitch(s
     expected = sum(steps[prefix[-1]].flops for prefix in prefixes(space))
     expected += sum(cost.flops for stitch in space for cost in parts.after(stitch))
     assert PrefixTree(space).flops(parts) == expected
-
-
-def test_a_tree_of_one_stitch_costs_what_the_stitch_costs():
-    space = SPACES["4, 6"]
-    costs = CostTable(space, distinct_parts(space))
-    for stitch in space:
-        assert PrefixTree([stitch]).flops(costs.parts) == costs[stitch.id].flops
 
 
 def test_a_tree_of_some_stitches_is_made_of_their_walks_alone():

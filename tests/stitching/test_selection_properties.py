@@ -2,7 +2,6 @@
 
 import re
 
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -17,17 +16,6 @@ SPACES = [
 ]
 spaces = st.sampled_from(SPACES)
 blanks = st.text(" \t\n", max_size=2)
-
-
-def ranges_of(ids):
-    """The shortest text: ``0-12,40`` for 0 … 12 and 40."""
-    runs = []
-    for stitch_id in sorted(ids):
-        if runs and stitch_id == runs[-1][1] + 1:
-            runs[-1][1] = stitch_id
-        else:
-            runs.append([stitch_id, stitch_id])
-    return [str(a) if a == b else f"{a}-{b}" for a, b in runs]
 
 
 @st.composite
@@ -60,15 +48,6 @@ def selections(draw):
     return space, [text for text, _ in drawn], set().union(*(ids for _, ids in drawn))
 
 
-@given(spaces.flatmap(lambda s: st.tuples(st.just(s), st.sets(st.sampled_from(range(len(s)))))))
-def test_ids_written_as_ranges_come_back(space_and_ids):
-    space, ids = space_and_ids
-    if ids:
-        assert select_stitches(",".join(ranges_of(ids)), space) == sorted(ids)
-        assert select_stitches(ranges_of(ids), space) == sorted(ids)
-        assert select_stitches(ids, space) == sorted(ids)
-
-
 @given(selections(), blanks, st.data())
 def test_mixtures_name_the_union_of_their_parts_whatever_the_blanks(selection, blank, data):
     space, texts, ids = selection
@@ -92,7 +71,6 @@ def assert_ids_or_an_input_error(selection, space):
     assert ids[0] >= 0 and ids[-1] < len(space)
 
 
-texts = st.text() | st.text("0123456789-, ") | st.text(st.characters(categories=["Nd"]))
 near_misses = st.from_regex(re.compile(r"[0-9FSLal,.;:_ +-]{0,12}", re.ASCII), fullmatch=True)
 
 
@@ -124,12 +102,3 @@ anything = st.recursive(
 @example(b"01", SPACES[0])
 def test_anything_else_gives_ids_or_an_input_error(selection, space):
     assert_ids_or_an_input_error(selection, space)
-
-
-@given(spaces, st.integers())
-def test_a_number_is_taken_only_if_it_is_an_id(space, number):
-    if 0 <= number < len(space):
-        assert select_stitches(number, space) == select_stitches([number], space) == [number]
-    else:
-        with pytest.raises(InputError, match=f"stitch '{number}'"):
-            select_stitches(number, space)

@@ -1,9 +1,8 @@
 from itertools import groupby, product
-from math import comb
 
 import pytest
 
-from snnet_vitdet.stitching import LARGE, SMALL, Segment, StitchSpace, Transition
+from snnet_vitdet.stitching import LARGE, SMALL, Segment, StitchSpace
 
 DEPTHS = [(12, 24), (12, 12), (12, 32), (4, 8), (3, 3), (1, 3)]
 MAX_CUTS = [0, 1, 2, 3]
@@ -30,13 +29,6 @@ def segments_of(anchors, depths):
         cuts.append(stop)
         start = stop
     return tuple(segments), tuple(cuts[:-1])
-
-
-@pytest.mark.parametrize("max_cuts", MAX_CUTS)
-@pytest.mark.parametrize("depths", DEPTHS)
-def test_number_of_stitches_is_twice_the_sum_of_binomials(depths, max_cuts):
-    expected = 2 * sum(comb(depths[0] - 1, k) for k in range(max_cuts + 1))
-    assert len(StitchSpace(depths, max_cuts)) == expected
 
 
 @pytest.mark.parametrize(
@@ -76,93 +68,15 @@ def test_the_space_holds_every_walk_once_and_nothing_else(depths, max_cuts):
     assert set(found) == expected
 
 
-@pytest.mark.parametrize("depths", [(12, 24), (12, 32), (4, 8)])
-def test_segments_of_each_kind_are_those_of_the_design(depths):
-    space = StitchSpace(depths)
-    d1, d2 = depths
-
-    def r(cut):
-        return round(cut * d2 / d1)
-
-    assert space["S"].segments == ((SMALL, 0, d1),)
-    assert space["L"].segments == ((LARGE, 0, d2),)
-    for c in range(1, d1):
-        assert space[f"FS-{c}"].segments == ((SMALL, 0, c), (LARGE, r(c), d2))
-        assert space[f"SF-{c}"].segments == ((LARGE, 0, r(c)), (SMALL, c, d1))
-        for e in range(c + 1, d1):
-            assert space[f"SFS-{c}-{e}"].segments == (
-                (LARGE, 0, r(c)),
-                (SMALL, c, e),
-                (LARGE, r(e), d2),
-            )
-            assert space[f"FSF-{c}-{e}"].segments == (
-                (SMALL, 0, c),
-                (LARGE, r(c), r(e)),
-                (SMALL, e, d1),
-            )
-
-
-@pytest.mark.parametrize("max_cuts", MAX_CUTS)
-@pytest.mark.parametrize("depths", DEPTHS)
-def test_every_stitch_covers_all_stages_exactly_once(depths, max_cuts):
-    space = StitchSpace(depths, max_cuts)
-    assert space.boundaries == tuple(
-        tuple(boundary(anchor, c, depths) for c in range(depths[0] + 1)) for anchor in (0, 1)
-    )
-    for stitch in space:
-        edges = [0, *stitch.cuts, depths[0]]
-        assert edges == sorted(set(edges))
-        for segment, first, last in zip(stitch.segments, edges[:-1], edges[1:], strict=True):
-            assert segment.start == boundary(segment.anchor, first, depths)
-            assert segment.stop == boundary(segment.anchor, last, depths)
-            assert segment.start < segment.stop
-
-
 def test_stage_boundaries_round_half_to_even():
     # 12 -> 18 blocks: 1.5, 4.5, 7.5 round to 2, 4, 8 with Python's round.
     assert StitchSpace((12, 18)).boundaries[1] == (0, 2, 3, 4, 6, 8, 9, 10, 12, 14, 15, 16, 18)
-
-
-@pytest.mark.parametrize("max_cuts", MAX_CUTS)
-@pytest.mark.parametrize("depths", DEPTHS)
-def test_ids_are_contiguous_and_in_the_order_of_the_design(depths, max_cuts):
-    space = StitchSpace(depths, max_cuts)
-    assert [stitch.id for stitch in space] == list(range(len(space)))
-    assert [space[i] for i in range(len(space))] == list(space)
-    # Small anchor, large anchor; then by number of cuts, those that end in the large anchor first
-    # (FS, SF, SFS, FSF, then SFSF's mirror FSFS before SFSF), then by cuts.
-    keys = [(len(s.cuts), s.segments[-1].anchor == SMALL, s.cuts) for s in space]
-    assert [stitch.kind for stitch in space[:2]] == ["S", "L"]
-    assert keys[2:] == sorted(keys[2:])
 
 
 def test_kinds_come_in_the_order_of_the_design():
     assert StitchSpace((4, 8)).kinds == ("S", "L", "FS", "SF", "SFS", "FSF")
     assert StitchSpace((4, 8), max_cuts=3).kinds[6:] == ("FSFS", "SFSF")
     assert StitchSpace((12, 24))[133].name == "FSF-10-11"
-
-
-@pytest.mark.parametrize("max_cuts", MAX_CUTS)
-@pytest.mark.parametrize("depths", DEPTHS)
-def test_names_are_unique_and_lead_back_to_their_stitch(depths, max_cuts):
-    space = StitchSpace(depths, max_cuts)
-    assert len({stitch.name for stitch in space}) == len(space)
-    for stitch in space:
-        assert space[stitch.name] is stitch
-        kind, *cuts = stitch.name.split("-")
-        assert (kind, tuple(map(int, cuts))) == (stitch.kind, stitch.cuts)
-
-
-@pytest.mark.parametrize("max_cuts", MAX_CUTS)
-@pytest.mark.parametrize("depths", DEPTHS)
-def test_transitions_lie_at_the_cuts_and_the_exit_after_a_small_end_only(depths, max_cuts):
-    for stitch in StitchSpace(depths, max_cuts):
-        anchors = [segment.anchor for segment in stitch.segments]
-        expected = list(zip(stitch.cuts, anchors[:-1], anchors[1:], strict=True))
-        if anchors[-1] == SMALL:
-            expected.append((depths[0], SMALL, LARGE))
-        assert list(stitch.transitions) == expected
-        assert all(source != target for _, source, target in stitch.transitions)
 
 
 def test_the_transitions_of_a_space_are_the_layers_it_needs():
@@ -174,12 +88,6 @@ def test_the_transitions_of_a_space_are_the_layers_it_needs():
     # With two stages SFS and FSF cannot exist; an SFS of three stages leaves L only at cut 1.
     assert StitchSpace((3, 3), kinds=("SFS",)).transitions == ((1, LARGE, SMALL), (2, SMALL, LARGE))
     assert StitchSpace((4, 8), kinds=("L",)).transitions == ()
-
-
-def test_the_exit_is_keyed_by_the_number_of_stages():
-    space = StitchSpace((4, 8))
-    assert space.exit_transition == Transition(4, SMALL, LARGE)
-    assert space["S"].transitions == (space.exit_transition,)
 
 
 def test_anchors_are_the_stitches_without_a_cut():
@@ -226,12 +134,6 @@ def test_the_text_of_a_space_says_what_it_is():
 def test_arguments_that_give_no_space_are_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         StitchSpace(**arguments)
-
-
-@pytest.mark.parametrize("stitch_id", [-1, -14, 14, 1000])
-def test_ids_outside_the_space_and_negative_ones_are_errors(stitch_id):
-    with pytest.raises(IndexError, match=rf"stitch id {stitch_id} is not in 0 … 13"):
-        StitchSpace((4, 8))[stitch_id]
 
 
 @pytest.mark.parametrize("name", ["FS-0", "FS-4", "SFS-2-1", "SFS-1-1", "FS", "fs-1", "", "-1"])

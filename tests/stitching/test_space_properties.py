@@ -72,35 +72,6 @@ def test_a_walk_runs_each_stage_once_in_the_anchors_its_kind_spells(space_and_ki
             assert start < stop  # no anchor is entered for nothing
 
 
-@given(depth_pairs)
-def test_the_kinds_of_two_cuts_have_the_block_ranges_of_the_design(depths):
-    d1, d2 = depths
-    space = StitchSpace(depths)
-
-    def large(cut):
-        return round(cut * d2 / d1)
-
-    for c in range(1, d1):
-        assert space[f"FS-{c}"].segments == ((SMALL, 0, c), (LARGE, large(c), d2))
-        assert space[f"SF-{c}"].segments == ((LARGE, 0, large(c)), (SMALL, c, d1))
-    for c, e in combinations(range(1, d1), 2):
-        assert space[f"SFS-{c}-{e}"].segments == (
-            *((LARGE, 0, large(c)), (SMALL, c, e), (LARGE, large(e), d2)),
-        )
-        assert space[f"FSF-{c}-{e}"].segments == (
-            *((SMALL, 0, c), (LARGE, large(c), large(e)), (SMALL, e, d1)),
-        )
-
-
-@given(depth_pairs)
-def test_boundaries_rise_from_0_to_the_depths_and_leave_no_block_out(depths):
-    space = StitchSpace(depths)
-    for anchor, depth in enumerate(depths):
-        boundaries = space.boundaries[anchor]
-        assert (boundaries[0], boundaries[-1], len(boundaries)) == (0, depth, depths[0] + 1)
-        assert all(a < b for a, b in zip(boundaries, boundaries[1:], strict=False))
-
-
 @given(spaces())
 def test_transitions_join_the_segments_and_lead_out_of_the_small_anchor(space_and_kinds):
     space, _ = space_and_kinds

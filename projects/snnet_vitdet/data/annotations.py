@@ -86,7 +86,7 @@ ANNOTATION_FAULTS = {
         "make them add up to height times width, or export them again",
     ),
 }
-"""What annotations are said to have, and the remedy. Earlier kinds tend to cause later ones."""
+"""Predicate and remedy by kind of fault. Earlier kinds tend to cause later ones."""
 
 _BOX_FAULTS = ("bbox", "flat", "outside", "far box")
 _MASK_FAULTS = ("polygon", "far polygon", "rle size", "rle counts", "rle pixels")

@@ -271,7 +271,7 @@ def _orientation(image: Image.Image) -> int:
     """1 to 8, and 1 if it cannot be read: detectron2 then takes the image as it is stored."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # EXIF data raise anything
+    except Exception:  # Pillow raises any type for damaged EXIF data
         return 1
     return orientation if orientation in range(1, 9) else 1
 

@@ -79,7 +79,7 @@ def check_source(args: argparse.Namespace) -> None:
     of_training = [name for name in ("config_file", "weights") if getattr(args, name)]
     if not args.exported and not of_training:
         raise InputError(
-            "give --config-file or --weights: of a training, such as output/demo; or --exported"
+            "give --config-file or --weights of a training, such as output/demo, or --exported"
         )
     given = [f"--{name.replace('_', '-')}" for name in of_training] + args.opts
     if args.exported and given:
@@ -90,7 +90,7 @@ def check_source(args: argparse.Namespace) -> None:
 
 
 def config_file_of(args: argparse.Namespace) -> str:
-    """The named config, or the one that the training left beside its weights."""
+    """Returns the named config, or the one beside the weights."""
     if args.weights and args.weights.endswith(".safetensors"):
         raise InputError(
             f"{args.weights} is an exported file: give it with --exported, or with --weights the "
@@ -105,7 +105,7 @@ def config_file_of(args: argparse.Namespace) -> str:
 
 
 def served_model(args: argparse.Namespace):
-    """What the page runs: its answers, its heading and its examples."""
+    """Loads the model; returns the page's answers, heading and examples."""
     from .models import from_exports, from_training
 
     print("Loading the model …", flush=True)
@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> None:
         options = (args.host, args.port, args.max_upload_mb, args.allow_host)
         with served(page, *options, **LOOK) as address:
             if args.host not in _LOCAL:
-                print("Whoever reaches this machine can open the page: it asks for no password.")
+                print("Anyone who can reach this machine can open the page: it has no password.")
             print(f"Open {address} in a browser; Ctrl-C ends.", flush=True)
             while True:
                 time.sleep(3600)

@@ -1,4 +1,4 @@
-"""What the page answers its visitors, without the page itself."""
+"""The answers to a visitor's wishes, without the page itself."""
 
 import threading
 import time
@@ -9,6 +9,7 @@ import numpy as np
 
 from snnet_vitdet.deploy import Detections, draw_detections
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.evaluation.results import SCORES, has_value
 from snnet_vitdet.report.kinds import kind_label
 from snnet_vitdet.text import escaped
 
@@ -19,10 +20,10 @@ from .uploads import MAX_SIDE, open_picture
 __all__ = ["BY_NAME", "F1", "Answers", "Wish", "message"]
 
 BY_NAME = "name"
-"""Chosen in place of a budget: the stitch itself."""
+"""The value of ``Wish.budget`` for a stitch that is chosen by name."""
 
 F1 = "f1"
-"""Chosen in place of a score: the score of the stitch's largest F1 in the sweep."""
+"""The value of ``Wish.threshold`` for the score of the stitch's largest F1 in the sweep."""
 
 _MAX_ROWS = 50
 # Smaller pictures are enlarged, so that names fit in.
@@ -58,8 +59,8 @@ class Answers:
     ) -> None:
         """
         Args:
-            predict: Gives all detections in an image, (H, W, 3), RGB, uint8, with a stitch of an
-                id.
+            predict: Takes an image, (H, W, 3), RGB, uint8, and the id of a stitch; returns all
+                detections.
             choices: The stitches to choose from.
             max_pixels: Largest number of pixels of an uploaded picture.
         """
@@ -69,7 +70,7 @@ class Answers:
 
     def warm_up(self) -> None:
         """Runs a stitch once: the first run of a process is slower than all others."""
-        self._predict(np.full((64, 64, 3), 128, dtype=np.uint8), next(iter(self.choices.stitches)))
+        self._predict(np.full((64, 64, 3), 128, dtype=np.uint8), next(iter(self.choices.rows)))
 
     def stitch_id(self, wish: Wish) -> int:
         """The stitch that a visitor wants.
@@ -79,8 +80,8 @@ class Answers:
         """
         if wish.budget != BY_NAME:
             return self.choices.within(wish.budget, wish.limit, wish.by)
-        for stitch_id, stitch in self.choices.stitches.items():
-            if stitch.name == wish.name:
+        for stitch_id, row in self.choices.rows.items():
+            if row["name"] == wish.name:
                 return stitch_id
         raise InputError(f"The model has no stitch {wish.name!r}.")
 
@@ -113,7 +114,7 @@ class Answers:
         return f"{name} ({unit}{f', {device}' if device else ''})"
 
     def detect(self, path: str, wish: Wish) -> tuple[np.ndarray, str]:
-        """Detects objects in a file with the stitch that is wanted.
+        """Detects objects in a file with the stitch that a visitor wants.
 
         Returns:
             The picture with boxes, masks, names and scores drawn in, (H, W, 3), RGB, uint8; and
@@ -137,7 +138,7 @@ class Answers:
             min_side = min(_MIN_SIDE, MAX_SIDE * short // long)
             picture = draw_detections(image, found, min_side=min_side)
         count = f"{len(found)} object{'' if len(found) == 1 else 's'}"
-        name = escaped(self.choices.stitches[stitch_id].name)
+        name = escaped(self.choices.rows[stitch_id]["name"])
         because = ", this stitch's best F1" if by_f1 else ""
         line = (
             f"<p><strong>{name}</strong> found <strong>{count}</strong> with a score of at least "
@@ -148,22 +149,21 @@ class Answers:
         return picture, f'<div role="status">{line}{_table(objects)}</div>'
 
     def _facts(self, stitch_id: int) -> str:
-        choices, stitch = self.choices, self.choices.stitches[stitch_id]
+        row = self.choices.rows[stitch_id]
         facts = [
-            ("GFLOPs", amount(choices.cost(stitch_id, "gflops"))),
-            ("parameters", f"{amount(choices.params_m(stitch_id))} M"),
+            ("GFLOPs", amount(row["gflops"])),
+            ("parameters", f"{amount(row['params_m'])} M"),
         ]
-        for score in choices.scores:
-            ap = choices.score(stitch_id, score)
-            facts.append((f"{score} AP", "not scored" if ap is None else f"{ap:.1f}"))
+        for score in self.choices.scores:
+            ap = f"{row[SCORES[score]]:.1f}" if has_value(row, SCORES[score]) else "not scored"
+            facts.append((f"{score} AP", ap))
         for budget, (name, unit) in BUDGETS.items():
-            value = choices.cost(stitch_id, budget)
-            if unit and value is not None:
-                facts.append((f"{name}, measured", f"{amount(value)} {unit}"))
+            if unit and has_value(row, budget):
+                facts.append((f"{name}, measured", f"{amount(row[budget])} {unit}"))
         cells = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts)
         return (
-            f'<div class="snnet-facts"><p><strong>{escaped(stitch.name)}</strong> '
-            f"{escaped(kind_label(stitch.kind))}</p><dl>{cells}</dl></div>"
+            f'<div class="snnet-facts"><p><strong>{escaped(row["name"])}</strong> '
+            f"{escaped(kind_label(row['kind']))}</p><dl>{cells}</dl></div>"
         )
 
 

@@ -2,89 +2,79 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import StitchTable
-from snnet_vitdet.evaluation.results import SCORES, comparable, has_value
+from snnet_vitdet.evaluation.results import SCORES, Row, best_row, comparable, has_value
 from snnet_vitdet.stitching import Cost, Stitch
 
-__all__ = ["BUDGETS", "Choices", "Point"]
+__all__ = ["BUDGETS", "Choices"]
 
 BUDGETS = {"gflops": ("GFLOPs", ""), "latency_ms": ("time", "ms"), "memory_mb": ("memory", "MB")}
-"""What a budget can limit: how it is called, and its unit."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """A stitch in the plot.
-
-    Attributes:
-        id: Id of the stitch.
-        name: Its name.
-        kind: Its kind.
-        x: What it costs.
-        y: What it scores; its parameters in millions where nothing is scored.
-    """
-
-    id: int
-    name: str
-    kind: str
-    x: float
-    y: float
+"""The columns that a budget can limit: how each is called, and its unit."""
 
 
 class Choices:
-    """The stitches there are, with what is known of them."""
+    """The stitches of a model, with all that is known about them."""
 
     def __init__(
         self, stitches: Sequence[Stitch], costs: Sequence[Cost], table: StitchTable | None
     ) -> None:
         """
         Args:
-            stitches: All of a model, or some, ordered by id.
-            costs: Of each, in the same order.
-            table: What a sweep found; None without one.
+            stitches: All stitches of a model, or some of them, ordered by id.
+            costs: The cost of each, in the same order.
+            table: The results of a sweep; None without a sweep.
 
         Raises:
             InputError: If the sweep is of another model.
         """
-        ids = [stitch.id for stitch in stitches]
-        self.stitches = dict(zip(ids, stitches, strict=True))
-        """By id."""
-        self.table = table
-        self._costs = dict(zip(ids, costs, strict=True))
-        rows = table.rows() if table else []
-        for row in rows:
-            stitch = self.stitches.get(row["stitch_id"])
-            if stitch is None or stitch.name != row["name"]:
+        self.table = StitchTable() if table is None else table
+        self.rows: dict[int, Row] = {
+            stitch.id: {
+                "stitch_id": stitch.id,
+                "name": stitch.name,
+                "kind": stitch.kind,
+                "gflops": cost.gflops,
+                "params_m": cost.params_m,
+            }
+            for stitch, cost in zip(stitches, costs, strict=True)
+        }
+        """What is known about each stitch, by its id; one that was swept has a row of the sweep."""
+        swept = self.table.rows()
+        for row in swept:
+            stitch_id, name = row["stitch_id"], row["name"]
+            if stitch_id not in self.rows or self.rows[stitch_id]["name"] != name:
                 raise InputError(
-                    f"the sweep has a stitch {row['name']} with id {row['stitch_id']} and the "
-                    "model has not: it is the sweep of another model"
+                    f"the sweep has a stitch {name} with id {stitch_id}, which the model does not "
+                    "have: it is the sweep of another model"
                 )
-        self._rows = {row["stitch_id"]: row for row in rows}
-        self._compared = {row["stitch_id"]: row for row in comparable(rows)}
+            self.rows[stitch_id] = row
+        self._compared = comparable(swept)
 
     @property
     def is_choice(self) -> bool:
         """Whether there is more than one stitch."""
-        return len(self.stitches) > 1
+        return len(self.rows) > 1
 
     @property
     def scores(self) -> list[str]:
         """Which of ``SCORES`` there are; none without a sweep."""
-        rows = self._compared.values()
-        return [by for by, column in SCORES.items() if any(has_value(row, column) for row in rows)]
+        return [
+            by
+            for by, column in SCORES.items()
+            if any(has_value(row, column) for row in self._compared)
+        ]
 
     @property
     def budgets(self) -> list[str]:
-        """Which of ``BUDGETS`` are known of some stitch that can be chosen."""
+        """Which of ``BUDGETS`` are known for some stitch that can be chosen."""
         return [budget for budget in BUDGETS if self._candidates(budget)]
 
     @property
     def has_best_f1(self) -> bool:
-        """Whether the sweep knows the score of the largest F1, of some stitch at least."""
-        return any(self._best_f1_known(stitch_id) for stitch_id in self._rows)
+        """Whether the sweep knows the score of the largest F1 for some stitch."""
+        return any(entry.curve and any(entry.curve.matched) for entry in self.table)
 
     def best_f1(self, stitch_id: int) -> float:
         """The score from which on a stitch's detections have their largest F1.
@@ -92,30 +82,15 @@ class Choices:
         Raises:
             InputError: If the sweep does not know it.
         """
-        if self.table is None:
+        if not len(self.table):
             raise InputError("without a sweep there is no best F1: give a score")
         return self.table.threshold(stitch_id, "f1")
 
-    def score(self, stitch_id: int, by: str) -> float | None:
-        """AP of a stitch, None where it was not scored."""
-        row = self._rows.get(stitch_id, {})
-        return row[SCORES[by]] if has_value(row, SCORES[by]) else None
-
-    def cost(self, stitch_id: int, budget: str) -> float | None:
-        """What a stitch takes of a budget, None where it was not measured."""
-        if budget == "gflops":
-            return self._costs[stitch_id].gflops
-        return self._rows.get(stitch_id, {}).get(budget)
-
-    def params_m(self, stitch_id: int) -> float:
-        """Parameters of a stitch in millions."""
-        return self._costs[stitch_id].params_m
-
     def limits(self, budget: str) -> tuple[float, float, float]:
         """Ends and step of a slider: the lower one is enough for the cheapest stitch."""
-        costs = [self.cost(i, budget) for i in self._candidates(budget)]
+        costs = [row[budget] for row in self._candidates(budget)]
         span = max(costs) - min(costs) or max(costs)
-        # As many steps as are easily set by hand, of a round length.
+        # Round steps, and no more of them than a hand can set.
         step = 10 ** math.floor(math.log10(span / 100))
         step = next(step * f for f in (1, 2, 5, 10) if span <= 200 * step * f)
         low = math.ceil(min(costs) / step)
@@ -124,41 +99,29 @@ class Choices:
         return round(low * step, digits), round(high * step, digits), round(step, digits)
 
     def within(self, budget: str, limit: float, by: str) -> int:
-        """Id of the stitch of the highest AP within a budget.
+        """Id of the stitch with the highest AP within a budget.
 
-        Without scores, of the one that computes the most: nothing else is known.
+        Without scores, it is the stitch that computes the most: nothing else is known.
 
         Raises:
-            InputError: If there is none.
+            InputError: If no stitch is within the budget.
         """
         if by in self.scores:
             return self.table.best(by, **{f"max_{budget}": limit}).id
-        within = [i for i in self._candidates(budget) if self.cost(i, budget) <= limit]
+        candidates = self._candidates(budget)
+        within = [row for row in candidates if row[budget] <= limit]
         if not within:
-            cheapest = min(self.cost(i, budget) for i in self._candidates(budget))
+            cheapest = min(row[budget] for row in candidates)
             raise InputError(f"no stitch takes at most {limit:g}: the cheapest has {cheapest:.4g}")
-        return max(within, key=lambda i: (self._costs[i].gflops, -i))
+        return best_row(within, "gflops")["stitch_id"]
 
-    def points(self, budget: str, by: str) -> list[Point]:
-        """What is in the plot."""
-        points = []
-        for i in self._candidates(budget):
-            y = self.score(i, by) if self.scores else self.params_m(i)
-            if y is not None:
-                stitch = self.stitches[i]
-                points.append(Point(i, stitch.name, stitch.kind, self.cost(i, budget), y))
-        return points
+    def points(self, budget: str, by: str) -> list[tuple[Row, float, float]]:
+        """The stitches in the plot: row, cost, and score, or parameters where nothing is scored."""
+        column = SCORES[by] if self.scores else "params_m"
+        rows = [row for row in self._candidates(budget) if has_value(row, column)]
+        return [(row, row[budget], row[column]) for row in rows]
 
-    def _best_f1_known(self, stitch_id: int) -> bool:
-        try:
-            self.best_f1(stitch_id)
-        except InputError:
-            return False
-        return True
-
-    def _candidates(self, budget: str) -> list[int]:
-        """Those with a known cost; after a sweep, of those it has compared."""
-        ids = list(self.stitches)
-        if self.scores:
-            ids = [i for i in ids if i in self._compared]
-        return [i for i in ids if self.cost(i, budget) is not None]
+    def _candidates(self, budget: str) -> list[Row]:
+        """The rows with a known cost; after a sweep, the comparable ones among them."""
+        rows = self._compared if self.scores else self.rows.values()
+        return [row for row in rows if has_value(row, budget)]

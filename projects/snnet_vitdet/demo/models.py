@@ -1,4 +1,4 @@
-"""What the page runs: the model of a training, or exported stitches."""
+"""Loads what the page runs: the model of a training, or exported stitches."""
 
 import argparse
 import copy
@@ -73,7 +73,7 @@ def from_exports(args: argparse.Namespace) -> tuple[Answers, str, list[str]]:
             one training.
 
     Returns:
-        As :func:`from_training`.
+        The answers, the page's heading, and paths of examples.
 
     Raises:
         InputError: If there is none, one cannot be used, or they are not of one training.
@@ -86,20 +86,20 @@ def from_exports(args: argparse.Namespace) -> tuple[Answers, str, list[str]]:
     for file in files:
         info = read_export(file)
         if info.stitch is None:
-            raise InputError(f"{file} is of a baseline: it has no stitches to choose from")
-        for earlier, other in by_id.values():
-            problem = None
-            if other.class_names != info.class_names:
-                problem = "are not of one training, their classes differ"
-            elif other.stitch.id == info.stitch.id:
-                problem = f"both have stitch {info.name}"
-            if problem:
-                raise InputError(
-                    f"{file} and {earlier} {problem}: give one of them alone, or another folder"
-                )
-        by_id[info.stitch.id] = file, info
+            raise InputError(f"{file} is a baseline: it has no stitches to choose from")
+        earlier, _ = by_id.setdefault(info.stitch.id, (file, info))
+        if earlier != file:
+            raise InputError(
+                f"{file} and {earlier} both have stitch {info.name}: give one of them alone, or "
+                "another folder"
+            )
     by_id = dict(sorted(by_id.items()))
     infos = [info for _, info in by_id.values()]
+    if len({info.class_names for info in infos}) > 1:
+        raise InputError(
+            f"the files in {path} are not of one training, their classes differ: give one of them "
+            "alone, or another folder"
+        )
     costs = [Cost(info.gflops * 1e9, info.params_m * 1e6) for info in infos]
     choices = Choices([info.stitch for info in infos], costs, exported_table(infos, path))
     options = dict(device=args.device, precision=args.precision)

@@ -88,7 +88,7 @@ def _examples(paths: Sequence[str], image: gr.Image) -> None:
 def _budget_controls(answers: Answers) -> dict[str, gr.components.Component]:
     """The controls that choose the stitch, by the attributes of ``Wish``."""
     budgets = answers.choices.budgets
-    names = [stitch.name for stitch in answers.choices.stitches.values()]
+    names = [row["name"] for row in answers.choices.rows.values()]
     kinds = [(BUDGETS[budget][0], budget) for budget in budgets] + [("name", BY_NAME)]
     with gr.Group(visible=answers.choices.is_choice):
         budget = gr.Radio(kinds, value=budgets[0], label="Choose by", elem_id="budget")
@@ -229,7 +229,7 @@ _CSS = """
     .snnet-legend { column-gap: 12px; font-size: .75em; }
 }
 .snnet-legend li { display: flex; align-items: center; gap: .35em; margin: 0; }
-.snnet-legend svg { width: 14px; height: 14px; }
+.snnet-legend svg { width: 16px; height: 16px; }
 
 .snnet-error, .snnet-hint { margin: 0; padding: 8px 12px; border-left: 4px solid; }
 .snnet-error { border-color: #d55e00; background: rgba(213, 94, 0, .12); }

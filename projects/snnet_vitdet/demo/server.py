@@ -39,7 +39,7 @@ _JOIN = "/gradio_api/queue/join"
 _MAX_STATE = 100_000
 # Bytes around the files of an upload: boundaries and names.
 _MAX_ENVELOPE = 100_000
-# Limit of all pictures at a time, uploaded and drawn, in uploads of the largest size.
+# Limit of all pictures that are kept, uploaded and drawn, as a multiple of the upload limit.
 _MAX_STORED = 50
 # What gradio writes beside the path of a file.
 _META = {"_type": "gradio.FileData"}
@@ -84,35 +84,29 @@ def served(
 
     Yields:
         The page's address.
-
-    Raises:
-        InputError: If the program cannot listen there.
     """
     max_upload = int(max_upload_mb * 1e6)
     own = {name.lower() for name in ("localhost", host, *names)}
     _check_inputs(page)
-    try:
-        page.launch(
-            server_name=host,
-            server_port=port,
-            max_file_size=max_upload,
-            app_kwargs={"middleware": [Middleware(Gate, own, max_upload)]},
-            prevent_thread_lock=True,
-            quiet=True,
-            inline=False,
-            # Set here, because environment variables can set them otherwise.
-            share=False,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            enable_monitoring=False,
-            run_history=False,
-            allowed_paths=[],
-            footer_links=[],
-            **look,
-        )
-    except OSError as error:
-        raise InputError(f"cannot listen on {host}, port {port}: it is in use now") from error
+    page.launch(
+        server_name=host,
+        server_port=port,
+        max_file_size=max_upload,
+        app_kwargs={"middleware": [Middleware(Gate, own, max_upload)]},
+        prevent_thread_lock=True,
+        quiet=True,
+        inline=False,
+        # Set here, because environment variables can set them otherwise.
+        share=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        run_history=False,
+        allowed_paths=[],
+        footer_links=[],
+        **look,
+    )
     try:
         yield page.local_url
     finally:
@@ -127,9 +121,8 @@ class Gate:
         Args:
             app: The application.
             names: Names that the page may be called by, in lower case. Every numeric address is
-                allowed: another site can give its own name any address, but not its pages this
-                origin.
-            max_upload: Most bytes of all files of a request together.
+                allowed: the pages of another site never have one as their host.
+            max_upload: Limit of the bytes of all files in a request together.
         """
         self._app, self._names, self._max_upload = app, frozenset(names), max_upload
 
@@ -146,8 +139,8 @@ class Gate:
         host = _host_name(headers.get("host", ""))
         if not (_is_number(host) or host in self._names):
             return PlainTextResponse(
-                f"The page does not go by the name {host!r}. Whoever runs it can allow the name: "
-                "--allow-host.",
+                f"This page is not served under the name {host!r}. Start it with --allow-host to "
+                "allow the name.",
                 403,
             )
         origin = headers.get("origin")

@@ -16,8 +16,6 @@ MAX_SIDE = 1600
 # maintained.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 _NAMES = "JPEG, PNG, WebP, TIFF, BMP or GIF"
-# Narrower pictures would lose a side when they are resized for the model.
-_MAX_ASPECT = 40
 
 
 def open_picture(path: str | os.PathLike[str], max_pixels: int) -> np.ndarray:
@@ -33,9 +31,6 @@ def open_picture(path: str | os.PathLike[str], max_pixels: int) -> np.ndarray:
     Raises:
         InputError: If it is no image, damaged, or too large.
     """
-    # Opening a pipe would wait for its writer.
-    if not os.path.isfile(path):
-        raise InputError("This is not a file that can be read: upload it again.")
     try:
         image = Image.open(path, formats=_FORMATS)
         width, height = image.size
@@ -46,11 +41,6 @@ def open_picture(path: str | os.PathLike[str], max_pixels: int) -> np.ndarray:
     with image:
         if width * height > max_pixels:
             raise InputError(f"{_too_large(max_pixels)} It has {width} × {height}.")
-        if max(width, height) > _MAX_ASPECT * min(width, height):
-            raise InputError(
-                f"This picture of {width} × {height} pixels is too narrow: its sides may differ "
-                f"up to {_MAX_ASPECT} times."
-            )
         try:
             # A large JPEG is decoded at a smaller size.
             image.draft("RGB", (MAX_SIDE, MAX_SIDE))

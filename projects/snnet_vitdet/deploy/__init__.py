@@ -1,16 +1,18 @@
 """From a swept model to a detector in use: choose, predict, export."""
 
-from .export_file import ExportInfo, exported_table, load_exported, read_export
+from .export_file import ExportInfo, export_stitch, exported_table, load_exported, read_export
 from .export_graphs import PixelsToPyramid, export_onnx, export_program, export_torchscript
-from .export_stitch import export_stitch
-from .instances import ClassNames, CocoPredictions, Detections
+from .instances import ClassNames, CocoPredictions, Detections, PastedMasks
 from .latency import measure_stitches
 from .loading import LoadedDetector
-from .masks import PastedMasks
 from .pictures import IMAGE_SUFFIXES, ImageLike, draw_detections, image_files, to_rgb
 from .predictor import Predictor
-from .samples import sample_detections, stitches_to_show
-from .sweep_report import REPORT_FILE, write_sweep_report
+from .sweep_report import (
+    REPORT_FILE,
+    sample_detections,
+    stitches_to_show,
+    write_sweep_report,
+)
 
 __all__ = [
     "IMAGE_SUFFIXES",

@@ -1,54 +1,61 @@
-"""One stitch in one safetensors file: the weights, and in the header what to build around them.
+"""One stitch in one safetensors file: its weights, and in the header the model around them.
 
-The file is plain data, and reading one from an untrusted source is safe: nothing in it is run, see
-``export_parts``, and everything that its header says is checked.
+The file is plain data. Reading one from an untrusted source is safe: nothing in it is run, see
+``export_plan``, and all that its header says is checked.
 """
 
+import copy
 import json
 import math
+import operator
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
-import safetensors
+import safetensors.torch
 import torch
 from detectron2.data import transforms as T
 from detectron2.modeling import GeneralizedRCNN
+from torch import nn
 
-from snnet_vitdet.errors import InputError
+from snnet_vitdet.engine import Config
+from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.evaluation import ScoreCurve, StitchResult, StitchTable
 from snnet_vitdet.evaluation.score_curves import NUM_SCORES
+from snnet_vitdet.files import replacing
+from snnet_vitdet.modeling import JoinedRCNN, baseline_cost, extracted_state, stitch_costs
+from snnet_vitdet.modeling.extracted import merged_state
 from snnet_vitdet.modeling.operating import take_position_grids
-from snnet_vitdet.stitching import LARGE, SMALL, Segment, Stitch, Transition
+from snnet_vitdet.modeling.pyramid import SMALL_EXIT
+from snnet_vitdet.stitching import SMALL, Segment, Stitch, Transition
 from snnet_vitdet.text import listed
-
-from .export_parts import MAX_CLASSES, SIDE, build, build_augmentations
-from .export_values import (
-    Check,
-    fixed,
-    items_of,
-    number,
-    one_of,
-    optional,
-    record,
-    several,
-    text,
-    whole,
+from snnet_vitdet.validators import number, one_of
+from snnet_vitdet.weight_files import (
+    EXPORT_KEY,
+    check_state_dict,
+    export_description,
+    read_weight_file,
 )
 
-__all__ = ["HEADER_KEY", "ExportInfo", "exported_table", "load_exported", "read_export"]
+from .export_graphs import PixelsToPyramid, largest_difference
+from .export_plan import (
+    MAX_CLASSES,
+    SIDE,
+    build_augmentations,
+    build_detector,
+    checked,
+    plan_of,
+    plan_of_stitch,
+)
 
-HEADER_KEY = "snnet_vitdet"
-"""The key of the description in the metadata of the file."""
+__all__ = ["ExportInfo", "export_stitch", "exported_table", "load_exported", "read_export"]
 
 _FORMAT_VERSION = 1
 # A description has about ten thousand characters, and more with many classes.
 _LONGEST = 16_000_000
-_MOST_CUTS = 128
-_NAME = text(1000)
-_HUGE = whole(0, 2**53)
-_AMOUNT = number(0, 1e12)
+_NET = "backbone.net."
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ class ExportInfo:
     def from_json(cls, content: str) -> "ExportInfo":
         """Reads what ``to_json`` wrote, from an untrusted file.
 
-        The model stays plain data, which ``export_parts.build`` checks.
+        The model stays plain data, which is checked where it is built.
 
         Raises:
             InputError: If it is of another version, is damaged, or has anything unknown.
@@ -114,15 +121,82 @@ class ExportInfo:
         except (RecursionError, ValueError) as error:
             why = "it is nested too deeply" if isinstance(error, RecursionError) else error
             raise InputError(f"its description is no JSON that can be read ({why})") from error
-        values = dict(items_of(values, "its description", (*_DESCRIPTION, "format_version")))
+        if not isinstance(values, dict):
+            raise InputError("its description has no keys")
         version = values.pop("format_version", None)
-        if type(version) is int and version != _FORMAT_VERSION:
+        if version != _FORMAT_VERSION:
             raise InputError(
                 f"its format has version {version}, this program reads {_FORMAT_VERSION}: use the "
                 "version of the program that wrote it"
             )
-        one_of(_FORMAT_VERSION)(version, "format_version")
-        return cls(**record(_DESCRIPTION)(values, "its description"))
+        if other := values.keys() ^ cls.__dataclass_fields__.keys():
+            raise InputError(
+                f"its description has unknown or missing keys: {listed(sorted(other))}"
+            )
+        try:
+            read = {
+                key: make(values[key]) for key, make in _OBJECTS.items() if values[key] is not None
+            }
+        except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+            raise InputError(f"its stitch or sweep is damaged: {first_line(error)}") from error
+        for key, validator in _VALUES.items():
+            checked(values[key], key, validator)
+        build_augmentations(values["augmentations"])
+        return cls(**{**values, **read, "class_names": tuple(values["class_names"])})
+
+
+def export_stitch(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    config: Config,
+    stitch: Stitch | None,
+    class_names: Sequence[str],
+) -> ExportInfo:
+    """Writes the weights that a stitch needs, with low-rank updates merged, to a file.
+
+    The results of the sweep in ``train.output_dir`` for this stitch are added. The file is loaded
+    again, and kept only if its features are those of the model.
+
+    Args:
+        path: The file.
+        model: The detector with trained weights, in evaluation mode; not changed.
+        config: The config of its training.
+        stitch: A stitch of its space; None for a baseline.
+        class_names: Names by ``pred_classes``.
+
+    Raises:
+        InputError: If the model has parts that cannot be exported, or the file cannot be written.
+    """
+    mapper = config.dataloader.test.mapper
+    # The trained model's number of classes, whatever the config says.
+    model_config = copy.deepcopy(config.model)
+    model_config.roi_heads.num_classes = model.roi_heads.num_classes
+    plan = plan_of_stitch(model_config, stitch)
+    try:
+        build_detector(plan)
+    except InputError as error:
+        raise InputError(f"the model cannot be exported: {error}") from error
+    cost = stitch_costs(model_config)[stitch.id] if stitch else baseline_cost(model_config)
+    info = ExportInfo(
+        stitch=stitch,
+        class_names=tuple(class_names),
+        gflops=cost.gflops,
+        params_m=cost.params_m,
+        image_size=int(config.data.image_size),
+        image_format=str(mapper.image_format),
+        augmentations=plan_of(mapper.augmentations),
+        model=plan,
+    )
+    info = _with_sweep(info, Path(config.train.output_dir, "sweep"))
+    metadata = {"format": "pt", EXPORT_KEY: info.to_json()}
+    with replacing(path, safetensors.SafetensorError) as temporary:
+        safetensors.torch.save_file(_state_of_stitch(model, stitch), temporary, metadata)
+        exported = load_exported(temporary, next(model.parameters()).device)
+        with model.backbone.net.using_stitch(stitch.id) if stitch else nullcontext():
+            largest_difference(
+                path, PixelsToPyramid(model), PixelsToPyramid(exported), info.image_size
+            )
+    return info
 
 
 def read_export(path: str | os.PathLike[str]) -> ExportInfo:
@@ -131,15 +205,17 @@ def read_export(path: str | os.PathLike[str]) -> ExportInfo:
     Raises:
         InputError: If it is not there, is damaged, or is no exported file.
     """
-    with _opened(path) as file:
-        metadata = file.metadata() or {}
-    if HEADER_KEY not in metadata:
+    if not os.path.isfile(path):
+        what = "is a folder: name one of its files" if os.path.isdir(path) else "does not exist"
+        raise InputError(f"exported file {path} {what}; tools/export_stitch.py makes such files")
+    description = export_description(path)
+    if description is None:
         raise InputError(
-            f"{path} is a safetensors file, but not one of tools/export_stitch.py: it does not say "
-            "which model its weights are of"
+            f"{path} is not a whole file of tools/export_stitch.py: give the .safetensors file of "
+            "an export, or export it again"
         )
     try:
-        return ExportInfo.from_json(metadata[HEADER_KEY])
+        return ExportInfo.from_json(description)
     except InputError as error:
         raise InputError(f"{path} cannot be used: {error}") from error
 
@@ -170,166 +246,101 @@ def load_exported(
     """
     info = read_export(path)
     try:
-        model = build(info.model)
+        model = build_detector(info.model)
     except InputError as error:
         raise InputError(f"{path} cannot be used: {error}") from error
     walk = info.model["backbone"]["net"]["segments"]
-    classes = model.roi_heads.num_classes
-    square = model.backbone.padding_constraints["square_size"]
-    for agrees, says in (
-        (
-            info.stitch is None or walk == [list(segment) for segment in info.stitch.segments],
-            f"has stitch {info.name}, and its model runs other blocks",
-        ),
-        (
-            classes == len(info.class_names),
-            f"has {len(info.class_names)} classes, and its model has {classes}",
-        ),
-        (
-            square in (0, info.image_size),
-            f"is for images of {info.image_size} pixels, and its model pads them to {square}",
-        ),
-    ):
-        if not agrees:
-            raise InputError(f"{path} is damaged: it says that it {says}; export it again")
-    with _opened(path) as file:
-        saved = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    classes, num_names = model.roi_heads.num_classes, len(info.class_names)
+    if info.stitch and walk != [list(segment) for segment in info.stitch.segments]:
+        raise InputError(f"{path} is damaged: its model does not run the blocks of {info.name}")
+    if classes != num_names:
+        raise InputError(f"{path} is damaged: its model has {classes} classes, not {num_names}")
+    saved = read_weight_file(path)
+    check_state_dict(saved, f"exported file {path}")
     take_position_grids(model, saved)
     expected = model.state_dict()
-    _compare(path, saved, expected)
-    saved = {key: value.to(expected[key].dtype) for key, value in saved.items()}
-    for key, value in saved.items():
-        # Norms take the root of a variance.
-        if not value.isfinite().all() or (key.endswith("running_var") and (value < 0).any()):
-            raise InputError(
-                f"the weights of {path} cannot be used: {key} has NaN, infinite or impossible "
-                "values; export it again"
-            )
-    model.load_state_dict(saved, assign=True)
+    saved = {k: v.to(expected[k].dtype) if k in expected else v for k, v in saved.items()}
+    try:
+        model.load_state_dict(saved, assign=True)
+    except RuntimeError as error:
+        # torch lists each key on a line of its own.
+        listing = listed([line.strip() for line in str(error).splitlines()[1:]])
+        raise InputError(
+            f"the weights of {path} are not those of its model ({listing}): export it again"
+        ) from error
     return model.to(device).eval()
 
 
-@contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[object]:
-    if not os.path.isfile(path):
-        what = "is a folder: name one of its files" if os.path.isdir(path) else "does not exist"
-        raise InputError(f"exported file {path} {what}; tools/export_stitch.py makes such files")
-    try:
-        with safetensors.safe_open(os.fspath(path), framework="pt") as file:
-            yield file
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(
-            f"{path} cannot be read as safetensors ({error}): it is truncated or another kind of "
-            "file; give the .safetensors file of an export, or export it again"
-        ) from error
+def _with_sweep(info: ExportInfo, folder: Path) -> ExportInfo:
+    if not (folder / "stitches.json").is_file():
+        return info
+    stitch_id = info.stitch.id if info.stitch else 0
+    table = StitchTable.read_results(folder)
+    if stitch_id not in table or (info.stitch and table[stitch_id].name != info.name):
+        return info
+    return replace(info, result=table[stitch_id].result, curve=table[stitch_id].curve)
 
 
-def _compare(
-    path: str | os.PathLike[str],
-    saved: Mapping[str, torch.Tensor],
-    expected: Mapping[str, torch.Tensor],
-) -> None:
-    shapes = []
-    for key in sorted(saved.keys() & expected.keys()):
-        here, there = expected[key], saved[key]
-        if here.shape != there.shape:
-            shapes.append(f"{key} {tuple(there.shape)} instead of {tuple(here.shape)}")
-        elif here.is_floating_point() != there.is_floating_point():
-            shapes.append(f"{key} {there.dtype} instead of {here.dtype}")
-    problems = [
-        f"{len(keys)} {what} ({listed(keys)})"
-        for what, keys in (
-            ("missing", sorted(expected.keys() - saved.keys())),
-            ("unexpected", sorted(saved.keys() - expected.keys())),
-            ("misshapen", shapes),
-        )
-        if keys
-    ]
-    if problems:
-        raise InputError(
-            f"the weights of {path} are not those of its model: {'; '.join(problems)}; export it "
-            "again"
-        )
+def _state_of_stitch(model: nn.Module, stitch: Stitch | None) -> dict[str, torch.Tensor]:
+    """The weights of the detector that runs one stitch alone, contiguous on the CPU."""
+    detector = model.detector(stitch.exit) if isinstance(model, JoinedRCNN) else model
+    state = {k: v for k, v in merged_state(detector).items() if not k.startswith(_NET)}
+    # A stitch keeps the pyramid of its own exit.
+    small_exit = f"backbone.{SMALL_EXIT}."
+    own = {k: v for k, v in state.items() if k.startswith(small_exit)}
+    state = {k: v for k, v in state.items() if k not in own}
+    if stitch is not None and stitch.exit == SMALL:
+        state |= {f"backbone.{k.removeprefix(small_exit)}": v for k, v in own.items()}
+    net = extracted_state(model.backbone.net, stitch)
+    state |= {_NET + key: value for key, value in net.items()}
+    return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
-def _tuple_of(check: Check) -> Check:
-    return lambda value, where: tuple(check(value, where))
+def _whole_numbers(values: Sequence[object]) -> tuple[int, ...]:
+    return tuple(operator.index(value) for value in values)
 
 
-_BLOCK = whole(0, _MOST_CUTS)
-_ANCHOR = one_of(SMALL, LARGE)
-_COUNTS = _tuple_of(several(_HUGE, NUM_SCORES, NUM_SCORES))
-_STITCH: dict[str, Check] = {
-    "id": _HUGE,
-    "name": _NAME,
-    "kind": _NAME,
-    "cuts": _tuple_of(several(whole(1, _MOST_CUTS), 0, _MOST_CUTS)),
-    "segments": several(fixed(_ANCHOR, _BLOCK, _BLOCK), 1, _MOST_CUTS),
-    "transitions": several(fixed(_BLOCK, _ANCHOR, _ANCHOR), 0, _MOST_CUTS),
-}
-_CURVE: dict[str, Check] = {
-    "name": _NAME,
-    "num_objects": _HUGE,
-    "detections": _COUNTS,
-    "matched": _COUNTS,
-}
-
-
-def _stitch(value: object, where: str) -> Stitch:
-    fields = record(_STITCH)(value, where)
-    name = fields.pop("name")
-    fields["segments"] = tuple(Segment(*each) for each in fields["segments"])
-    fields["transitions"] = tuple(Transition(*each) for each in fields["transitions"])
-    stitch = Stitch(**fields)
+def _stitch(values: Mapping) -> Stitch:
+    stitch = Stitch(
+        operator.index(values["id"]),
+        values["kind"],
+        _whole_numbers(values["cuts"]),
+        tuple(Segment(*_whole_numbers(each)) for each in values["segments"]),
+        tuple(Transition(*_whole_numbers(each)) for each in values["transitions"]),
+    )
     anchors = [segment.anchor for segment in stitch.segments]
     kind = "SL"[anchors[0]] if len(anchors) == 1 else "".join("FS"[anchor] for anchor in anchors)
-    if (stitch.kind, stitch.name, len(stitch.cuts)) != (kind, name, len(anchors) - 1):
-        raise InputError(f"{where} is called {name!r}, which its segments are not")
+    if stitch.kind != kind or stitch.name != values["name"]:
+        raise ValueError(f"a walk of kind {kind} has another name")
     return stitch
 
 
-def _result(value: object, where: str) -> StitchResult:
-    values = items_of(value, where, StitchResult.__dataclass_fields__)
-    try:
-        result = StitchResult(**values)
-    except (AttributeError, OverflowError, TypeError, ValueError) as error:
-        raise InputError(f"{where} is no row of a sweep ({error})") from error
-    for label in ("name", "kind"):
-        _NAME(getattr(result, label), f"{where}.{label}")
-    return result
+def _curve(values: Mapping) -> ScoreCurve:
+    counts = [_whole_numbers(values[key]) for key in ("detections", "matched")]
+    if any(len(each) != NUM_SCORES for each in counts) or not isinstance(values["name"], str):
+        raise ValueError(f"its score curve does not have a name and {NUM_SCORES} scores")
+    return ScoreCurve(values["name"], operator.index(values["num_objects"]), *counts)
 
 
-def _curve(value: object, where: str) -> ScoreCurve:
-    curve = ScoreCurve(**record(_CURVE)(value, where))
-    for shown, hits in zip(curve.detections, curve.matched, strict=True):
-        if hits > min(shown, curve.num_objects):
-            raise InputError(f"{where} has more right detections than detections or objects")
-    return curve
+def _CLASS_NAMES(value: object) -> str:  # noqa: N802  (a validator, like those beside it)
+    fits = isinstance(value, list) and 0 < len(value) <= MAX_CLASSES
+    fits = fits and all(isinstance(name, str) for name in value)
+    return "" if fits else f"a list of 1 to {MAX_CLASSES} names"
 
 
-def _augmentations(value: object, where: str) -> list:
-    build_augmentations(value)
-    return value
-
-
-def _model(value: object, where: str) -> dict:
-    # Its content is checked where it is built.
-    return dict(items_of(value, where, value if isinstance(value, dict) else ()))
-
-
-_DESCRIPTION: dict[str, Check] = {
-    "stitch": optional(_stitch),
-    "class_names": _tuple_of(several(_NAME, 1, MAX_CLASSES)),
-    "gflops": _AMOUNT,
-    "params_m": _AMOUNT,
+_OBJECTS = {
+    "stitch": _stitch,
+    "result": lambda values: StitchResult(**values),
+    "curve": _curve,
+}
+_VALUES = {
+    "class_names": _CLASS_NAMES,
+    "gflops": number(0, 1e12),
+    "params_m": number(0, 1e12),
     "image_size": SIDE,
     "image_format": one_of("RGB", "BGR"),
-    "augmentations": _augmentations,
-    "model": _model,
-    "result": optional(_result),
-    "curve": optional(_curve),
 }

@@ -27,7 +27,7 @@ __all__ = [
 TOLERANCE = 1e-3
 """Largest difference over the largest feature, in float32: kernels add up in different orders."""
 
-# In pixels, classes, probabilities of a pixel, and scores.
+# Largest differences of detections: pixels, classes, probabilities and scores.
 _DETECTION_TOLERANCES = {"pred_boxes": 1e-2, "pred_classes": 0, "pred_masks": 1e-3, "scores": 1e-4}
 _INPUT = "image"
 # A protobuf file can have 2 GiB, of which the graph needs some.
@@ -37,7 +37,7 @@ _ONNX_BYTES = 2_000_000_000
 class PixelsToPyramid(nn.Module):
     """From the pixels of a square image to the maps of the feature pyramid, normalisation included.
 
-    Pixels beyond an image that is not square have to be ``pixel_mean``, as the detector pads.
+    An image that is not square has to be padded with ``pixel_mean``, as the detector does.
     """
 
     def __init__(self, model: GeneralizedRCNN) -> None:
@@ -87,7 +87,7 @@ def largest_difference(
     Raises:
         InputError: If it is above ``TOLERANCE``.
     """
-    # Not the image that graphs are traced on, so that values which became constants are found.
+    # Another image than the traced one shows values that tracing has turned into constants.
     image = noise_image(side, seed=1).to(module.pixel_mean.device)
     largest = 0.0
     for own, found in zip(module(image), other(image), strict=True):
@@ -158,7 +158,7 @@ def export_onnx(model: GeneralizedRCNN, path: str | os.PathLike[str], side: int)
 def export_program(model: GeneralizedRCNN, path: str | os.PathLike[str], side: int) -> float:
     """Writes backbone and pyramid as a torch.export program, loads it again and compares.
 
-    Arguments, result and errors as for :func:`export_onnx`.
+    Arguments, return value and errors are those of :func:`export_onnx`.
     """
     module, image = _module_and_image(model, side)
     with replacing(path) as temporary:
@@ -183,7 +183,7 @@ def export_torchscript(
         images: Prepared images; the one with the most detections is traced.
 
     Returns:
-        How many detections were compared.
+        The number of detections that were compared.
 
     Raises:
         InputError: If nothing is detected in the images, the file cannot be written, or its

@@ -1,18 +1,29 @@
-"""What stitches take on a device: time of an image, and memory."""
+"""Time and memory of stitches on a device, and of any functions."""
 
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from snnet_vitdet.modeling import find_stitched_vit
 from snnet_vitdet.stitching import Cost
 
-from .measuring import measure, peak_of_live_storages
 from .predictor import Predictor
 
-__all__ = ["measure_stitches"]
+__all__ = [
+    "Measurement",
+    "bytes_kept_for_backward",
+    "measure",
+    "measure_stitches",
+    "peak_of_live_storages",
+]
 
 _BYTES_OF_A_WEIGHT = 4
 
@@ -25,23 +36,23 @@ def measure_stitches(
     repeats: int = 10,
     warmup: int = 2,
 ) -> list[dict[str, object]]:
-    """Times stitches in turn, so that a slow spell of the machine hits all alike.
+    """Measures each stitch once per round, so that a slow spell of the machine affects all alike.
 
-    The time is that of the model, from prepared images to detections, divided by their number;
-    masks are not pasted into the images, which is done where they are looked at. The
-    memory is what the stitch alone would need: its own weights in float32 and what is alive besides
-    at the peak; on a CPU, of the tensors of torch's operations.
+    The time is that of the model, from prepared images to detections, divided by the number of
+    images. Masks are not pasted into the images: that happens when they are used. The memory is
+    what the stitch alone would need: its own weights in float32 and the peak of all other memory.
+    On a CPU, that peak counts the tensors of torch's operations.
 
     Args:
-        predictor: The model on its device; its stitch stays.
-        stitch_ids: Which stitches.
+        predictor: The model on its device; its stitch stays in effect.
+        stitch_ids: Ids of the stitches to measure.
         costs: Cost of every stitch by id.
-        inputs: A batch as ``predictor.prepare`` makes each.
-        repeats: Rounds that count.
-        warmup: Rounds before these.
+        inputs: A batch of images as ``predictor.prepare`` returns them.
+        repeats: Number of rounds that count.
+        warmup: Number of rounds before these.
 
     Returns:
-        Rows of ``stitch_id``, ``name``, ``latency_ms`` (median), ``latency_ms_p90``,
+        A row per stitch: ``stitch_id``, ``name``, ``latency_ms`` (median), ``latency_ms_p90`` and
         ``memory_mb``.
     """
     backbone = find_stitched_vit(predictor.model)
@@ -65,12 +76,126 @@ def measure_stitches(
                 "stitch_id": i,
                 "name": backbone.space[i].name,
                 "latency_ms": statistics.median(milliseconds),
-                "latency_ms_p90": _quantile(milliseconds, 0.9),
+                "latency_ms_p90": float(np.quantile(milliseconds, 0.9)),
                 "memory_mb": memory / 2**20,
             }
         )
     return rows
 
 
-def _quantile(values: Sequence[float], share: float) -> float:
-    return float(torch.quantile(torch.tensor(values, dtype=torch.float64), share))
+@dataclass(frozen=True)
+class Measurement:
+    """Time and memory of one function.
+
+    Attributes:
+        seconds: Duration of each call that counts.
+        peak_bytes: Highest memory use of the device during a call; None on a CPU.
+    """
+
+    seconds: tuple[float, ...]
+    peak_bytes: int | None
+
+    @property
+    def median(self) -> float:
+        """Median duration in seconds."""
+        return statistics.median(self.seconds)
+
+
+def measure(
+    functions: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    repeats: int = 5,
+    warmup: int = 2,
+) -> dict[str, Measurement]:
+    """Calls each function once per round, so that a slow spell of the machine affects all alike.
+
+    Args:
+        functions: The functions by name.
+        device: The device that they use. On a GPU, a call ends when its work is done.
+        repeats: Number of rounds that count.
+        warmup: Number of rounds before these.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    peaks: dict[str, int | None] = dict.fromkeys(functions)
+    for turn in range(warmup + repeats):
+        for name, function in functions.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+                torch.cuda.reset_peak_memory_stats(device)
+            start = time.perf_counter()
+            function()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+                peak = torch.cuda.max_memory_allocated(device)
+                peaks[name] = max(peaks[name] or 0, peak)
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: Measurement(tuple(seconds[name]), peaks[name]) for name in functions}
+
+
+def bytes_kept_for_backward(forward: Callable[[], torch.Tensor]) -> int:
+    """Memory that a forward pass keeps for the backward pass, on any device.
+
+    Args:
+        forward: Runs the forward pass. Its result and tensors from before do not count.
+    """
+    with _NewStorages() as new:
+        output = forward()  # kept alive, as a backward pass would need it
+    kept = {
+        key: size for key, (storage, size) in new.seen.items() if size and not storage.expired()
+    }
+    kept.pop(StorageWeakRef(output.untyped_storage()).cdata, None)
+    return sum(kept.values())
+
+
+def peak_of_live_storages(function: Callable[[], object]) -> int:
+    """Most bytes that results of a function's operations occupy at one time, on any device.
+
+    Tensors from before do not count, nor does memory that an operation uses internally.
+    """
+    with _NewStorages(track_peak=True) as new:
+        function()
+    return new.peak
+
+
+class _NewStorages(TorchDispatchMode):
+    """Records the storages that are created by the operations inside it."""
+
+    def __init__(self, track_peak: bool = False) -> None:
+        """
+        Args:
+            track_peak: Whether to update ``peak`` after each operation.
+        """
+        super().__init__()
+        self.peak = 0
+        self._track_peak = track_peak
+        # By address, which cannot be reused while the weak reference exists. A storage from before
+        # has size 0.
+        self.seen: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def _record(self, values: object, created: bool) -> None:
+        for tensor in tree_leaves(values):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                reference = StorageWeakRef(storage)
+                size = storage.nbytes() if created else 0
+                self.seen.setdefault(reference.cdata, (reference, size))
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> object:
+        kwargs = kwargs or {}
+        self._record((args, kwargs), created=False)
+        output = func(*args, **kwargs)
+        self._record(output, created=True)
+        if self._track_peak:
+            # Without this, the addresses of freed storages could not be reused.
+            freed = [key for key, (storage, _) in self.seen.items() if storage.expired()]
+            for key in freed:
+                del self.seen[key]
+            self.peak = max(self.peak, sum(size for _, size in self.seen.values()))
+        return output

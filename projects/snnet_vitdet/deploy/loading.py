@@ -39,13 +39,13 @@ class LoadedDetector:
     Attributes:
         model: detectron2's GeneralizedRCNN.
         class_names: Names by ``pred_classes``.
-        augmentations: What resizes images for the model.
+        augmentations: Augmentations that resize images for the model.
         image_format: Order of colours that the model takes: ``RGB`` or ``BGR``.
-        stitch: The only stitch there is, for an exported one.
-        table: Results of its sweep.
+        stitch: The stitch of an exported file; None for a training.
+        table: Results of its sweep, if they are loaded.
         folder: The training's folder, in which the sweep is looked for if ``table`` is None.
         source: The file of the weights.
-        iterations: How many iterations the weights were trained for, if the file says it.
+        iterations: Number of iterations that the weights were trained for, if known.
     """
 
     model: nn.Module
@@ -59,7 +59,7 @@ class LoadedDetector:
     iterations: int | None = None
 
     def prepare(self, image: ImageLike) -> dict[str, object]:
-        """An image as the model takes it, see :meth:`.Predictor.prepare`."""
+        """Returns an image as the model takes it, see :meth:`.Predictor.prepare`."""
         pixels = to_rgb(image)
         height, width = pixels.shape[:2]
         resized = _Resized(pixels)
@@ -98,7 +98,7 @@ def load_training(
     if names is not None:
         model_config.roi_heads.num_classes = len(names)
     model = build("model", model_config)
-    # As in the sweep, whose scores go with these weights.
+    # The sweep scores the same weights.
     averaged = OmegaConf.select(config, "sweep.averaged", default=True)
     StrictCheckpointer(model).load(weights, averaged=averaged)
     names = names or [str(i) for i in range(model.roi_heads.num_classes)]
@@ -111,8 +111,14 @@ def load_training(
 
 
 def resizing(mapper: Mapping[str, object]) -> tuple[list[T.Augmentation], str]:
-    """The augmentations of a config's mapper, and the order of colours that it gives."""
-    return list(instantiate(mapper["augmentations"])), mapper["image_format"]
+    """Returns the augmentations of a config's mapper and its order of colours."""
+    try:
+        return list(instantiate(mapper["augmentations"])), mapper["image_format"]
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            "a mapper has augmentations and image_format, such as dataloader.test.mapper of a "
+            f"config: {error}"
+        ) from error
 
 
 class _Resized(T.AugInput):

@@ -1,4 +1,4 @@
-"""Images in the forms that people have them, and detections drawn into them."""
+"""Reads images in their usual forms and draws detections into them."""
 
 import os
 
@@ -14,7 +14,7 @@ from snnet_vitdet.data.images import REMEDIES, deep_mode_problem, read_rgb
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.text import plot_text
 
-from .masks import PastedMasks
+from .instances import PastedMasks
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -60,7 +60,7 @@ def image_files(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def to_rgb(image: ImageLike) -> np.ndarray:
-    """Gives an image as RGB, turned upright if its EXIF data have an orientation.
+    """Returns an image as RGB, turned upright if its EXIF data have an orientation.
 
     Returns:
         (H, W, 3), uint8.
@@ -101,7 +101,7 @@ def draw_detections(
             no ``scores``.
         min_side: An image whose shorter side has fewer pixels is enlarged, so that the text can be
             read.
-        max_side: An image whose longer side has more pixels is reduced before.
+        max_side: An image whose longer side has more pixels is reduced first.
 
     Returns:
         (H', W', 3), RGB, uint8; the image's size unless it was enlarged or reduced.
@@ -120,7 +120,7 @@ def draw_detections(
         ]
     masks = None
     if instances.has("pred_masks"):
-        # Outlines of one mask after the other, so that only one is in memory.
+        # One mask at a time, so that no more than one is in memory.
         masks = [
             GenericMask(mask.numpy().view(np.uint8), *instances.image_size).polygons
             for mask in instances.pred_masks
@@ -142,7 +142,7 @@ def reduced_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:
 
 
 def reduced_image(image: np.ndarray, max_side: int) -> np.ndarray:
-    """An image of :func:`reduced_size`, (H, W, 3), uint8."""
+    """Returns an image reduced to :func:`reduced_size`, (H, W, 3), uint8."""
     size = reduced_size(image.shape[:2], max_side)
     if size == image.shape[:2]:
         return image
@@ -150,7 +150,7 @@ def reduced_image(image: np.ndarray, max_side: int) -> np.ndarray:
 
 
 def reduced_objects(instances: Instances, max_side: int) -> Instances:
-    """The objects of an image, in the image of :func:`reduced_size`."""
+    """Returns the objects of an image, in the image of :func:`reduced_size`."""
     size = reduced_size(instances.image_size, max_side)
     if size == tuple(instances.image_size):
         return instances

@@ -1,4 +1,4 @@
-"""A trained model as a function from images to detections, at the stitch that is wanted."""
+"""A trained model as a function from images to detections."""
 
 import contextlib
 import operator
@@ -22,9 +22,8 @@ from snnet_vitdet.modeling import find_stitched_vit, running_in
 from snnet_vitdet.stitching import Stitch, merged
 
 from .export_file import exported_table, load_exported, read_export
-from .instances import ClassNames, Detections
+from .instances import ClassNames, Detections, PastedMasks
 from .loading import LoadedDetector, load_training, resizing
-from .masks import PastedMasks
 from .pictures import ImageLike
 
 __all__ = ["Predictor"]
@@ -75,7 +74,7 @@ class Predictor:
             max_gflops: A budget, as in :meth:`StitchTable.best`.
             max_latency_ms: A budget, likewise.
             max_memory_mb: A budget, likewise.
-            by: What decides within the budgets: ``box``, ``mask`` or the name of a score.
+            by: Score that decides within the budgets: ``box``, ``mask`` or its name.
             table: Results of a sweep; read from ``train.output_dir`` if None and needed.
             score_threshold: Detections of lower scores are left out. ``f1`` or ``precision=0.9``
                 stands for the score that gives this for the stitch in effect, as the sweep found it
@@ -88,19 +87,23 @@ class Predictor:
         """
         if precision not in ("float32", "float16", "bfloat16"):
             raise InputError(f"precision must be float32, float16 or bfloat16, got {precision!r}")
-        device = str(device)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device.startswith("cuda") and not torch.cuda.is_available():
+        try:
+            self.device = torch.device(device)
+        except RuntimeError as error:
+            raise InputError(f"there is no device {device!r}: choose auto, cpu or cuda") from error
+        if self.device.type == "cuda" and not torch.cuda.is_available():
             raise InputError(f"device {device} is not there: choose cpu or auto")
-        self.device = torch.device(device)
-        is_loaded = isinstance(config, LoadedDetector)
-        loaded = config if is_loaded else load_training(config, weights)
+        loaded = config if isinstance(config, LoadedDetector) else load_training(config, weights)
         if not isinstance(loaded.model, GeneralizedRCNN):
             raise InputError(
                 "a Predictor is for detectron2's GeneralizedRCNN, not for "
                 f"{type(loaded.model).__name__}"
             )
+        names, classes = len(loaded.class_names), loaded.model.roi_heads.num_classes
+        if names < classes:
+            raise InputError(f"the model has {classes} classes, and {names} class names are given")
         self.model = loaded.model.eval().to(self.device)
         self.precision = getattr(torch, precision)
         self.class_names = list(loaded.class_names)
@@ -108,7 +111,7 @@ class Predictor:
         self.source = loaded.source
         """The file of the weights, if they were loaded from one."""
         self.iterations = loaded.iterations
-        """How many iterations the weights were trained for, if their file says it."""
+        """Number of iterations that the weights were trained for, if known."""
         self.score_threshold = 0.0
         """Detections of lower scores are left out."""
         self._criterion: str | None = None
@@ -229,8 +232,7 @@ class Predictor:
             return self._backbone.set_stitch(chosen.id) if self._backbone else chosen
 
     def _find(self, stitch: int | str) -> Stitch:
-        if not isinstance(stitch, str) or stitch.isdecimal():
-            stitch = _id(stitch)
+        stitch = _id_or_name(stitch)
         if self._backbone is None:
             only = self._loaded.stitch
             if only is None:
@@ -255,7 +257,7 @@ class Predictor:
         return self.table.threshold(stitch.id, self._criterion)
 
     def set_score_threshold(self, score: float | str) -> float:
-        """Leaves detections of lower scores out from the next image on.
+        """Sets the lowest score of detections, from the next image on.
 
         Args:
             score: From 0 to 1; or ``f1`` or ``precision=0.9`` for the score that gives this with
@@ -289,7 +291,7 @@ class Predictor:
         return self.set_stitch(self.table.best(by, **budgets).id)
 
     def prepare(self, image: ImageLike) -> dict[str, object]:
-        """An image as the model takes it: resized as in the sweep.
+        """Returns an image as the model takes it: resized as in the sweep.
 
         Returns:
             ``image``, float32 (3, H', W') on the CPU in the model's order of colours, and the
@@ -311,7 +313,7 @@ class Predictor:
             stitch: As for :meth:`__call__`.
 
         Returns:
-            For each image what :meth:`__call__` returns.
+            The detections of each image, as :meth:`__call__` returns them.
         """
         chosen = None if stitch is None else self._find(stitch)
         with self._lock:
@@ -338,9 +340,9 @@ class Predictor:
 
         Args:
             images: One image or several.
-            batch_size: How many go through the model at once.
-            stitch: Id or name of the stitch for this call alone, whatever is in effect, with its
-                own threshold where that is ``f1`` or a precision; None for the one in effect.
+            batch_size: Number of images that go through the model at once.
+            stitch: Id or name of a stitch for this call only; None for the one in effect. A
+                threshold such as ``f1`` is the one of this stitch.
 
         Returns:
             The detections of one image, or a list for several: detectron2's Instances on the CPU
@@ -361,7 +363,7 @@ class Predictor:
         batch_size: int = 1,
         stitch: int | str | None = None,
     ) -> Iterator[Detections]:
-        """Detections of many images one by one, with no more than a batch in memory."""
+        """Yields the detections of each image, with no more than a batch in memory."""
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, got {batch_size}")
         batch = []
@@ -377,7 +379,7 @@ class Predictor:
         """The model's detections in pixels of the image before resizing."""
         has_masks = found.has("pred_masks")
         if has_masks:
-            # Under another name, detectron2 does not paste them.
+            # detectron2 does not paste masks of another name.
             found.set(_PROBABILITIES, found.pred_masks[:, 0])
             found.remove("pred_masks")
         found = detector_postprocess(found, given["height"], given["width"])
@@ -389,9 +391,9 @@ class Predictor:
         return Detections(found.image_size, **fields)
 
 
-def _id(stitch: object) -> int:
+def _id_or_name(stitch: object) -> int | str:
     if isinstance(stitch, str):
-        return int(stitch)
+        return int(stitch) if stitch.isdecimal() else stitch
     try:
         if not isinstance(stitch, bool):
             return operator.index(stitch)

@@ -2,7 +2,7 @@
 
 from .checkpoint import checkpoint_to_evaluate, checkpoint_to_resume, saved_facts
 from .checkpointer import ClassNames, StrictCheckpointer
-from .config import load_config, save_config
+from .config import load_config
 from .hooks import STOPPED
 from .image_size import at_image_size, check_image_size
 from .initialise import fit_stitching_layers, initialise_weights, load_anchors, load_detectors
@@ -13,6 +13,7 @@ from .precision import set_float32_arithmetic
 from .preflight import preflight, prepare_run
 from .run_folder import alone_in, folder_of_run, set_up
 from .samplers import build_sampler, crowded_anchors, ends_plan, mean_gflops, training_shares
+from .saved_config import save_config
 from .settings import (
     Config,
     DataSettings,

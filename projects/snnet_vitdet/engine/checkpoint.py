@@ -6,10 +6,13 @@ import os
 import re
 from collections.abc import Mapping
 
+import torch
+
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.weight_files import read_weight_file
 
 __all__ = [
+    "check_resumed_optimizer",
     "checkpoint_parts",
     "checkpoint_to_evaluate",
     "checkpoint_to_resume",
@@ -19,8 +22,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-_MAX_CLASSES = 65536
 
 # Whether an optional part of a checkpoint has the form that this project saves.
 _HAS_FORM = {
@@ -114,7 +115,7 @@ def checkpoint_to_resume(output_dir: str) -> str:
             fault,
             last,
         )
-    # All are earlier than a last one with a name of another kind.
+    # A last checkpoint with a name of another kind counts as later than all others.
     earlier = [n for n in _checkpoints(output_dir) if not _iteration(n) >= _iteration(last)]
     damaged = ""
     for name in [last, *reversed(earlier)]:
@@ -194,10 +195,48 @@ def checkpoint_parts(path: str, *, on_disk: bool = False) -> dict:
                 f"the part {name!r} of checkpoint {path} is not as this project saves it: take it "
                 "out of the file, or use another checkpoint"
             )
-    names = saved["classes"]["thing_classes"] if "classes" in saved else []
-    if len(names) > _MAX_CLASSES:
-        raise InputError(
-            f"checkpoint {path} names {len(names)} classes, of which {_MAX_CLASSES} can be used: "
-            "it is damaged; use another checkpoint"
-        )
     return dict(saved)
+
+
+def check_resumed_optimizer(optimizer: torch.optim.Optimizer, state: Mapping) -> None:
+    """Refuses a checkpoint whose optimizer has other settings than the config, or is damaged.
+
+    In contrast to config.yaml, which can be edited, this state is what would be used.
+
+    Args:
+        optimizer: The optimizer that the config builds.
+        state: State of the checkpoint's optimizer, which would replace the settings.
+
+    Raises:
+        InputError: If a setting of a group differs, or the state of a parameter has another shape
+            or is not finite.
+    """
+    for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):
+        # The schedule changes lr and keeps initial_lr.
+        saved = {**saved, "lr": saved.get("initial_lr", saved.get("lr"))}
+        for key in ("lr", "weight_decay", "betas", "momentum", "eps"):
+            if key in own and key in saved and not _same(own[key], saved[key]):
+                raise InputError(
+                    f"the optimizer of the checkpoint has {key}={saved[key]} where the config has "
+                    f"{key}={own[key]}, for the same parameters: resume it with the optimizer.* "
+                    "it began with, or start another training from the checkpoint with "
+                    "train.init_checkpoint and a train.output_dir of its own"
+                )
+        for parameter, index in zip(own["params"], saved["params"], strict=False):
+            for key, value in state["state"].get(index, {}).items():
+                # A single number is the count of steps.
+                if torch.is_tensor(value) and value.ndim and not _fits(value, parameter):
+                    raise InputError(
+                        f"the optimizer of the checkpoint is damaged: its {key} for a parameter of "
+                        f"the shape {tuple(parameter.shape)} has another shape or values that are "
+                        "not finite; resume from an earlier checkpoint, or start another training "
+                        "from this one with train.init_checkpoint"
+                    )
+
+
+def _fits(value: torch.Tensor, parameter: torch.Tensor) -> bool:
+    return value.shape == parameter.shape and bool(torch.isfinite(value).all())
+
+
+def _same(own: object, saved: object) -> bool:
+    return list(own) == list(saved) if isinstance(own, tuple | list) else own == saved

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import safetensors
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
@@ -16,10 +15,10 @@ from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.files import replacing, write_atomically
 from snnet_vitdet.modeling.operating import take_position_grids
 from snnet_vitdet.text import listed, shown
-from snnet_vitdet.weight_files import check_state_dict
+from snnet_vitdet.weight_files import check_state_dict, export_description
 
 from .checkpoint import checkpoint_parts
-from .config import read_yaml
+from .saved_config import read_yaml
 
 __all__ = ["PIXELS", "ClassNames", "DetectorCheckpointer", "StrictCheckpointer"]
 
@@ -27,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 PIXELS = ("pixel_mean", "pixel_std")
 """The model's arguments that normalise an image."""
-_HEADER = "snnet_vitdet"
 _UPDATES = (".lora_a", ".lora_b")
 _POSITIONS = "backbone.net.pos_embed"
 
@@ -207,7 +205,7 @@ class StrictCheckpointer(DetectionCheckpointer):
         if "trainer" not in self.checkpointables:
             take_position_grids(self.model, saved)
         own = self.model.state_dict()
-        # Copying would convert integers to floats and back without a word.
+        # Copying would silently convert integers to floats and back.
         types = [
             f"{key} {saved[key].dtype} instead of {own[key].dtype}"
             for key in sorted(saved.keys() & own.keys())
@@ -326,11 +324,7 @@ def _exported_header(filename: str) -> dict:
     Raises:
         InputError: If the header is damaged.
     """
-    try:
-        with safetensors.safe_open(filename, framework="pt") as file:
-            text = (file.metadata() or {}).get(_HEADER)
-    except safetensors.SafetensorError:
-        return {}
+    text = export_description(filename)
     if text is None:
         return {}
     try:

@@ -1,4 +1,4 @@
-"""Config files: loaded with overrides, saved, and read without running what they name.
+"""Loads a config file, of this version or an earlier one, and applies overrides to it.
 
 ``LazyConfig.apply_overrides`` creates a key that does not exist. A misspelt override would change
 nothing, and nobody would notice before the end of the training. Here it is an error.
@@ -7,54 +7,40 @@ nothing, and nobody would notice before the end of the training. Here it is an e
 import contextlib
 import copy
 import difflib
-import io
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from glob import glob
 
+import numpy as np
 import yaml
 from detectron2.config import LazyConfig
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from iopath.common.file_io import PathHandler
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from snnet_vitdet.building import parameters_of
 from snnet_vitdet.errors import InputError, first_line
-from snnet_vitdet.files import write_atomically
 
 from .checkpoint import last_checkpoint
 from .run_data import settle_masks
-from .setting_checks import check_like, check_settings
-from .settings import DEFAULTS, GROUPS, Config, add_defaults
+from .saved_config import EARLIER_VALUES, read_yaml
+from .setting_checks import check_like, check_settings, flat
+from .settings import GROUPS, Config, add_defaults
 
-__all__ = [
-    "EARLIER_VALUES",
-    "config_files",
-    "load_config",
-    "parse_yaml",
-    "read_yaml",
-    "save_config",
-]
+__all__ = ["load_config"]
 
-_EARLIER_GROUPING = "round"
-EARLIER_VALUES = {**DEFAULTS, "sampler.grouping": _EARLIER_GROUPING}
-"""What it means that a saved config does not have a key."""
-REMOVED_KEYS = ("model.backbone.net.exit_rank", "model.backbone.net.exit_norm")
-"""Keys of earlier versions whose feature was removed; it was off at null."""
-REMOVED_PARTS = {
+logger = logging.getLogger(__name__)
+
+# Keys of earlier versions whose feature was removed; it was off at null.
+_REMOVED_KEYS = ("model.backbone.net.exit_rank", "model.backbone.net.exit_norm")
+# Parts of earlier versions that were removed.
+_REMOVED_PARTS = {
     "model._target_": "snnet_vitdet.modeling.ExitAwareRCNN",
     "model.roi_heads.box_head._target_": "snnet_vitdet.modeling.ExitAdapterBoxHead",
 }
-"""Parts of earlier versions that were removed."""
-
-# The config of the paper has 10,000 bytes and 400 values.
-_MOST_BYTES = 1_000_000
-_MOST_VALUES = 100_000
 
 
 def load_config(config_file: str, overrides: Sequence[str] = ()) -> Config:
@@ -90,6 +76,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> Config:
             f"{key} = as_config({name}(…)), both of snnet_vitdet.engine, or {key} = dict(…)"
         )
     add_defaults(config)
+    _use_python_numbers(config)
     _drop_removed(config)
     _name_grouping(config, config_file)
     _follow_folder(config, config_file)
@@ -111,65 +98,16 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
-def save_config(config: Config, path: str) -> None:
-    """Writes a config as detectron2's ``LazyConfig.save`` does, completely or not at all.
-
-    Raises:
-        InputError: If it cannot be written.
-    """
-    for name, content in config_files(config).items():
-        write_atomically(f"{path}{name}", content)
-
-
-def config_files(config: Config) -> dict[str, bytes]:
-    """Returns the files that a config is saved in, by what is added to the path.
-
-    The key ``""`` is the readable YAML file. A pickled file comes with it if the config has
-    something that YAML cannot hold.
-
-    Raises:
-        InputError: If the config can be saved in neither form.
-    """
-    # In memory: if detectron2 cannot write, it leaves half of a file and raises nothing.
-    _MEMORY.files = {}
-    LazyConfig.save(config, _MEMORY.prefix)
-    if not _MEMORY.files:
-        raise InputError(
-            "the config cannot be saved, neither as YAML nor pickled: give it functions and "
-            "classes of a module, and plain values"
-        )
-    return {name: file.getvalue() for name, file in _MEMORY.files.items()}
-
-
-class _Memory(PathHandler):
-    """Keeps the files that detectron2 writes below a prefix."""
-
-    prefix = "snnet-memory://"
-    files: dict[str, io.BytesIO]
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return [self.prefix]
-
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **_: object) -> io.IOBase:
-        file = self.files[path.removeprefix(self.prefix)] = io.BytesIO()
-        file.close = lambda: None
-        return file if "b" in mode else io.TextIOWrapper(file, encoding="utf-8", write_through=True)
-
-
-_MEMORY = _Memory()
-PathManager.register_handler(_MEMORY)
-
-
 def _loaded(config_file: str) -> Config:
     if config_file.endswith(".py"):
         return LazyConfig.load(config_file)
-    # Everybody knows it of a .py file, and few of a .yaml. The warning comes before it happens.
-    # Once in a process: a program may load many configs.
+    # Few users expect a .yaml to run code. The warning comes before it is loaded, once for a file.
     log_first_n(
         logging.WARNING,
         f"{config_file} can run code: a config may name any function. If it is not your own, use "
         "an exported file instead (--exported of predict and demo), which runs nothing.",
         name=__name__,
+        key="message",
     )
     try:
         read_yaml(config_file)  # refuses what would hang or fill the memory
@@ -187,21 +125,30 @@ def _loaded(config_file: str) -> Config:
     return config
 
 
+def _use_python_numbers(config: Config) -> None:
+    """Replaces the numbers of numpy, which the arithmetic in a config file may give."""
+    for key, value in flat(OmegaConf.to_container(config, resolve=False)):
+        parts = value if isinstance(value, list) else [value]
+        if any(isinstance(part, np.generic) for part in parts):
+            plain = [part.item() if isinstance(part, np.generic) else part for part in parts]
+            OmegaConf.update(config, key, plain if isinstance(value, list) else plain[0])
+
+
 def _drop_removed(config: Config) -> None:
     """Drops keys of removed features, where the features are off.
 
     Raises:
         InputError: If one of the features is on.
     """
-    on = [key for key in REMOVED_KEYS if OmegaConf.select(config, key) is not None]
-    on += [key for key, part in REMOVED_PARTS.items() if OmegaConf.select(config, key) == part]
+    on = [key for key in _REMOVED_KEYS if OmegaConf.select(config, key) is not None]
+    on += [key for key, part in _REMOVED_PARTS.items() if OmegaConf.select(config, key) == part]
     if on:
         raise InputError(
             f"{on[0]}={OmegaConf.select(config, on[0])} cannot be used: this feature was removed, "
             "as it gained no accuracy; a detector that was trained with it needs the version of "
             "this project that trained it"
         )
-    for key in REMOVED_KEYS:
+    for key in _REMOVED_KEYS:
         parent, _, name = key.rpartition(".")
         node = OmegaConf.select(config, parent)
         if node is not None:
@@ -214,18 +161,20 @@ def _name_grouping(config: Config, config_file: str) -> None:
     The default has changed: a training that was saved without the key would be resumed with other
     stitches.
     """
-    sampler = config.get("sampler", {})
+    sampler = config.get("sampler") or {}
     target = sampler.get("_target_", "")
     name = target if isinstance(target, str) else target.__name__
     if name.endswith("ResourceConstrainedSampler") and "grouping" not in sampler:
-        sampler.grouping = "gap" if config_file.endswith(".py") else _EARLIER_GROUPING
+        sampler.grouping = (
+            "gap" if config_file.endswith(".py") else EARLIER_VALUES["sampler.grouping"]
+        )
 
 
 def _follow_folder(config: Config, config_file: str) -> None:
-    """Makes the config.yaml of a training mean the folder it is in, which may have been moved.
+    """Points the config.yaml of a training to its own folder, which may have been moved.
 
-    Saved in it are the folder's path as seen from where the training was started, and the
-    checkpoint that it started from. What is swept, resumed or predicted with is what it trained.
+    The file has the folder's path relative to where the training was started, and the checkpoint
+    that it started from. A sweep, a resume or a prediction takes what the training has written.
     """
     folder, name = os.path.split(config_file)
     if name == "config.yaml" and last_checkpoint(folder):
@@ -282,68 +231,3 @@ def _unknown(override: str, key: str, path: str, node: object) -> InputError:
     near = difflib.get_close_matches(key, known, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return InputError(f"override {override!r}: {where} has no key {key!r}{hint}; it has {known}")
-
-
-def read_yaml(path: str) -> Mapping[str, object]:
-    """Reads the settings in a YAML file as plain values. Nothing in it is called or can grow.
-
-    Raises:
-        OSError: If the file cannot be read.
-        ValueError: If it is not a YAML file of settings, or too large.
-    """
-    if (size := os.path.getsize(path)) > _MOST_BYTES:
-        raise ValueError(f"it has {size} bytes, of which {_MOST_BYTES} are read")
-    with open(path, "rb") as file:
-        return parse_yaml(file.read())
-
-
-def parse_yaml(text: bytes) -> Mapping[str, object]:
-    """Parses the settings in a YAML text, see :func:`read_yaml`.
-
-    Raises:
-        ValueError: If it is not a YAML text of settings, or too large with aliases written out.
-    """
-    try:
-        content = yaml.load(text, _Loader)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
-        # All but the first are raised for scalars that are not what their tags say.
-        raise ValueError(str(error) or type(error).__name__) from error
-    if not isinstance(content, Mapping):
-        raise ValueError("it holds no settings")
-    # Aliases of aliases can stand for billions of values, or for themselves.
-    left, nodes = _MOST_VALUES, [content]
-    while nodes:
-        node = nodes.pop()
-        left -= 1
-        if left < 0:
-            raise ValueError(f"it has more than {_MOST_VALUES} values, with aliases written out")
-        if isinstance(node, Mapping):
-            nodes.extend(node.values())
-        elif isinstance(node, (list, tuple, set)):
-            nodes.extend(node)
-    return content
-
-
-class _Loader(yaml.SafeLoader):
-    """Calls nothing that a file names, unlike detectron2's loading of a config."""
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Merges nothing: merges of merges can be billions, and no saved config has one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """Refuses a key that is there twice, of which YAML would take the last one."""
-        keys = [str(key.value) for key, _ in node.value]
-        if twice := sorted({key for key in keys if keys.count(key) > 1}):
-            raise ValueError(
-                f"it has {twice[0]} twice, in line {node.start_mark.line + 1} and below"
-            )
-        return super().construct_mapping(node, deep)
-
-
-def _as_text(loader: yaml.Loader, suffix: str, node: yaml.Node) -> str:
-    return yaml.serialize(node)
-
-
-_Loader.add_multi_constructor("tag:yaml.org,2002:python/", _as_text)

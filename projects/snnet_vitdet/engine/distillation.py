@@ -13,15 +13,14 @@ from torch.nn import functional as F
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import JoinedRCNN, StitchedViT, find_stitched_vit, pyramid_of_exit
-from snnet_vitdet.stitching import CostTable, Sampler, StitchSpace
+from snnet_vitdet.stitching import CostTable, StitchSpace
 
-from .settings import Config, TrainSettings
+from .settings import Config
 
 __all__ = [
     "InPlaceDistillation",
     "check_distillation",
     "distil",
-    "distillation_cost",
     "distils",
     "rpn_distance",
     "teacher_of",
@@ -278,35 +277,3 @@ def rpn_distance(
 
 def _cross_entropy(logits: torch.Tensor, objectness: torch.Tensor) -> torch.Tensor:
     return F.binary_cross_entropy_with_logits(logits, objectness, reduction="none")
-
-
-def distillation_cost(train: TrainSettings, costs: CostTable, sampler: Sampler) -> float:
-    """Mean cost per draw that distillation adds to a training, in GFLOPs of a forward pass.
-
-    A forward with backward costs three forward passes. The teacher makes one forward, without the
-    heads: a third. The student's pyramid runs again, forward and back to its input: two thirds.
-    The draws of the training are counted, since ``every`` may coincide with the turns of the ends.
-
-    Args:
-        train: ``train`` of the config.
-        costs: Costs of every stitch.
-        sampler: Sampler of the training.
-    """
-    settings = train.distillation
-    if not distils(settings):
-        return 0.0
-    teacher, exits = teacher_of(costs.space, costs.gflops), costs.parts.exits
-    heads = exits[costs.space[teacher].exit]
-    forward = costs[teacher].gflops - heads["rpn"].gflops - heads["roi_heads"].gflops
-    if settings.rpn_weight:
-        forward += heads["rpn"].gflops
-    added = [forward / 3] * len(costs.space)
-    if settings.weight:
-        added = [
-            forward / 3 + exits[stitch.exit]["pyramid"].gflops * 2 / 3 for stitch in costs.space
-        ]
-    added[teacher] = 0.0
-    slots = range(train.accumulation.steps if train.accumulation.stitch == "own" else 1)
-    iterations = range(0, train.max_iter, settings.every)
-    total = sum(added[sampler(i, slot)] for i in iterations for slot in slots)
-    return total / (train.max_iter * len(slots))

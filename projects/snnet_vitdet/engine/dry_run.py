@@ -33,19 +33,17 @@ from .settings import Config
 
 __all__ = ["try_evaluator", "try_heads", "try_loader"]
 
-# As large as a photograph: augmentations may cut a piece out of it.
+# The size of a photograph, so that augmentations can crop it.
 _HEIGHT, _WIDTH = 480, 640
 _BOX = [80, 80, 320, 240]
 # Augmentations are random.
 _TRIES = 4
-# Larger heads take too long and too much memory for a dry run.
-_MOST_WEIGHTS = 2**28
 
 
 def try_loader(key: str, node: MutableMapping) -> None:
     """Builds a mapper and a loader of a config, and loads a batch with them.
 
-    A mapper of the user's own may need more than the sample has: it is built and not run.
+    A mapper of the user's own may need more than the sample has: it is built, but not run.
 
     Args:
         key: The loader's name in the config.
@@ -97,12 +95,9 @@ def try_heads(config: Config, model: nn.Module, training: bool) -> None:
     parts = {"model.proposal_generator": "proposal_generator", "model.roi_heads": "roi_heads"}
     if not all(OmegaConf.select(config, key) and hasattr(model, parts[key]) for key in parts):
         return
-    weights = sum(p.numel() for name in parts.values() for p in getattr(model, name).parameters())
-    if weights > _MOST_WEIGHTS:
-        return
     rpn, heads = (build(key, OmegaConf.select(config, key)) for key in parts)
     shapes = model.backbone.output_shape()
-    # Of the coarsest level, a pixel or more.
+    # So large that the coarsest level has a pixel.
     side = max(64, *(shape.stride for shape in shapes.values()))
     features = {
         name: torch.rand(1, shape.channels, side // shape.stride, side // shape.stride)
@@ -165,7 +160,7 @@ def try_evaluator(node: MutableMapping) -> None:
     with told_as(f"{key} cannot be built from its config"):
         target = located(node.get("_target_"))
         if not callable(target):
-            raise TypeError(f"{target} is nothing that can be called")
+            raise TypeError(f"{target} is not callable")
     if not isinstance(target, type) or not issubclass(target, COCOEvaluator):
         return
     data = node.get("dataset_name")
@@ -194,7 +189,7 @@ def try_evaluator(node: MutableMapping) -> None:
 
 
 def _found() -> Instances:
-    """The object of the sample as a detector gives it."""
+    """The object of the sample, as a detector outputs it."""
     x, y, width, height = _BOX
     found = Instances((_HEIGHT, _WIDTH))
     found.pred_boxes = Boxes(torch.tensor([[x, y, x + width, y + height]]))
@@ -206,7 +201,7 @@ def _found() -> Instances:
 
 @contextlib.contextmanager
 def _sample() -> Iterator[tuple[str, str]]:
-    """The annotation file of one image with one object, and their folder."""
+    """Yields the annotation file of one image with one object, and the folder of both."""
     x, y, width, height = _BOX
     outline = [x, y, x + width, y, x + width, y + height, x, y + height]
     found = {"bbox": _BOX, "segmentation": [outline], "area": width * height, "iscrowd": 0}

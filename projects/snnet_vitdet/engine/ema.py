@@ -58,7 +58,7 @@ class AveragedWeights:
         """Continues the average of a checkpoint; without one, restarts at the model's weights.
 
         Args:
-            checkpoint: What is left of a checkpoint whose weights have been loaded.
+            checkpoint: The parts of a checkpoint that are left after its weights were loaded.
 
         Raises:
             InputError: If the average is one of another model.

@@ -246,7 +246,7 @@ def check_detectors(config: Config, *, data_there: bool) -> None:
 
     Args:
         config: The whole config of a training that is about to start.
-        data_there: Whether there are data to compare classes with; else they are still to be made.
+        data_there: Whether the data exist; their classes are then compared with the detectors'.
 
     Raises:
         InputError: If ``init.detectors`` or ``init.weights`` is set for a detector that is not made
@@ -295,7 +295,7 @@ def load_detectors(
             none.
 
     Returns:
-        What is known of the image format that each was trained with, by ``small`` and ``large``.
+        The known parts of the image format that each was trained with, by ``small`` and ``large``.
 
     Raises:
         InputError: If one is missing, cannot be read, is of another model or of other classes.

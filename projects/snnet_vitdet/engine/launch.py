@@ -221,7 +221,7 @@ def store_of_attempt(shared: dist.Store, host: str, rank: int, timeout: timedelt
                 socket.create_connection((host, port), timeout=2).close()
                 return TCPStore(host, port, is_master=False, timeout=timeout)
         time.sleep(_POLL_SECONDS)
-    raise TimeoutError("process 0 of those that torchrun has started does not come")
+    raise TimeoutError(f"process 0 of torchrun has not opened a store within {timeout}")
 
 
 def launch_here(main: Callable[..., None], num_processes: int, *args: object) -> None:

@@ -31,9 +31,9 @@ from .distillation import check_distillation
 from .dry_run import try_evaluator, try_heads, try_loader
 from .initialise import anchors_of, check_detectors
 from .learning_rate import check_schedule
-from .resuming import check_resumed_settings
 from .run_data import check_data, check_data_nodes, settle_masks
 from .samplers import build_sampler
+from .saved_config import check_resumed_settings
 from .setting_checks import check_present, check_settings, flat
 from .settings import HIGHEST_SEED, LEFT_TO_USER, Config, TrainSettings
 
@@ -49,7 +49,7 @@ _ARGUMENTS = {
 
 
 def preflight(config: Config, *, evaluation: bool, resume: bool, num_processes: int) -> None:
-    """Checks everything that a run depends on, and changes nothing but to make its output folder.
+    """Checks everything that a run depends on. All it changes is to make the output folder.
 
     What needs no data is checked first. Data that ``data.prepare`` is to make are checked by
     :func:`prepare_run`, which comes next.
@@ -303,7 +303,7 @@ def _check_writable(output_dir: str) -> None:
 
 
 def _check_output_dir(output_dir: str, resume: bool) -> None:
-    """Refuses to overwrite a training that has got anywhere."""
+    """Refuses to overwrite a training that has trained an iteration."""
     last = last_checkpoint(output_dir)
     if not resume and last not in ("", "model_init.pth"):
         raise InputError(
@@ -332,7 +332,7 @@ def _check_sweep_dir(output_dir: str) -> None:
 
 
 def _num_rows(path: str) -> int:
-    """0 also if there is nothing worth keeping."""
+    """The number of rows in a file of results; 0 if it has none that can be read."""
     try:
         return len(read_json(path))
     except (OSError, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The data of a run: all parts of its config name the same, with masks or without, as before.
+"""The data of a run: the same in all parts of its config, with or without masks, and at a resume.
 
 Checks, class names and provenance use ``data.*``; images come from the data sets of the loaders,
 and scores from the annotations of the evaluator. Images are numbered by their place in a file, so
@@ -56,7 +56,7 @@ _FORMATS = (
 _MASK_PARTS = ("mask_in_features", "mask_pooler", "mask_head")
 _NOTE = "training_data.json"
 # Images to look at, evenly spread: all of a large data set take minutes on network file systems,
-# and whoever replaces images rarely replaces one.
+# and a change rarely affects a single image.
 _MOST_IMAGES = 5000
 
 
@@ -98,13 +98,13 @@ def check_data_nodes(config: Config, *, training: bool) -> None:
     by_name = isinstance(test, str) or isinstance(evaluator, str)
     if by_name and None not in (test, evaluator) and test != evaluator:
         raise InputError(
-            f"the images to score are of {_shown(test)} ({_TEST}), but the scores of "
+            f"the test images are those of {_shown(test)} ({_TEST}), but they are scored against "
             f"{_shown(evaluator)} ({_EVALUATOR}): give both the same data"
         )
     if OmegaConf.select(config, f"{_TEST}.filter_empty"):
         raise InputError(
-            f"{_TEST}.filter_empty=True leaves images without objects out, in which whatever is "
-            "found is wrong and counts: set it to False"
+            f"{_TEST}.filter_empty=True leaves out images without objects, whose false detections "
+            "lower the AP: set it to False"
         )
     formats = {name: OmegaConf.select(config, name) for name in _FORMATS}
     if len({value for value in formats.values() if value is not None}) > 1:
@@ -146,8 +146,9 @@ def settle_masks(config: Config) -> None:
     """Replaces ``data.masks=auto``, and makes a config without masks that of a Faster R-CNN.
 
     With ``auto``, masks are learnt if the model has a mask head and the training data have a mask,
-    or the test data if those do not exist. Without data it stays ``auto``, which is as with masks.
-    Without masks, the RoI heads lose their mask head, and masks in the data are not read.
+    or the test data if those do not exist. Without data it stays ``auto``, which counts as
+    with masks. Without masks, the RoI heads lose their mask head, and masks in the data are not
+    read.
 
     Args:
         config: The whole config, changed in place; calling it again changes nothing.
@@ -274,7 +275,7 @@ def _warn_of_changes(path: str, facts: Mapping[str, object], iteration: int) -> 
         changed = difference(before, facts)
     except (OSError, RecursionError, ValueError) as error:
         logger.warning(
-            "%s cannot be read (%s): whether the training data are those of before is not known.",
+            "%s cannot be read (%s), so it is not known whether the training data have changed.",
             path,
             first_line(error),
         )
@@ -285,8 +286,8 @@ def _warn_of_changes(path: str, facts: Mapping[str, object], iteration: int) -> 
         if not os.path.exists(earlier):
             write_atomically(earlier, Path(path).read_bytes())
         logger.warning(
-            "From iteration %d on, other training data than before (%s). What those of before were "
-            "is in %s.",
+            "From iteration %d on, other training data than before (%s). The earlier data are "
+            "described in %s.",
             iteration,
             changed,
             earlier,

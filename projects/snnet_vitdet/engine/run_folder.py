@@ -18,8 +18,8 @@ from detectron2.utils.logger import setup_logger
 
 from snnet_vitdet.errors import InputError, cannot_write
 
-from .config import save_config
 from .precision import set_float32_arithmetic
+from .saved_config import save_config
 from .settings import Config
 
 try:

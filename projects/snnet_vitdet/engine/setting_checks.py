@@ -80,7 +80,7 @@ SETTINGS: dict[str, Validator] = {
 Besides the settings of this project, these are arguments that nobody else checks.
 """
 
-# Whatever is not a group of settings here would fail without a name.
+# Anything but a group of settings would fail in another place, without the name of the key.
 _GROUPS = (
     *(group.key for group in Settings.__subclasses__()),
     *("dataloader", "lr_multiplier", "model", "optimizer", "optimizer.params", "sampler"),
@@ -121,7 +121,7 @@ def check_present(config: Config, *, training: bool) -> None:
 
 
 def check_settings(config: Config) -> None:
-    """Checks the groups of a config and every setting in it, but for what is left to the user.
+    """Checks the groups of a config and every setting in it, except those left to the user.
 
     Raises:
         InputError: If a setting has a value that is not allowed; names the first one.
@@ -143,8 +143,8 @@ def check_settings(config: Config) -> None:
 def check_like(key: str, before: Config, after: Config) -> None:
     """Checks that an override without a validator has the type of the value that it replaces.
 
-    Null may replace anything, and anything may replace null: whatever takes the value checks it. A
-    list of numbers may replace a number, as several image sizes may replace one.
+    Null may replace anything, and anything may replace null: the object that takes the value checks
+    it. A list of numbers may replace a number, as several image sizes may replace one.
 
     Args:
         key: The key of the override.
@@ -206,9 +206,9 @@ def holds_settings(value: object) -> bool:
 
 
 def _settings(config: Config) -> Iterator[tuple[str, object]]:
-    """Yields dotted name and value of all that is in a config, but for what is left to the user.
+    """Yields dotted name and value of everything in a config, except what is left to the user.
 
-    A key that refers to another one comes later: it would be blamed for the value of that.
+    Keys that refer to others come last, so that an error names the key that has the wrong value.
 
     Raises:
         InputError: If a key with a validator refers to a key that does not exist.
@@ -227,7 +227,7 @@ def _settings(config: Config) -> Iterator[tuple[str, object]]:
         except InterpolationToMissingValueError:
             continue
         except OmegaConfBaseException as error:
-            # Whatever uses another key reports it.
+            # Other keys are reported by the part that uses them.
             if _validators(key) or key in _GROUPS:
                 raise InputError(
                     f"{key} refers to what is not there ({first_line(error)}): correct it"

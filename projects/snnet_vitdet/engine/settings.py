@@ -50,7 +50,7 @@ HIGHEST_SEED = 2**32 - 1
 """The highest seed that numpy takes."""
 SEED = whole(0, HIGHEST_SEED)
 SIDE = whole(32, 16384)
-"""Sides of images: below there is hardly a patch, and no memory holds the attention of more."""
+"""Sides of images: smaller ones have hardly a patch, and no memory holds larger ones."""
 LEFT_TO_USER = "???"
 """OmegaConf's mark of a value that the user must give."""
 
@@ -59,14 +59,14 @@ Side = Annotated[int, SIDE]
 Sides = Annotated[list, several(SIDE)]
 Counts = Annotated[list, several(whole(1, 100_000))]
 Stitches = Annotated[str | int | list, STITCHES]
-# Of each ViT, by its name.
+# A file or a name for each ViT.
 Sources = dict[str, str | None]
 
 
 def _setting(default: object, meaning: str, *, optional: bool = False, **limits: object) -> Any:
     """A field with its default, its meaning in one line, and the limits of its number.
 
-    An optional setting is left out of a config, not null, where it is not set.
+    A config does not have the key of an optional setting that is not set.
     """
     metadata = {"meaning": meaning, "optional": optional, "limits": limits}
     return field(default=default, metadata=metadata)
@@ -295,7 +295,7 @@ OWN_VALIDATORS = {key: validator for key, item in _SETTINGS if (validator := _va
 """The validator of every setting of this project that is not a group."""
 
 DEFAULTS = {key: item.default for key, item in _SETTINGS if not item.metadata["optional"]}
-"""What each key is in a config that does not have it, as those of earlier versions."""
+"""The value of each key that a config lacks, such as one of an earlier version."""
 
 
 def as_config(settings: Settings) -> DictConfig:

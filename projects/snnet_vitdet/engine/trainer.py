@@ -22,8 +22,8 @@ from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import StitchedViT, find_stitched_vit, train_on_given_masks
 from snnet_vitdet.stitching import CostTable, Stitch
 
+from .checkpoint import check_resumed_optimizer
 from .precision import training_precision
-from .resuming import check_resumed_optimizer
 from .samplers import build_sampler
 from .settings import Config
 
@@ -92,10 +92,6 @@ def wrap_for_processes(config: Config, model: nn.Module, precision: torch.dtype)
     if compressed and precision in _COMPRESSION and isinstance(model, DistributedDataParallel):
         model.register_comm_hook(None, _COMPRESSION[precision])
     return model
-
-
-_SCOPES = ("shared", "process")
-_ACCUMULATION_STITCHES = ("own", "same")
 
 
 class StitchedTrainer(SimpleTrainer):

@@ -27,9 +27,9 @@ from .initialise import initialise_weights
 from .learning_rate import build_schedule
 from .memory_probe import probe_memory
 from .precision import training_precision
-from .resuming import save_resumed_config
 from .run_data import note_training_data
 from .samplers import crowded_anchors, ends_plan
+from .saved_config import save_resumed_config
 from .settings import Config
 from .trainer import StitchedTrainer, build_trainer
 

@@ -70,7 +70,7 @@ class DetectionStore:
 
     def num_images_done(self) -> int:
         """Number of images of this process in the files."""
-        return len(self._image_ids(self.rank))
+        return len(self.image_ids(self.rank))
 
     def add(self, point: str, detections: Sequence[Mapping[str, object]]) -> None:
         """Adds the detections of a point in an image of the current batch.
@@ -115,20 +115,17 @@ class DetectionStore:
                     detections.extend(_unpack(packed))
         return detections
 
-    def image_ids(self) -> list[int]:
-        """The ids of the images in the files of all processes."""
-        return self._image_ids()
-
-    def delete(self) -> None:
-        """Deletes the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _image_ids(self, rank: int | None = None) -> list[int]:
+    def image_ids(self, rank: int | None = None) -> list[int]:
+        """The ids of the images in the files of a process, or of all processes."""
         image_ids = []
         for path in self._files(rank):
             with np.load(path) as arrays:
                 image_ids.extend(arrays["images"].tolist())
         return image_ids
+
+    def delete(self) -> None:
+        """Deletes the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _files(self, rank: int | None = None) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*.npz" if rank is None else f"{rank:04d}-*.npz"))

@@ -224,6 +224,6 @@ def wanted_precision(criterion: str) -> float | None:
     if not 0 < wanted <= 1:
         raise InputError(
             "a threshold is a score from 0 to 1, f1, or precision=… above 0 and up to 1, not "
-            f"{'the text ' * isinstance(criterion, str)}{criterion!r}"
+            f"{criterion!r}"
         )
     return wanted

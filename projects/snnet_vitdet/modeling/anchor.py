@@ -18,13 +18,13 @@ from detectron2.modeling.backbone.utils import (
     window_partition,
     window_unpartition,
 )
-from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates, get_act_layer
+from timm.layers import DropPath, LayerScale, Mlp, get_act_layer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.stitching import LowRankLinear, updating
-from snnet_vitdet.validators import FLAG, TEXT, number, whole, written
+from snnet_vitdet.validators import FLAG, TEXT, check, number, whole
 
 from .attention import Attention
 from .pretraining import Pretraining
@@ -32,7 +32,7 @@ from .pretraining import Pretraining
 __all__ = ["AnchorViT", "Block", "last_of_each_quarter"]
 
 # The arguments that pretrained weights do not determine.
-_KINDS = {
+_VALIDATORS = {
     "img_size": whole(1),
     "patch_size": whole(1),
     "drop_path_rate": number(0, below=1),
@@ -95,7 +95,8 @@ class Block(nn.Module):
         hidden = round(dim * mlp_ratio)
         self.mlp = Mlp(dim, hidden_features=hidden, act_layer=get_act_layer(act_layer))
         if linear is not nn.Linear:
-            self.mlp.fc1, self.mlp.fc2 = linear(dim, hidden), linear(hidden, dim)
+            self.mlp.add_module("fc1", linear(dim, hidden))
+            self.mlp.add_module("fc2", linear(hidden, dim))
         self.ls2 = layer_scale()
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
@@ -196,9 +197,8 @@ class AnchorViT(Backbone):
         """
         given = locals()
         super().__init__()
-        for key, kind in _KINDS.items():
-            if must_be := kind(given[key]):
-                raise InputError(f"{key}={written(given[key])} of an anchor must be {must_be}")
+        for key, validator in _VALIDATORS.items():
+            check(key, given[key], validator)
         self.pretraining = Pretraining(
             embed_dim=embed_dim,
             depth=depth,
@@ -249,7 +249,8 @@ class AnchorViT(Backbone):
         if lora_rank:
             linear = partial(LowRankLinear, rank=lora_rank, alpha=lora_alpha, train_bias=False)
         blocks = []
-        for index, drop_path in enumerate(calculate_drop_path_rates(drop_path_rate, depth)):
+        drop_paths = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        for index, drop_path in enumerate(drop_paths):
             window = 0 if index in global_block_indexes else window_size
             side = window or img_size // patch_size
             has_rel_pos = not window if use_rel_pos == "global" else use_rel_pos
@@ -331,10 +332,10 @@ class AnchorViT(Backbone):
         Returns:
             Tokens, (B, h, w, C).
         """
-        block = self.blocks[index]
+        block: Callable[[torch.Tensor], torch.Tensor] = self.blocks[index]
         if updated is not None:
             # Checkpointing runs this again in the backward pass, whatever is set by then.
-            block = partial(_run_updated, block, updated)
+            block = partial(_run_updated, self.blocks[index], updated)
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, x, use_reentrant=False)
         return block(x)

@@ -171,7 +171,7 @@ class Attention(nn.Module):
 
     def _table_bias(self, grid: tuple[int, int]) -> torch.Tensor:
         """Bias of every query and key, (heads, H*W, H*W)."""
-        table = self.rel_pos_table
+        table: torch.Tensor = self.rel_pos_table
         sides = [2 * side - 1 for side in grid]
         if list(table.shape[1:]) != sides:
             table = F.interpolate(table[None], sides, mode="bicubic", align_corners=False)[0]

@@ -1,8 +1,8 @@
 """Converts timm's state dict of a plain ViT into the state dict of one anchor.
 
-Weights that detection does not use are dropped. Weights that timm keeps in another form (BEiT's
-biases, SAM's positions, patches of another size, pixels normalised otherwise) are converted. If the
-result does not match the anchor exactly, it is an error.
+Weights that detection does not use are dropped. Weights that timm stores in another form (BEiT's
+biases, SAM's positions, patches of another size, another normalisation of pixels) are converted. A
+result that does not match the anchor exactly is an error.
 """
 
 import re
@@ -19,10 +19,10 @@ from .attention import resize_rel_pos
 
 __all__ = ["OURS", "convert_timm_state_dict", "differences"]
 
-# Zero at the start of a detection training, and in no pretrained plain ViT but SAM.
+# These start at zero. Among pretrained plain ViTs, only SAM has some of them.
 OURS = re.compile(r"^(pos_embed_global$|blocks\.\d+\.(attn\.rel_pos_[hw]$|.*\.lora_[ab]$))")
-# ViTDet has no token but the patches', no final norm (its pyramid norms; fc_norm where timm
-# averages tokens), no pooling, neck or classifier.
+# ViTDet has no tokens besides the patches, no final norm (its pyramid has norms; fc_norm is timm's
+# where it averages tokens), no pooling, neck or classifier.
 _DROPPED = re.compile(
     r"^(cls_token$|dist_token$|mask_token$|norm\.|fc_norm\.|head\.|head_dist\.|attn_pool\.|neck\.)"
 )
@@ -61,7 +61,7 @@ def convert_timm_state_dict(
     _check_width(converted, anchor, source)
     _convert_embedding(converted, state, anchor)
     _convert_attention(converted, target)
-    if pixel_mean is not None and "patch_embed.proj.weight" in converted:
+    if pixel_mean is not None and pixel_std is not None:
         _renormalise(converted, anchor, pixel_mean, pixel_std)
     if problems := differences(converted, target, optional=OURS):
         raise InputError(
@@ -92,7 +92,7 @@ def _convert_embedding(
         if tuple(patches.shape[2:]) == (size, size) != (anchor.patch_size, anchor.patch_size):
             patches = resample_patch_embed(patches, [anchor.patch_size] * 2)
             converted["patch_embed.proj.weight"] = patches
-        # timm leaves out the bias where a norm follows.
+        # timm has no bias where a norm follows.
         converted.setdefault("patch_embed.proj.bias", patches.new_zeros(len(patches)))
     positions = converted.get("pos_embed")
     if positions is None or anchor.pos_embed is None:
@@ -123,7 +123,7 @@ def _convert_attention(
         if ours in target:
             converted[ours] = _resize_table(converted.pop(key), target[ours].shape)
     for key, value in converted.items():
-        # SAM's, whose length depends on the image its global blocks saw.
+        # SAM's; their length depends on the image size of the pretraining.
         if key.endswith((".rel_pos_h", ".rel_pos_w")) and key in target and value.ndim == 2:
             converted[key] = resize_rel_pos(value, len(target[key]))
 
@@ -145,14 +145,16 @@ def _renormalise(
     pixel_mean: Sequence[float],
     pixel_std: Sequence[float],
 ) -> None:
-    """Lets the patch embedding take the detector's normalised pixels for the pretraining's.
+    """Adapts the patch embedding to the detector's normalisation of pixels.
 
     With the same pixel x, the detector gives y = (x - m) / s where the weights w expect
     (x - m') / s' = y · s / s' + (m - m') / s': an affine map of the input of a linear layer.
     """
+    if "patch_embed.proj.weight" not in converted:
+        return
     weight, bias = converted["patch_embed.proj.weight"], converted["patch_embed.proj.bias"]
     mean, std, own_mean, own_std = (
-        torch.tensor(values, dtype=torch.float64)
+        torch.tensor(list(values), dtype=torch.float64)
         for values in (
             pixel_mean,
             pixel_std,
@@ -160,7 +162,7 @@ def _renormalise(
             anchor.pretraining.pretrain_pixel_std,
         )
     )
-    # A detector keeps its normalisation in single precision.
+    # A detector stores its pixel statistics in single precision.
     if torch.allclose(mean, own_mean, rtol=1e-6) and torch.allclose(std, own_std, rtol=1e-6):
         return
     exact = weight.double()
@@ -172,7 +174,7 @@ def _renormalise(
 def differences(
     state: Mapping[str, torch.Tensor],
     target: Mapping[str, torch.Tensor],
-    optional: re.Pattern | None = None,
+    optional: re.Pattern[str] | None = None,
 ) -> list[str]:
     """How a state dict differs from the one of a model; empty if it can be loaded strictly.
 

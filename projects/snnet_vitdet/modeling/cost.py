@@ -30,7 +30,7 @@ from snnet_vitdet.stitching import (
     merged,
 )
 
-from .anchor import AnchorViT
+from .anchor import AnchorViT, Block
 from .attention import attention_implementation
 from .joined import is_joined
 from .pyramid import pyramid_from_features, pyramid_of_exit
@@ -51,7 +51,7 @@ def _layer_norm_flops(input_shape: Sequence[int], *args: object, **kwargs: objec
     return 2 * 5 * math.prod(input_shape)
 
 
-def build_on_meta(model_config: DictConfig) -> nn.Module:
+def build_on_meta(model_config: DictConfig) -> GeneralizedRCNN:
     """Builds a model from its config on the meta device, in evaluation mode.
 
     Raises:
@@ -216,14 +216,17 @@ def _embedding(anchor: AnchorViT, image_size: int) -> Cost:
 
 
 def _blocks(anchor: AnchorViT, grid: int) -> Sequence[Cost]:
-    # Blocks of one anchor differ in their window alone.
+    # The blocks of an anchor differ only in their window.
     counted: dict[int, Cost] = {}
+    costs = []
     with attention_implementation(anchor, "reference"), merged(anchor):
         for block in anchor.blocks:
+            assert isinstance(block, Block)
             if block.window_size not in counted:
                 flops = _count(block, _tokens(grid, anchor.embed_dim))
                 counted[block.window_size] = Cost(flops, _params(block))
-    return [counted[block.window_size] for block in anchor.blocks]
+            costs.append(counted[block.window_size])
+    return costs
 
 
 def _stitching_layer(layer: StitchingLayer, grid: int) -> Cost:
@@ -232,7 +235,7 @@ def _stitching_layer(layer: StitchingLayer, grid: int) -> Cost:
 
 
 def _exit(
-    model: nn.Module, grid: int, anchor: int, num_detections: int, num_proposals: int | None
+    model: GeneralizedRCNN, grid: int, anchor: int, num_detections: int, num_proposals: int | None
 ) -> dict[str, Cost]:
     """Pyramid, RPN and RoI heads of the stitches that end in an anchor."""
     net, width = model.backbone.net, model.backbone.net.exit_widths[anchor]
@@ -249,7 +252,7 @@ def _exit(
 
 
 def _after_vit(
-    model: nn.Module,
+    model: GeneralizedRCNN,
     pyramid: nn.Module,
     width: int,
     grid: int,

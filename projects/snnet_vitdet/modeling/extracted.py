@@ -11,6 +11,7 @@ from torch import nn
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.stitching import (
     BlockStep,
+    EmbeddingStep,
     LowRankLinear,
     Segment,
     Stitch,
@@ -58,22 +59,22 @@ class ExtractedViT(Backbone):
                 )
         if not segments:
             raise InputError("a walk without segments runs nothing")
-        segments = [Segment(*segment) for segment in segments]
+        runs = [Segment(*segment) for segment in segments]
         # The cut of a stitching layer is not known here and does not matter.
-        transitions = [Transition(0, a.anchor, b.anchor) for a, b in pairwise(segments)]
-        _, *steps = walk(segments, transitions)
-        layers = [
-            anchors[step.anchor].blocks[step.index]
-            if isinstance(step, BlockStep)
-            else nn.Linear(anchors[step.source].embed_dim, anchors[step.target].embed_dim)
-            for step in steps
-        ]
-        width = anchors[segments[-1].anchor].embed_dim
+        transitions = [Transition(0, a.anchor, b.anchor) for a, b in pairwise(runs)]
+        layers: list[nn.Module] = []
+        for step in walk(runs, transitions):
+            if isinstance(step, BlockStep):
+                layers.append(anchors[step.anchor].blocks[step.index])
+            elif isinstance(step, Transition):
+                widths = anchors[step.source].embed_dim, anchors[step.target].embed_dim
+                layers.append(nn.Linear(*widths))
+        width = anchors[runs[-1].anchor].embed_dim
         if projects_to is not None:
             layers.append(nn.Linear(width, projects_to))
             width = projects_to
         self.layers = nn.ModuleList(layers)
-        self.embedding = anchors[segments[0].anchor]
+        self.embedding = anchors[runs[0].anchor]
         self.embedding.blocks = nn.ModuleList()
         self._out_features = [out_feature]
         self._out_feature_channels = {out_feature: width}
@@ -115,24 +116,26 @@ def extracted_state(
         backbone: The trained backbone; not changed.
         stitch: A stitch of its space; None for a backbone of one anchor.
     """
-    if stitch is None:
-        anchors, steps = [backbone], walk([Segment(0, 0, backbone.depth)], [])
+    anchors: Sequence[AnchorViT]
+    if isinstance(backbone, AnchorViT):
+        anchors, steps = [backbone], tuple(walk([Segment(0, 0, backbone.depth)], []))
+        after_cut_only = False
     else:
+        assert stitch is not None
         anchors, steps = backbone.anchors, stitch.steps
-    after_cut_only = stitch is not None and backbone.updates_after_cut
-    first, *rest = steps
-    state = {
-        f"embedding.{key}": value
-        for key, value in anchors[first.anchor].state_dict().items()
-        if not key.startswith("blocks.")
-    }
-    for number, step in enumerate(rest):
-        if isinstance(step, BlockStep):
-            layer = anchors[step.anchor].blocks[step.index]
-            context = updating(layer, step.after_cut) if after_cut_only else nullcontext()
+        after_cut_only = backbone.updates_after_cut
+    state = {}
+    layers = []
+    for step in steps:
+        if isinstance(step, EmbeddingStep):
+            embedding = anchors[step.anchor].state_dict().items()
+            state = {f"embedding.{k}": v for k, v in embedding if not k.startswith("blocks.")}
+        elif isinstance(step, BlockStep):
+            block = anchors[step.anchor].blocks[step.index]
+            with updating(block, step.after_cut) if after_cut_only else nullcontext():
+                layers.append(merged_state(block))
         else:
-            layer, context = backbone.stitching_layers[step], nullcontext()
-        with context:
-            part = merged_state(layer)
+            layers.append(merged_state(backbone.stitching_layers[step]))
+    for number, part in enumerate(layers):
         state |= {f"layers.{number}.{key}": value for key, value in part.items()}
     return state

@@ -59,13 +59,14 @@ def anchor_arguments(name: str) -> dict[str, Any]:
     """
     try:
         with torch.device("meta"):
-            model = timm.create_model(name)
+            model: Any = timm.create_model(name)  # its classes share no type with blocks
     except Exception as error:  # timm raises what its registries and models do
         raise InputError(f"timm cannot build {name!r} ({error})") from error
     reason = _reason_against(model)
     if reason:
         raise InputError(f"{name} cannot be an anchor: {reason}")
-    block = model.blocks[0]
+    blocks = model.blocks
+    block = blocks[0]
     patch_size, image_size = (
         side[0] if isinstance(side, tuple | list) else side
         for side in (model.patch_embed.patch_size, model.patch_embed.img_size)
@@ -73,7 +74,7 @@ def anchor_arguments(name: str) -> dict[str, Any]:
     config = model.pretrained_cfg
     arguments = dict(
         embed_dim=model.embed_dim,
-        depth=len(model.blocks),
+        depth=len(blocks),
         num_heads=block.attn.num_heads,
         mlp_ratio=block.mlp.fc1.out_features / model.embed_dim,
         layer_scale_init=1e-6 if _has_layer_scale(block) else None,
@@ -90,7 +91,7 @@ def anchor_arguments(name: str) -> dict[str, Any]:
     if _relative_positions(block):
         arguments["use_rel_pos"] = True
     if isinstance(model, vision_transformer_sam.VisionTransformerSAM):
-        windows = [b.window_size for b in model.blocks]
+        windows = [each.window_size for each in blocks]
         arguments["window_size"] = max(windows)
         arguments["global_block_indexes"] = [i for i, size in enumerate(windows) if not size]
     return arguments
@@ -113,7 +114,7 @@ def check_pretraining(anchor: AnchorViT, name: str) -> None:
         )
 
 
-def _reason_against(model: nn.Module) -> str | None:
+def _reason_against(model: Any) -> str | None:
     """Why a model cannot be an anchor, None if it can."""
     if type(model) not in _MODELS:
         return f"it is a {type(model).__name__}, no plain ViT"

@@ -56,7 +56,7 @@ class HeadsPerExit(PerExit):
         if {small.num_classes, large.num_classes} != {num_classes}:
             raise InputError(
                 f"the heads of the two detectors have {small.num_classes} and {large.num_classes} "
-                f"classes, and together should have {num_classes}"
+                f"classes, but both must have {num_classes}"
             )
 
 
@@ -190,7 +190,7 @@ def join_configs(small: DictConfig, large: DictConfig, **net: Any) -> DictConfig
         model[part] = LazyCall(target)(
             small=copy.deepcopy(small[part]), large=copy.deepcopy(large[part])
         )
-    # One key for all, where every other config has it.
+    # One key for both, at the place where every other config has it.
     heads = model.roi_heads
     heads.num_classes = copy.deepcopy(large.roi_heads._get_node("num_classes"))
     heads.small.num_classes = heads.large.num_classes = "${..num_classes}"
@@ -204,4 +204,5 @@ def is_joined(model_config: DictConfig) -> bool:
 
 def _without(config: DictConfig, keys: set[str]) -> dict[str, object]:
     plain = OmegaConf.to_container(config, resolve=False)
-    return {key: value for key, value in plain.items() if key not in keys}
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if key not in keys}

@@ -51,15 +51,17 @@ def point_of(model: GeneralizedRCNN, name: str) -> OperatingPoint:
         name: Such as ``FS-3@640/300``, or ``FS-3`` for the stitch as it was trained.
 
     Raises:
+        InputError: If the detector does not pad images to a square.
         KeyError: If the detector has no such stitch.
         ValueError: If the text names no operating point.
     """
-    stitch_name, image_size, num_proposals = split_point_name(name)
-    stitch = find_stitched_vit(model).space[stitch_name]
+    stitch_name, given = split_point_name(name)
+    backbone = find_stitched_vit(model)
+    if backbone is None:
+        raise KeyError("the detector has no stitches")
+    stitch = backbone.space[stitch_name]
     own = trained_with(model, stitch)
-    if image_size is None:
-        return OperatingPoint(stitch, *own, is_trained=True)
-    return OperatingPoint(stitch, image_size, num_proposals, (image_size, num_proposals) == own)
+    return OperatingPoint(stitch, *(given or own), is_trained=given in (None, own))
 
 
 @contextmanager

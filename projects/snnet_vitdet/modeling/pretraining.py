@@ -1,35 +1,51 @@
 """The arguments of an anchor that its pretrained weights determine."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.validators import FLAG, number, numbers, or_null, whole, written
+from snnet_vitdet.validators import (
+    FLAG,
+    Validator,
+    check,
+    number,
+    numbers,
+    one_of,
+    or_null,
+    whole,
+    written,
+)
 
 __all__ = ["Pretraining"]
 
-_ALLOWED = {
-    "abs_pos": ("interpolated", "win", None),
-    "use_rel_pos": (True, False, "global"),
-    "act_layer": ("gelu", "gelu_tanh", "quick_gelu"),
-}
-_KINDS = {
+
+def _pixels(lowest: float) -> Validator:
+    """Allows three numbers from ``lowest`` to 255."""
+    three = numbers(3, number(lowest, 255))
+    must_be = (
+        "three numbers, red, green and blue, of pixels from 0 to 255 (timm's own are of 0 to 1)"
+    )
+    return lambda value: must_be if three(value) else ""
+
+
+_VALIDATORS: dict[str, Validator] = {
     "embed_dim": whole(1, 2**16),
     "depth": whole(1, 1000),
     "num_heads": whole(1),
     "mlp_ratio": number(above=0),
     "layer_scale_init": or_null(number()),
     "norm_eps": number(above=0),
+    "act_layer": one_of("gelu", "gelu_tanh", "quick_gelu"),
     "pre_norm": FLAG,
+    "abs_pos": one_of("interpolated", "win", None),
+    "use_rel_pos": one_of(True, False, "global"),
     "rel_pos_table": FLAG,
     "pretrain_img_size": whole(1),
     "pretrain_patch_size": whole(1),
-}
-_PIXELS = {
-    "pretrain_pixel_mean": numbers(3, number(0, 255)),
+    "pretrain_pixel_mean": _pixels(0),
     # A standard deviation below 2 is one of pixels from 0 to 1.
-    "pretrain_pixel_std": numbers(3, number(2, 255)),
+    "pretrain_pixel_std": _pixels(2),
 }
 # Weights determine whether these are None, not their values.
 _PRESENCE = ("layer_scale_init", "abs_pos")
@@ -56,29 +72,14 @@ class Pretraining:
     rel_pos_table: bool
     pretrain_img_size: int
     pretrain_patch_size: int
-    pretrain_pixel_mean: tuple[float, ...]
-    pretrain_pixel_std: tuple[float, ...]
+    pretrain_pixel_mean: Sequence[float]
+    pretrain_pixel_std: Sequence[float]
 
     def __post_init__(self) -> None:
-        for key, kind in _KINDS.items():
-            value = getattr(self, key)
-            if must_be := kind(value):
-                raise InputError(f"{key}={written(value)} of an anchor must be {must_be}")
-        for key, allowed in _ALLOWED.items():
-            value = getattr(self, key)
-            if value not in allowed:
-                known = ", ".join(map(written, allowed))
-                raise InputError(f"{key}={written(value)} of an anchor must be one of {known}")
-        for key, kind in _PIXELS.items():
-            value = getattr(self, key)
-            if kind(value):
-                raise InputError(
-                    f"{key}={written(value)} of an anchor must be three numbers, red, green and "
-                    "blue, of pixels from 0 to 255 (timm's own are of 0 to 1)"
-                )
-            object.__setattr__(self, key, tuple(value))  # a config gives lists
+        for key, validator in _VALIDATORS.items():
+            check(key, getattr(self, key), validator)
         if self.rel_pos_table and not self.use_rel_pos:
-            raise InputError("rel_pos_table=True of an anchor needs use_rel_pos=True")
+            raise InputError("rel_pos_table=True needs use_rel_pos=True")
         if not self.grid:
             raise InputError(
                 f"pretrain_img_size={self.pretrain_img_size} is smaller than a patch of the "
@@ -97,7 +98,7 @@ class Pretraining:
             wanted: Arguments of an anchor; those that weights do not determine are ignored.
         """
         return [
-            f"{key}={_as_override(value)} instead of {_as_override(getattr(self, key))}"
+            f"{key}={written(value)} instead of {written(getattr(self, key))}"
             for key, value in wanted.items()
             if hasattr(self, key) and not _agree(key, value, getattr(self, key))
         ]
@@ -106,10 +107,8 @@ class Pretraining:
 def _agree(key: str, wanted: object, given: object) -> bool:
     if key in _PRESENCE:
         return (wanted is None) == (given is None)
-    if isinstance(wanted, tuple):
+    if isinstance(wanted, tuple) and isinstance(given, Sequence):
         return all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(wanted, given, strict=True))
-    return math.isclose(wanted, given) if isinstance(wanted, float) else wanted == given
-
-
-def _as_override(value: object) -> str:
-    return written(list(value) if isinstance(value, tuple) else value)
+    if isinstance(wanted, float) and isinstance(given, float | int):
+        return math.isclose(wanted, given)
+    return wanted == given

@@ -75,7 +75,9 @@ def running_in(model: nn.Module, precision: torch.dtype) -> Iterator[None]:
 
 
 def _in_float32(
-    heads: nn.Module, given: tuple, output: tuple[list[Instances], dict[str, torch.Tensor]]
+    heads: nn.Module,
+    given: tuple[object, ...],
+    output: tuple[list[Instances], dict[str, torch.Tensor]],
 ) -> None:
     _turn_to_float32(output[0])
 
@@ -114,7 +116,7 @@ def detect_with_counts(
         For each number, the detections in each image.
     """
     predictors = getattr(heads, "box_predictor", None)
-    predictors = predictors if isinstance(predictors, nn.ModuleList) else [predictors]
+    predictors = list(predictors) if isinstance(predictors, nn.ModuleList) else [predictors]
     is_known = type(heads) in (StandardROIHeads, CascadeROIHeads) and all(
         type(predictor) is FastRCNNOutputLayers for predictor in predictors
     )

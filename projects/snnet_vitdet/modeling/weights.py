@@ -61,7 +61,7 @@ def load_anchor_weights(
 
 
 def check_weights(anchor: AnchorViT, source: str) -> None:
-    """Raises what :func:`load_anchor_weights` would, without loading or downloading weights.
+    """Checks what :func:`load_anchor_weights` checks, without loading or downloading weights.
 
     Args:
         anchor: The anchor, which may be on the meta device.
@@ -88,7 +88,7 @@ def _converted(
     """The anchor's state dict out of timm's, or out of that of a detector on this anchor."""
     if not any(key.startswith(_IN_DETECTOR) for key in state):
         return convert_timm_state_dict(state, anchor, source, pixel_mean, pixel_std)
-    # Its pixels are normalised as this project does it.
+    # A detector's ViT already expects this project's normalisation of pixels.
     own = {k.removeprefix(_IN_DETECTOR): v for k, v in state.items() if k.startswith(_IN_DETECTOR)}
     if problems := differences(own, anchor.state_dict()):
         raise InputError(
@@ -127,14 +127,13 @@ def _check_name(name: str) -> None:
 
 def _read_file(path: str) -> Mapping[str, torch.Tensor]:
     state = read_weight_file(path)
-    # If the training kept a moving average, that is the detector.
+    # The moving average is the detector, if the training kept one.
     if isinstance(state, Mapping) and isinstance(state.get("ema"), Mapping):
         state = state["ema"].get("weights", state)
     for key in ("model", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    check_state_dict(state, f"weight file {path}")
-    return state
+    return check_state_dict(state, f"weight file {path}")
 
 
 def _read_timm(name: str) -> Mapping[str, torch.Tensor]:

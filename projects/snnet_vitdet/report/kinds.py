@@ -1,8 +1,9 @@
 """Colours, markers and names of the kinds of stitches in pictures and pages."""
 
+import math
 from collections.abc import Iterable
 
-__all__ = ["ANCHORS", "kind_label", "kind_styles"]
+__all__ = ["ANCHORS", "MARKERS", "kind_label", "kind_styles"]
 
 ANCHORS = {"S": "small anchor", "L": "large anchor"}
 """The kinds that are a single ViT."""
@@ -21,6 +22,26 @@ _STYLES = {
 }
 # For walks with more cuts than the paper's two.
 _SPARE_STYLES = (("#8C6D31", "D"), ("#5C5C8A", "P"), ("#7F7F7F", "X"), ("#A6761D", "p"))
+
+
+def _star() -> str:
+    corners = [(r, math.pi * i / 5) for i, r in enumerate([11.5, 4.9] * 5)]
+    return " ".join(f"{r * math.sin(a):.2f},{-r * math.cos(a):.2f}" for r, a in corners)
+
+
+MARKERS = {
+    "*": f'<polygon points="{_star()}"/>',
+    "^": '<polygon points="0,-6.4 6,4.6 -6,4.6"/>',
+    "v": '<polygon points="0,6.4 6,-4.6 -6,-4.6"/>',
+    "o": '<circle r="5"/>',
+    "s": '<rect x="-4.6" y="-4.6" width="9.2" height="9.2"/>',
+    "D": '<polygon points="0,-6.4 6.4,0 0,6.4 -6.4,0"/>',
+    "P": '<polygon points="-2,-6 2,-6 2,-2 6,-2 6,2 2,2 2,6 -2,6 -2,2 -6,2 -6,-2 -2,-2"/>',
+    "X": '<polygon points="-5.6,-2.8 -2.8,-5.6 0,-2.8 2.8,-5.6 5.6,-2.8 2.8,0 5.6,2.8 2.8,5.6 '
+    '0,2.8 -2.8,5.6 -5.6,2.8 -2.8,0"/>',
+    "p": '<polygon points="0,-6 5.7,-1.9 3.5,4.9 -3.5,4.9 -5.7,-1.9"/>',
+}
+"""SVG of each marker around 0, 0, by matplotlib's name; the star alone has a larger area."""
 
 
 def kind_styles(kinds: Iterable[str]) -> dict[str, tuple[str, str]]:

@@ -28,7 +28,7 @@ from snnet_vitdet.evaluation.results import (
 from snnet_vitdet.files import write_atomically
 from snnet_vitdet.text import counted, escaped, neutral
 
-from .kinds import ANCHORS, kind_label, kind_styles
+from .kinds import ANCHORS, MARKERS, kind_label, kind_styles
 from .results_table import Column, cell_text, marker_html, present_columns, table_html
 from .training_curve import TrainingCurve
 
@@ -42,26 +42,6 @@ __all__ = [
 ]
 
 _SCRIPTS = ("svg.js", "plot.js", "table.js", "bands.js", "training.js", "pictures.js", "main.js")
-
-
-def _star() -> str:
-    corners = [(r, math.pi * i / 5) for i, r in enumerate([11.5, 4.9] * 5)]
-    return " ".join(f"{r * math.sin(a):.2f},{-r * math.cos(a):.2f}" for r, a in corners)
-
-
-# Drawn around the origin, with about equal areas except for the star. The keys are matplotlib's.
-_SHAPES = {
-    "*": f'<polygon points="{_star()}"/>',
-    "^": '<polygon points="0,-6.4 6,4.6 -6,4.6"/>',
-    "v": '<polygon points="0,6.4 6,-4.6 -6,-4.6"/>',
-    "o": '<circle r="5"/>',
-    "s": '<rect x="-4.6" y="-4.6" width="9.2" height="9.2"/>',
-    "D": '<polygon points="0,-6.4 6.4,0 0,6.4 -6.4,0"/>',
-    "P": '<polygon points="-2,-6 2,-6 2,-2 6,-2 6,2 2,2 2,6 -2,6 -2,2 -6,2 -6,-2 -2,-2"/>',
-    "X": '<polygon points="-5.6,-2.8 -2.8,-5.6 0,-2.8 2.8,-5.6 5.6,-2.8 2.8,0 5.6,2.8 2.8,5.6 '
-    '0,2.8 -2.8,5.6 -5.6,2.8 -2.8,0"/>',
-    "p": '<polygon points="0,-6 5.7,-1.9 3.5,4.9 -3.5,4.9 -5.7,-1.9"/>',
-}
 
 
 @dataclass(frozen=True)
@@ -184,7 +164,7 @@ def report_html(
         script=script,
         data=_safe_json(data),
         markers="".join(
-            f'<g id="{marker_ids[kind]}" fill="{colour}">{_SHAPES[shape]}</g>'
+            f'<g id="{marker_ids[kind]}" fill="{colour}">{MARKERS[shape]}</g>'
             for kind, (colour, shape) in styles.items()
         ),
         facts="".join(

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from snnet_vitdet.errors import InputError, first_line
@@ -168,19 +167,9 @@ def _draw_panel(
             label=kind,
         )
         if anchor:
-            axes.annotate(
-                ANCHORS[kind],
-                (chosen[0][0]["gflops"], chosen[0][0][score]),
-                xytext=(0, -17),
-                textcoords="offset points",
-                ha="center",
-                va="center",
-                fontsize=10.5,
-                fontweight="bold",
-                color=colour,
-                path_effects=[withStroke(linewidth=3, foreground="white")],
-                zorder=6,
-            )
+            place = (chosen[0][0]["gflops"], chosen[0][0][score])
+            look = {"ha": "center", "va": "center", "fontsize": 7.5, "fontweight": "bold"}
+            axes.text(*place, kind, color="white", zorder=6, **look)
 
 
 def _legend_handles(kinds: Mapping[str, tuple[str, str]]) -> list[Line2D]:

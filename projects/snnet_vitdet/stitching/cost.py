@@ -5,7 +5,7 @@ One multiply-accumulate counts as one FLOP, as fvcore counts and the paper repor
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import overload
 
 from .space import BlockStep, EmbeddingStep, Step, Stitch, StitchSpace, Transition
 
@@ -45,10 +45,10 @@ class CostParts:
             ``roi_heads``.
     """
 
-    embeddings: tuple[Cost, Cost]
-    blocks: tuple[Sequence[Cost], Sequence[Cost]]
+    embeddings: Sequence[Cost]
+    blocks: Sequence[Sequence[Cost]]
     stitching_layers: Mapping[Transition, Cost]
-    exits: tuple[Mapping[str, Cost], Mapping[str, Cost]]
+    exits: Sequence[Mapping[str, Cost]]
 
     def of_step(self, step: Step) -> Cost:
         """Cost of one step of a walk."""
@@ -89,7 +89,11 @@ class CostTable(Sequence[Cost]):
     def __len__(self) -> int:
         return len(self._costs)
 
-    def __getitem__(self, stitch_id: Any) -> Any:
+    @overload
+    def __getitem__(self, stitch_id: int) -> Cost: ...
+    @overload
+    def __getitem__(self, stitch_id: slice) -> tuple[Cost, ...]: ...
+    def __getitem__(self, stitch_id: int | slice) -> Cost | tuple[Cost, ...]:
         return self._costs[stitch_id]
 
     @property

@@ -65,29 +65,24 @@ class StitchingLayers(nn.Module):
             ValueError: As for :class:`LowRankLinear`.
         """
         super().__init__()
-        self.transitions = space.transitions
         self.small_to_large = nn.ModuleDict()
         self.large_to_small = nn.ModuleDict()
         self.exit: StitchingLayer | None = None
-        self._exit_transition = space.exit_transition
-        for transition in self.transitions:
-            layer = StitchingLayer(
-                widths[transition.source], widths[transition.target], rank, alpha
-            )
-            if transition == self._exit_transition:
+        self._layers: dict[Transition, StitchingLayer] = {}
+        for transition in space.transitions:
+            cut, source, target = transition
+            layer = StitchingLayer(widths[source], widths[target], rank, alpha)
+            self._layers[transition] = layer
+            if transition == space.exit_transition:
                 self.exit = layer
             else:
-                self._directed(transition)[str(transition.cut)] = layer
+                directed = self.small_to_large if source == SMALL else self.large_to_small
+                directed[str(cut)] = layer
 
     def __getitem__(self, transition: Transition) -> StitchingLayer:
         """The layer of a transition; KeyError if no stitch of the space crosses it."""
-        if transition == self._exit_transition and self.exit is not None:
-            return self.exit
-        return self._directed(transition)[str(transition.cut)]
+        return self._layers[transition]
 
     def items(self) -> Iterable[tuple[Transition, StitchingLayer]]:
         """Pairs of transition and layer, in the order of the transitions."""
-        return ((transition, self[transition]) for transition in self.transitions)
-
-    def _directed(self, transition: Transition) -> nn.ModuleDict:
-        return self.small_to_large if transition.source == SMALL else self.large_to_small
+        return self._layers.items()

@@ -63,17 +63,17 @@ def operating_points(
                 yield OperatingPoint(stitch, size, count, (size, count) == own)
 
 
-def split_point_name(name: str) -> tuple[str, int | None, int | None]:
-    """The stitch, image size and number of proposals in the name of an operating point.
+def split_point_name(name: str) -> tuple[str, tuple[int, int] | None]:
+    """The stitch in the name of an operating point, and image size and number of proposals.
 
     >>> split_point_name("FS-3@640/300"), split_point_name("FS-3")
-    (('FS-3', 640, 300), ('FS-3', None, None))
+    (('FS-3', (640, 300)), ('FS-3', None))
 
     Raises:
         ValueError: If the text has an ``@`` that no size and number follow.
     """
     if "@" not in name:
-        return name, None, None
+        return name, None
     if not (match := _NAME.fullmatch(name)):
         raise ValueError(f"{name!r} is no operating point: write it as FS-3@640/300")
-    return match["stitch"], int(match["size"]), int(match["count"])
+    return match["stitch"], (int(match["size"]), int(match["count"]))

@@ -44,7 +44,7 @@ class PrefixTree:
         """
         self.roots: dict[Step, PrefixNode] = {}
         for stitch in stitches:
-            children, node = self.roots, None
+            children = self.roots
             for step in stitch.steps:
                 node = children.setdefault(step, PrefixNode(step))
                 children = node.children

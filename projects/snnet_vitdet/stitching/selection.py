@@ -77,7 +77,7 @@ def _ids_of(part: str, space: StitchSpace) -> Iterable[int]:
 def _checked(digits: str, part: str, space: StitchSpace) -> int:
     try:
         stitch_id = int(digits)
-    except ValueError:  # more digits than Python reads
+    except ValueError:  # more digits than Python converts
         stitch_id = len(space)
     if stitch_id >= len(space):
         raise InputError(

@@ -25,7 +25,7 @@ __all__ = [
 
 SMALL, LARGE = 0, 1
 ANCHOR_NAMES = ("small", "large")
-"""Name of each anchor, by its index: in configs, and of all that belongs to one anchor."""
+"""Name of each anchor, by its index; in configs, and for everything that belongs to one anchor."""
 
 
 class Segment(NamedTuple):

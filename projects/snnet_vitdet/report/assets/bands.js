@@ -24,7 +24,7 @@ function makeBands(state, data) {
     const width = (high - low) / count;
     return Array.from({ length: count }, (_, i) => {
       const from = low + i * width;
-      // The last band holds the most expensive one, too.
+      // The last band includes the most expensive stitch.
       const inside = rows.filter((row) => Math.min(count - 1, Math.floor((row[xKey] - low) / width)) === i);
       const groups = kinds
         .map((kind) => {

@@ -1,4 +1,4 @@
-// What is chosen and selected, and who has to know of a change.
+// The state of the page, and what is redrawn when it changes.
 
 const data = JSON.parse(byId("data").textContent);
 data.colours = Object.fromEntries(data.kinds.map(({ kind, marker }) => [kind, byId(marker).getAttribute("fill")]));
@@ -43,11 +43,11 @@ function mark() {
 }
 
 function update() {
-  // Of the kinds that are shown: what would be the frontier without the others?
+  // The frontier of the kinds that are shown.
   const rows = data.rows.filter(({ kind }) => !state.hidden.has(kind));
   state.front = frontier(rows, state.x.key, state.y.key);
   state.frontSet = new Set(state.front);
-  // The best, so that there is something to look at.
+  // At first the best stitch is selected, so that the details are not empty.
   state.selected ||= state.front.at(-1) || null;
   plot.redraw();
   table.redraw();

@@ -115,7 +115,7 @@ function makePlot(state, data) {
     byId("chart-note").textContent = parts.join(" ");
   }
 
-  // What is selected and hovered, without drawing anew.
+  // Marks the selected and the hovered point without redrawing.
   function mark() {
     const selected = points.find(({ row }) => row === state.selected);
     for (const point of points) {
@@ -169,7 +169,7 @@ function makePlot(state, data) {
   return { redraw, mark };
 }
 
-// All there is to know of a stitch.
+// The details of a stitch.
 function showDetails(place, row, state, data) {
   if (!row) {
     place.replaceChildren(element("p", { class: "note" }, "No stitch is selected."));

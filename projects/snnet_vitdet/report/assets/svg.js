@@ -41,7 +41,7 @@ function ticks(low, high, count) {
   });
 }
 
-// A range with some room on both sides; of a single value, a range around it.
+// A range with some room on both sides; for a single value, a range around it.
 function padded(values, share) {
   const low = values.reduce((a, b) => Math.min(a, b), Infinity);
   const high = values.reduce((a, b) => Math.max(a, b), -Infinity);

@@ -26,7 +26,7 @@ function makeTable(state, data) {
     const sign = now === "ascending" ? 1 : -1;
     const ordered = [...lines].sort((a, b) => {
       const [one, two] = [rowOf(a)[column.key], rowOf(b)[column.key]];
-      // What has no value is last, whichever way.
+      // Rows without a value are last in both directions.
       if (one == null || two == null) return (one == null) - (two == null);
       return sign * compare(one, two) || rowOf(a).stitch_id - rowOf(b).stitch_id;
     });
@@ -62,7 +62,7 @@ function makeTable(state, data) {
 
   body.addEventListener("click", (event) => {
     const line = event.target.closest("tr");
-    // Who marks text to copy it does not mean to select.
+    // Marking text to copy it is not a selection.
     if (line && !String(getSelection())) state.select(rowOf(line));
   });
 

@@ -19,7 +19,7 @@ function makeTraining(training) {
   });
   const rate = { name: "lr", points: training.learning_rate, css: "line", ink: true };
   const iterations = [...losses, ...aps, rate].flatMap(({ points }) => points.map(([x]) => x));
-  // One for all charts, so that what is below each other happened at the same time.
+  // One range for all charts, so that equal places are equal iterations.
   let range = [iterations.reduce((a, b) => Math.min(a, b)), iterations.reduce((a, b) => Math.max(a, b))];
   const air = 0.02 * (range[1] - range[0]) || 1;
   range = [range[0] - air, range[1] + air];

@@ -1,24 +1,40 @@
-"""Compares the settings of a resumed training with those it began with."""
+"""The config.yaml of a run: saved, read without running what it names, compared at a resume."""
 
 import copy
+import io
 import logging
 import os
 from collections.abc import Iterator, Mapping
 
-import torch
+import yaml
+from detectron2.config import LazyConfig
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler
 
 from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.files import write_atomically
-from snnet_vitdet.text import listed, shown
+from snnet_vitdet.validators import written
 
 from .checkpoint import last_checkpoint
-from .config import EARLIER_VALUES, config_files, parse_yaml, read_yaml, save_config
 from .setting_checks import flat, holds_settings
-from .settings import Config
+from .settings import DEFAULTS, Config
 
-__all__ = ["check_resumed_optimizer", "check_resumed_settings", "save_resumed_config"]
+__all__ = [
+    "EARLIER_VALUES",
+    "check_resumed_settings",
+    "read_yaml",
+    "save_config",
+    "save_resumed_config",
+]
 
 logger = logging.getLogger(__name__)
+
+EARLIER_VALUES = {**DEFAULTS, "sampler.grouping": "round"}
+"""The values of keys that a saved config lacks."""
+
+# The config of the paper has 10,000 bytes and 400 values.
+_MOST_BYTES = 1_000_000
+_MOST_VALUES = 100_000
 
 # Settings that the checkpoint overrides, and the number of images in its iterations.
 _REFUSED = ("optimizer", "data.masks", "dataloader.train.total_batch_size")
@@ -31,6 +47,120 @@ _FREE = (
 )
 # Value of a key that does not exist.
 _ABSENT = object()
+
+
+def save_config(config: Config, path: str) -> None:
+    """Writes a config as detectron2's ``LazyConfig.save`` does, completely or not at all.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    for name, content in config_files(config).items():
+        write_atomically(f"{path}{name}", content)
+
+
+def config_files(config: Config) -> dict[str, bytes]:
+    """Returns the files that a config is saved in, by what is added to the path.
+
+    The key ``""`` is the readable YAML file. A pickled file comes with it if the config has
+    something that YAML cannot hold.
+
+    Raises:
+        InputError: If the config can be saved in neither form.
+    """
+    # In memory: if detectron2 cannot write, it leaves half of a file and raises nothing.
+    _MEMORY.files = {}
+    LazyConfig.save(config, _MEMORY.prefix)
+    if not _MEMORY.files:
+        raise InputError(
+            "the config cannot be saved, neither as YAML nor pickled: give it functions and "
+            "classes of a module, and plain values"
+        )
+    return {name: file.getvalue() for name, file in _MEMORY.files.items()}
+
+
+class _Memory(PathHandler):
+    """Keeps the files that detectron2 writes below a prefix."""
+
+    prefix = "snnet-memory://"
+    files: dict[str, io.BytesIO]
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [self.prefix]
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **_: object) -> io.IOBase:
+        file = self.files[path.removeprefix(self.prefix)] = io.BytesIO()
+        file.close = lambda: None
+        return file if "b" in mode else io.TextIOWrapper(file, encoding="utf-8", write_through=True)
+
+
+_MEMORY = _Memory()
+PathManager.register_handler(_MEMORY)
+
+
+def read_yaml(path: str) -> Mapping[str, object]:
+    """Reads the settings in a YAML file as plain values; calls nothing that the file names.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is not a YAML file of settings, or too large.
+    """
+    if (size := os.path.getsize(path)) > _MOST_BYTES:
+        raise ValueError(f"it has {size} bytes, of which {_MOST_BYTES} are read")
+    with open(path, "rb") as file:
+        return parse_yaml(file.read())
+
+
+def parse_yaml(text: bytes) -> Mapping[str, object]:
+    """Parses the settings in a YAML text, see :func:`read_yaml`.
+
+    Raises:
+        ValueError: If it is not a YAML text of settings, or too large with aliases written out.
+    """
+    try:
+        content = yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        # All but the first are raised for scalars that are not what their tags say.
+        raise ValueError(str(error) or type(error).__name__) from error
+    if not isinstance(content, Mapping):
+        raise ValueError("it holds no settings")
+    # Aliases of aliases can stand for billions of values, or for themselves.
+    left, nodes = _MOST_VALUES, [content]
+    while nodes:
+        node = nodes.pop()
+        left -= 1
+        if left < 0:
+            raise ValueError(f"it has more than {_MOST_VALUES} values, with aliases written out")
+        if isinstance(node, Mapping):
+            nodes.extend(node.values())
+        elif isinstance(node, (list, tuple, set)):
+            nodes.extend(node)
+    return content
+
+
+class _Loader(yaml.SafeLoader):
+    """Calls nothing that a file names, unlike detectron2's loading of a config."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merges nothing: merges of merges can be billions, and no saved config has one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Refuses a key that is there twice, of which YAML would take the last one."""
+        keys = [str(key.value) for key, _ in node.value]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise ValueError(
+                f"it has {twice[0]} twice, in line {node.start_mark.line + 1} and below"
+            )
+        return super().construct_mapping(node, deep)
+
+
+def _as_text(loader: yaml.Loader, suffix: str, node: yaml.Node) -> str:
+    return yaml.serialize(node)
+
+
+_Loader.add_multi_constructor("tag:yaml.org,2002:python/", _as_text)
 
 
 def check_resumed_settings(config: Config) -> None:
@@ -52,69 +182,6 @@ def check_resumed_settings(config: Config) -> None:
         )
 
 
-def check_resumed_optimizer(optimizer: torch.optim.Optimizer, state: Mapping) -> None:
-    """Refuses a checkpoint whose optimizer has other settings than the config, or is damaged.
-
-    In contrast to config.yaml, which can be edited, this state is what would be used.
-
-    Args:
-        optimizer: The optimizer that the config builds.
-        state: State of the checkpoint's optimizer, which would replace the settings.
-
-    Raises:
-        InputError: If a setting of a group differs, or the state of a parameter is incomplete, of
-            another shape or not finite.
-    """
-    # Keys that every trained parameter has.
-    wanted = {key for kept in state["state"].values() for key in kept}
-    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
-        wanted |= {"step", "exp_avg", "exp_avg_sq"}
-    for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):
-        # The schedule changes lr and keeps initial_lr.
-        saved = {**saved, "lr": saved.get("initial_lr", saved.get("lr"))}
-        for key in ("lr", "weight_decay", "betas", "momentum", "eps"):
-            if key in own and key in saved and not _same(own[key], saved[key]):
-                raise InputError(
-                    f"the optimizer of the checkpoint has {key}={saved[key]} where the config has "
-                    f"{key}={own[key]}, for the same parameters: resume it with the optimizer.* "
-                    "it began with, or start another training from the checkpoint with "
-                    "train.init_checkpoint and a train.output_dir of its own"
-                )
-        for parameter, index in zip(own["params"], saved["params"], strict=False):
-            kept = state["state"].get(index, {})
-            missing = sorted(wanted - kept.keys()) if kept else []
-            faults = [f"it has no {listed(missing)}"] if missing else []
-            faults += [
-                f"its {shown(key)} {fault}"
-                for key, value in kept.items()
-                if (fault := _fault(value, parameter))
-            ]
-            if faults:
-                raise InputError(
-                    f"the optimizer of the checkpoint is damaged: of a parameter of the shape "
-                    f"{tuple(parameter.shape)} {faults[0]}; resume from an earlier checkpoint, or "
-                    "start another training from this one with train.init_checkpoint"
-                )
-
-
-def _fault(value: object, parameter: torch.Tensor) -> str:
-    """What is wrong with a value in the optimizer's state of a parameter, if anything."""
-    if not torch.is_tensor(value):
-        return "" if value is None or isinstance(value, int | float) else "is no tensor"
-    if value.is_nested:
-        return "is a nested tensor"
-    # A single number is the count of steps.
-    if value.ndim and value.shape != parameter.shape:
-        return f"has the shape {tuple(value.shape)}"
-    if value.layout != torch.strided or value.is_meta or not torch.isfinite(value.float()).all():
-        return "has other than finite values"
-    return ""
-
-
-def _same(own: object, saved: object) -> bool:
-    return list(own) == list(saved) if isinstance(own, tuple | list) else own == saved
-
-
 def save_resumed_config(config: Config, iteration: int) -> None:
     """Writes the config.yaml of a resumed training, and warns of changed settings.
 
@@ -134,7 +201,7 @@ def save_resumed_config(config: Config, iteration: int) -> None:
     changes = [change for change in all_changes if not _is_in(change[0], _FREE)]
     if changes:
         before = os.path.join(folder, f"config_until_{iteration:07d}.yaml")
-        # A file that exists was used in an iteration; the current one was not.
+        # A file of this name describes iterations that were trained; the current one does not yet.
         if not os.path.exists(before):
             with open(path, "rb") as file:
                 write_atomically(before, file.read())
@@ -174,7 +241,7 @@ def _changes(folder: str, config: Config) -> list[tuple[str, object, object]]:
     if not os.path.isfile(path):
         return []
     before = EARLIER_VALUES | dict(_flat(_read(path)))
-    # As it is read when it has been written.
+    # Written and read back, so that both sides have the same types.
     now = EARLIER_VALUES | dict(_flat(parse_yaml(config_files(config).get("", b"{}"))))
     return [
         (key, before.get(key, _ABSENT), now.get(key, _ABSENT))
@@ -209,7 +276,7 @@ def _is_in(key: str, groups: tuple[str, ...]) -> bool:
 
 def _text(changes: list[tuple[str, object, object]], place: int) -> str:
     return ", ".join(
-        f"no {key}" if values[place] is _ABSENT else f"{key}={values[place]}"
+        f"no {key}" if values[place] is _ABSENT else f"{key}={written(values[place])}"
         for key, *values in changes
     )
 
@@ -218,7 +285,7 @@ def _remedy(changes: list[tuple[str, object, object]]) -> str:
     """The overrides that restore the earlier values."""
     # + adds a key that the config does not have.
     given = [
-        f"{'+' * (now is _ABSENT)}{key}={before}"
+        f"{'+' * (now is _ABSENT)}{key}={written(before)}"
         for key, before, now in changes
         if before is not _ABSENT
     ]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import partial
 
 import pytest
 import safetensors.torch
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from snnet_vitdet import Predictor
 from snnet_vitdet.deploy import export_stitch, load_exported, read_export
 from snnet_vitdet.deploy.export_file import ExportInfo, exported_table
-from snnet_vitdet.deploy.export_parts import PARTS, build, build_augmentations
+from snnet_vitdet.deploy.export_plan import PARTS, build_augmentations, build_detector
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import ScoreCurve, StitchResult, StitchTable
 from snnet_vitdet.modeling import stitch_costs
@@ -54,22 +55,9 @@ def header(whole):
 
 
 @pytest.fixture
-def rewritten(whole, tmp_path):
+def rewritten(whole, rewrite):
     """Makes a copy of the file with something changed: its text, what it says, its tensors."""
-
-    def make(says=None, tensors=None, text=None):
-        path = tmp_path / "changed.safetensors"
-        with safetensors.safe_open(whole, "pt") as file:
-            metadata = file.metadata()
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        content = json.loads(metadata["snnet_vitdet"])
-        (says or dict)(content)
-        (tensors or dict)(state)
-        metadata["snnet_vitdet"] = json.dumps(content) if text is None else text
-        safetensors.torch.save_file(state, path, metadata)
-        return path
-
-    return make
+    return partial(rewrite, whole)
 
 
 def paths(value, path=()):
@@ -101,7 +89,7 @@ def read(text):
     info = ExportInfo.from_json(text)
     info.resizing()
     exported_table([info], "a file")
-    return build(info.model)
+    return build_detector(info.model)
 
 
 def test_what_is_whole_is_read(whole, header):
@@ -133,7 +121,7 @@ def test_nothing_that_a_file_names_is_run(rewritten, header, tmp_path):
             assert not marker.exists()
     # Known parts in places that are not theirs.
     for part in sorted(set(PARTS) - {"LastLevelMaxPool"}):
-        with pytest.raises(InputError, match="part must be one of 'LastLevelMaxPool', got"):
+        with pytest.raises(InputError, match=r"part must be one of \['LastLevelMaxPool'\], got"):
             read(json.dumps(replaced(header, ("model", "backbone", "top_block", "part"), part)))
 
 
@@ -180,52 +168,32 @@ def test_damaged_bytes_are_a_sentence_or_a_model(whole, tmp_path_factory, noise,
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
-        ("model.backbone.net.anchors.0.depth", 10**6, "depth must be a whole number from 1 to 128"),
-        ("model.backbone.net.segments", [[0, 0, 2]] * 999, "segments must be a list of 1 to 128"),
-        ("model.backbone.net.segments", [[1, 0, 2], [1, 0, 2]], "segments runs a block twice"),
-        ("model.proposal_generator.anchor_generator.sizes", [[1] * 10**5] * 5, "a list of 1 to 16"),
-        ("model.backbone.square_pad", 10**8, "square_pad must be a whole number from 0 to 4096"),
-        ("model.backbone.square_pad", 2, "the parts of its model do not fit together"),
-        ("model.roi_heads.mask_pooler.output_size", [4, 2], "the width of a mask is 4 and has to"),
         (
-            "augmentations.0",
-            {
-                "part": "ResizeShortestEdge",
-                "short_edge_length": [30, 20],
-                "max_size": 64,
-                "sample_style": "range",
-            },
-            "a range of sides from 30 to 20",
+            "model.backbone.net.anchors.0.depth",
+            10**6,
+            "depth must be a whole number of at most 128",
         ),
-        ("model.pixel_std", [1.0, 0.0, 1.0], r"pixel_std\[1\] must be a number from 0.001"),
-        ("class_names", ["x" * 10**6], r"class_names\[0\] must be a text of 1000 characters"),
+        ("model.backbone.net.segments", [[0, 0, 2]] * 999, "segments must be a list of at most"),
+        ("model.proposal_generator.anchor_generator.sizes", [[1] * 10**5] * 5, "at most 16 values"),
+        ("model.backbone.square_pad", 10**8, "square_pad must be a whole number of at most 4096"),
+        ("model.pixel_std", [1.0, 0.0, 1.0], "pixel_std must be a list of 3, each a number of"),
         ("class_names", [str(i) for i in range(10**5)], "class_names must be a list of 1 to 65536"),
-        (
-            "augmentations.0.short_edge_length",
-            10**9,
-            "a whole number from 1 to 4096, got 1000000000",
-        ),
         ("augmentations.0.max_size", 10**400, "4096, got a whole number of 1329 bits"),
         ("augmentations", [], None),
-        ("augmentations", {}, "augmentations must be a list of 0 to 8 values"),
-        ("curve.detections", [1], "detections must be a list of 101 values, got a list of 1"),
-        ("curve.num_objects", 3, "more right detections than detections or objects"),
+        ("augmentations", {}, "augmentations must be a list of at most 8 values"),
+        ("curve.detections", [1], "its score curve does not have a name and 101 scores"),
         ("result.metrics", {"surprise": 1}, "metrics has unknown names: surprise"),
         ("result.metrics.bbox_AP", 1e300, "bbox_AP must be an AP on 0-100"),
-        ("stitch.kind", "SF", "is called 'FS-2', which its segments are not"),
-        ("stitch", 3, "stitch must be an object with keys, got 3"),
+        ("stitch.kind", "SF", "its stitch or sweep is damaged: a walk of kind FS has another name"),
+        ("stitch", 3, "its stitch or sweep is damaged"),
         ("format_version", 7, "its format has version 7, this program reads 1"),
-        ("format_version", ..., "format_version must be one of 1, got None"),
-        ("class_names", ..., "does not have the key 'class_names'"),
+        ("format_version", ..., "its format has version None"),
+        ("class_names", ..., "unknown or missing keys: class_names"),
         ("model.roi_heads.mask_head.conv_norm", "XX", "conv_norm must be one of"),
         ("model.backbone.net.anchors.0.num_heads", 5, "AnchorViT cannot be made as described"),
-        ("model.roi_heads.box_pooler.output_size", 14, "parts of its model do not fit together"),
-        ("model.roi_heads.box_predictor.num_classes", 2, "the number of scores is 3"),
-        ("model.proposal_generator.in_features", ["p2", "p9"], "do not fit together: 'p9'"),
-        ("model.proposal_generator.anchor_generator.aspect_ratios", [1.0], "number of anchors is"),
     ],
 )
-def test_sizes_are_bounded_and_parts_fit(header, path, value, sentence):
+def test_sizes_are_bounded_and_names_are_known(header, path, value, sentence):
     keys = [int(key) if key.isdecimal() else key for key in path.split(".")]
     text = json.dumps(replaced(header, keys, value))
     if sentence is None:
@@ -233,13 +201,6 @@ def test_sizes_are_bounded_and_parts_fit(header, path, value, sentence):
         return
     with pytest.raises(InputError, match=sentence):
         read(text)
-
-
-def test_images_are_padded_to_the_size_that_the_file_says(rewritten, header):
-    assert header["model"]["backbone"]["square_pad"] == header["image_size"] == 64
-    path = rewritten(lambda content: content["model"]["backbone"].update(square_pad=128))
-    with pytest.raises(InputError, match="for images of 64 pixels, and its model pads them to 128"):
-        load_exported(path)
 
 
 def test_what_is_nested_too_deeply_or_too_long_is_a_sentence(rewritten):
@@ -264,20 +225,17 @@ def test_an_image_of_any_shape_is_resized_to_a_bounded_size():
     ("key", "value"),
     [
         ("backbone.net.layers.0.norm1.weight", torch.nan),
-        ("backbone.net.layers.0.attn.qkv.weight", torch.inf),
         ("roi_heads.box_head.conv1.norm.running_mean", -torch.inf),
-        ("roi_heads.box_head.conv1.norm.running_var", torch.nan),
-        ("roi_heads.box_head.conv1.norm.running_var", -1.0),
         # Finite in the file, infinite in the model's precision.
         ("backbone.net.layers.0.mlp.fc1.bias", 1e300),
     ],
 )
 def test_weights_and_statistics_that_are_no_numbers_are_refused(rewritten, key, value):
     def change(state):
-        state[key] = state[key].double() if abs(value) > 1e38 else state[key].clone()
+        state[key] = state[key].double()
         state[key].view(-1)[-1] = value
 
-    with pytest.raises(InputError, match=rf"{key} has NaN, infinite or impossible values"):
+    with pytest.raises(InputError, match=f"'{key}' holds NaN or infinite values"):
         load_exported(rewritten(tensors=change))
 
 
@@ -285,7 +243,7 @@ def test_a_description_of_another_stitch_is_refused(rewritten):
     def other(content):
         content["stitch"].update(name="FS-1", cuts=[1], segments=[[0, 0, 1], [1, 2, 8]])
 
-    with pytest.raises(InputError, match="says that it has stitch FS-1, and its model runs other"):
+    with pytest.raises(InputError, match="its model does not run the blocks of FS-1"):
         load_exported(rewritten(other))
-    with pytest.raises(InputError, match="says that it has 1 classes, and its model has 3"):
+    with pytest.raises(InputError, match="its model has 3 classes, not 1"):
         load_exported(rewritten(lambda content: content.update(class_names=["one"])))

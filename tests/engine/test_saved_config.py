@@ -1,20 +1,16 @@
-"""What a resumed training may change, and what is said of it."""
+"""Saving config.yaml, and what a resumed training may change."""
 
-import copy
 import logging
+import tempfile
 
 import pytest
-import torch
+from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
 from in_process import run_main
 from omegaconf import OmegaConf
 
 from snnet_vitdet.engine import load_config, save_config
-from snnet_vitdet.engine.resuming import (
-    check_resumed_optimizer,
-    check_resumed_settings,
-    save_resumed_config,
-)
+from snnet_vitdet.engine.saved_config import check_resumed_settings, save_resumed_config
 from snnet_vitdet.errors import InputError
 
 # Each line stands for ten, or two, of the one before it.
@@ -39,6 +35,25 @@ def folder(tiny_config, tmp_path):
 def resumed(tiny_config, folder):
     """The config of its resumed training, with further overrides."""
     return lambda *overrides: tiny_config(f"train.output_dir='{folder}'", *overrides)
+
+
+def test_a_config_is_saved_as_a_whole_where_no_temporary_file_can_be(
+    tiny_config, tmp_path, monkeypatch
+):
+    # What a full TMPDIR made of it was half a file, without a word.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
+    config, path = tiny_config(), tmp_path / "config.yaml"
+    save_config(config, str(path))
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+    LazyConfig.save(config, str(tmp_path / "theirs.yaml"))
+    assert path.read_bytes() == (tmp_path / "theirs.yaml").read_bytes()
+
+
+def test_what_yaml_cannot_hold_is_pickled_beside_it(tiny_config, tmp_path):
+    config = tiny_config()
+    config.train.extra = L(print)(end=lambda: 3)
+    save_config(config, str(tmp_path / "config.yaml"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "config.yaml.pkl"]
 
 
 def test_the_same_settings_are_resumed_without_a_word(folder, resumed, caplog):
@@ -256,40 +271,3 @@ def test_an_edited_config_does_not_hide_the_learning_rate_of_the_checkpoint(
             run_main(config, "--resume")
     path.write_text(saved)
     run_main(load_config(str(path), ["train.max_iter=3"]), "--resume")
-
-
-def training_state(damage):
-    """A layer, and the state of a new optimizer of it that is then damaged."""
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(layer.parameters())
-    layer(torch.ones(3)).sum().backward()
-    optimizer.step()
-    state = copy.deepcopy(optimizer.state_dict())
-    damage(state["state"][0])
-    return optimizer, state
-
-
-@pytest.mark.parametrize(
-    ("value", "says"),
-    [
-        (torch.ones(3, 2), r"of the shape \(2, 3\) its 'exp_avg' has the shape \(3, 2\)"),
-        (torch.full((2, 3), float("nan")), "has other than finite values"),
-        (torch.ones(2, 3).to_sparse(), "has other than finite values"),
-        (torch.nested.nested_tensor([torch.ones(2)]), "is a nested tensor"),
-        ("text", "is no tensor"),
-    ],
-    ids=["shape", "NaN", "sparse", "nested", "text"],
-)
-def test_a_damaged_state_of_the_optimizer_is_refused(value, says):
-    check_resumed_optimizer(*training_state(lambda state: None))
-    with pytest.raises(InputError, match=says):
-        check_resumed_optimizer(*training_state(lambda state: state.update(exp_avg=value)))
-
-
-@pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq", "step"])
-def test_a_state_of_the_optimizer_that_lacks_something_is_refused(key):
-    with pytest.raises(InputError, match=rf"of the shape \(2, 3\) it has no {key}; resume from an"):
-        check_resumed_optimizer(*training_state(lambda state: state.pop(key)))
-    # A parameter that has had no gradient has nothing at all.
-    check_resumed_optimizer(*training_state(dict.clear))
