@@ -21,15 +21,14 @@ import numpy as np
 import torch
 
 from snnet_vitdet.data import coco_dicts
-from snnet_vitdet.deploy import Predictor, image_files, measure_stitches
+from snnet_vitdet.deploy import Predictor, image_files, measure_points
 from snnet_vitdet.engine import load_config, set_float32_arithmetic
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.evaluation import LATENCY_FILE, MEASURED_CSV, StitchTable
-from snnet_vitdet.evaluation.results import MEASURED
+from snnet_vitdet.evaluation.results import MEASURED, counted_points
 from snnet_vitdet.files import read_json, write_atomically
-from snnet_vitdet.modeling import stitch_costs
-from snnet_vitdet.stitching import select_stitches
-from snnet_vitdet.text import counted
+from snnet_vitdet.modeling import point_of
+from snnet_vitdet.sweep_run import costs_of, points_of
 
 
 def arguments():
@@ -74,13 +73,15 @@ def images_for(args, config):
     return [files[i % len(files)] for i in range(args.batch)]
 
 
-def chosen_stitches(selection, space, table):
-    """Ids of the stitches to measure."""
+def chosen_points(selection, config, predictor, swept):
+    """The operating points to measure."""
     if selection != "frontier":
-        return select_stitches(selection, space)
-    if table is None:
+        config.sweep.stitch_ids = selection
+        return points_of(config, predictor.model)
+    if swept is None:
         raise InputError("--stitches frontier needs a sweep: run train_net.py --eval-only first")
-    return [row["stitch_id"] for row in table if row["on_pareto"]]
+    names = [row["name"] for row in swept if row["on_pareto"]]
+    return [point_of(predictor.model, name) for name in names]
 
 
 def run(args):
@@ -96,14 +97,16 @@ def run(args):
     predictor = Predictor(config, args.weights, device=args.device, precision=args.precision)
     if predictor.stitch is None:
         raise InputError("this model is a baseline: it has no stitches to measure")
-    costs = stitch_costs(config.model)
-    ids = chosen_stitches(args.stitches, costs.space, sweep_rows)
-    inputs = [predictor.prepare(image) for image in images_for(args, config)]
+    points = chosen_points(args.stitches, config, predictor, sweep_rows)
+    costs = costs_of(config.model, points)
+    images = images_for(args, config)
     device = predictor.device
     on_gpu = device.type == "cuda"
     rounds = f"{args.warmup} + {args.repeats} rounds"
-    print(f"{counted(len(ids), 'stitch', 'stitches')}, {rounds}, batches of {len(inputs)}")
-    rows = measure_stitches(predictor, ids, costs, inputs, args.repeats, args.warmup)
+    print(f"{counted_points([point.name for point in points])}, {rounds}, batches of {len(images)}")
+    rows = measure_points(
+        predictor, points, lambda point: costs[point.name], images, args.repeats, args.warmup
+    )
     facts = {
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine() + " CPU",
         "precision": args.precision,
@@ -115,15 +118,19 @@ def run(args):
     output = Path(args.output or folder / LATENCY_FILE)
     everything = with_earlier(rows, facts, output)
     write_atomically(output, json.dumps({**facts, "rows": everything}, indent=1).encode())
-    print(f"{'stitch':>12}  {'GFLOPs':>8}  {'ms':>8}  {'p90':>8}  {'MB':>8}")
+    wide = max(12, *(len(point.name) for point in points))
+    print(f"{'stitch':>{wide}}  {'GFLOPs':>8}  {'ms':>8}  {'p90':>8}  {'MB':>8}")
     for row in rows:
-        values = [costs[row["stitch_id"]].gflops, *(row[name] for name in MEASURED)]
-        print(f"{row['name']:>12}  " + "  ".join(f"{value:8.1f}" for value in values))
+        values = [costs[row["name"]].gflops, *(row[name] for name in MEASURED)]
+        print(f"{row['name']:>{wide}}  " + "  ".join(f"{value:8.1f}" for value in values))
     print(f"Results in {output}")
-    if missing := len(costs.space) - len(everything):
+    measured = {row["name"] for row in everything}
+    known = {stitch.name for stitch in predictor.stitches}
+    known |= {row["name"] for row in sweep_rows or ()}
+    if missing := len(known - measured):
         print(
-            f"Note: {missing} of {len(costs.space)} stitches have no measurement, so no budget of "
-            "time or memory takes them."
+            f"Note: {missing} of {len(known)} stitches or points have no measurement, so no budget "
+            "of time or memory takes them."
         )
     if swept:
         path = output.with_name(MEASURED_CSV)
@@ -139,10 +146,10 @@ def with_earlier(rows, facts, path):
         if earlier != facts:
             print(f"Note: {path} was measured in another way; its {len(kept)} rows are replaced.")
             return rows
-        by_id = {row["stitch_id"]: row for row in [*kept, *rows]}
+        by_name = {row["name"]: row for row in [*kept, *rows]}
+        return sorted(by_name.values(), key=lambda row: row["stitch_id"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return rows  # there was none, or none to keep
-    return [by_id[i] for i in sorted(by_id)]
 
 
 def main():

@@ -6,16 +6,17 @@ sweep, and the report of deploy.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cache, partial
 
 import torch
 from detectron2.config import instantiate
 from detectron2.utils import comm
+from omegaconf import DictConfig
 from torch import nn
 
 from snnet_vitdet.data import category_names
-from snnet_vitdet.deploy import Predictor, write_sweep_report
+from snnet_vitdet.deploy import LoadedDetector, Predictor, resizing, write_sweep_report
 from snnet_vitdet.engine import (
     ClassNames,
     Config,
@@ -41,7 +42,7 @@ from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, point_costs,
 from snnet_vitdet.report import drawing, plot_pareto
 from snnet_vitdet.stitching import Cost, OperatingPoint, operating_points, select_stitches
 
-__all__ = ["load_for_sweep", "points_of", "report_sweep", "run_sweep"]
+__all__ = ["costs_of", "load_for_sweep", "points_of", "report_sweep", "run_sweep"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def run_sweep(config: Config, resume: bool) -> StitchTable:
     if find_stitched_vit(model) is not None and config.sweep.mode == "one_pass":
         scorer = CocoScorer(instantiate(config.dataloader.evaluator.dataset_name))
     loader_of = cache(lambda size: instantiate(at_image_size(config, size).dataloader.test))
-    costs = _costs(config, points)
+    costs = costs_of(config.model, points)
     make_evaluator = evaluators_of(config.dataloader.evaluator)
     provenance = provenance_of(config, checkpoint, averaged)
 
@@ -72,7 +73,7 @@ def run_sweep(config: Config, resume: bool) -> StitchTable:
         return sweep(
             model,
             points,
-            costs.__getitem__,
+            lambda point: costs[point.name],
             loader_of,
             make_evaluator,
             folder,
@@ -101,30 +102,39 @@ def run_sweep(config: Config, resume: bool) -> StitchTable:
 
 
 def points_of(config: Config, model: nn.Module) -> list[OperatingPoint]:
-    """The operating points that a sweep scores: of every stitch, every size and number.
+    """The points of ``sweep.stitch_ids``, ``sweep.image_sizes`` and ``sweep.proposals``.
 
     Raises:
-        InputError: If the config selects stitches, sizes or numbers that the model does not have.
+        InputError: If the config selects stitches or image sizes that the model does not have.
     """
     backbone = find_stitched_vit(model)
     stitches = [BASELINE]
     if backbone is not None:
         ids = select_stitches(config.sweep.stitch_ids, backbone.space)
         stitches = [backbone.space[i] for i in ids]
-    sizes = config.sweep.image_sizes or []
+    sizes, proposals = config.sweep.image_sizes or [], config.sweep.proposals or []
     for size in sizes:
         check_image_size(config, size)
-    proposals = config.sweep.proposals or []
     return list(operating_points(stitches, sizes, proposals, partial(trained_with, model)))
 
 
-def _costs(config: Config, points: Sequence[OperatingPoint]) -> dict[OperatingPoint, Cost]:
-    sizes, counts = ({p.image_size for p in points}, {p.num_proposals for p in points})
-    if points[0].stitch is BASELINE:
-        model = config.model
-        return {p: baseline_cost(model, p.image_size, 0, p.num_proposals) for p in points}
-    tables = point_costs(config.model, sorted(sizes), sorted(counts))
-    return {p: tables[p.image_size, p.num_proposals][p.stitch.id] for p in points}
+def costs_of(model_config: DictConfig, points: Iterable[OperatingPoint]) -> dict[str, Cost]:
+    """Costs of operating points, by name.
+
+    Args:
+        model_config: The model's config.
+        points: Points of the model.
+    """
+    points = list(points)
+    if any(point.stitch is BASELINE for point in points):
+        return {
+            point.name: baseline_cost(model_config, point.image_size, 0, point.num_proposals)
+            for point in points
+        }
+    sizes = sorted({point.image_size for point in points})
+    counts = sorted({point.num_proposals for point in points})
+    tables = point_costs(model_config, sizes, counts)
+    return {p.name: tables[p.image_size, p.num_proposals][p.stitch.id] for p in points}
 
 
 def load_for_sweep(config: Config, model: nn.Module) -> tuple[str | None, int | None, bool | None]:
@@ -154,10 +164,10 @@ def report_sweep(config: Config, model: nn.Module) -> None:
     """Writes report.html with sample detections of the model, which cannot be used afterwards."""
 
     def predictor(table: StitchTable) -> Predictor:
-        return Predictor.from_model(
-            model,
-            category_names(config.data.test_json),
-            config.dataloader.test.mapper,
+        mapper = config.dataloader.test.mapper
+        names = category_names(config.data.test_json)
+        return Predictor(
+            LoadedDetector(model, names, *resizing(mapper), config=config),
             table=table,
             device=config.train.device,
             precision=config.sweep.precision,

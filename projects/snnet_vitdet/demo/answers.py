@@ -55,13 +55,13 @@ class Answers:
     """Turns wishes into choices, plots and detections."""
 
     def __init__(
-        self, predict: Callable[[np.ndarray, int], Detections], choices: Choices, max_pixels: int
+        self, predict: Callable[[np.ndarray, str], Detections], choices: Choices, max_pixels: int
     ) -> None:
         """
         Args:
-            predict: Takes an image, (H, W, 3), RGB, uint8, and the id of a stitch; returns all
+            predict: Takes an image, (H, W, 3), RGB, uint8, and the name of a point; returns all
                 detections.
-            choices: The stitches to choose from.
+            choices: The points to choose from.
             max_pixels: Largest number of pixels of an uploaded picture.
         """
         self.choices = choices
@@ -72,25 +72,24 @@ class Answers:
         """Runs a stitch once: the first run of a process is slower than all others."""
         self._predict(np.full((64, 64, 3), 128, dtype=np.uint8), next(iter(self.choices.rows)))
 
-    def stitch_id(self, wish: Wish) -> int:
-        """The stitch that a visitor wants.
+    def chosen(self, wish: Wish) -> str:
+        """Name of the point that a visitor wants.
 
         Raises:
             InputError: If there is none within the budget, or none of this name.
         """
         if wish.budget != BY_NAME:
             return self.choices.within(wish.budget, wish.limit, wish.by)
-        for stitch_id, row in self.choices.rows.items():
-            if row["name"] == wish.name:
-                return stitch_id
-        raise InputError(f"The model has no stitch {wish.name!r}.")
+        if wish.name not in self.choices.rows:
+            raise InputError(f"The model has no stitch {wish.name!r}.")
+        return wish.name
 
     def preview(self, wish: Wish) -> str:
         """The chosen stitch and, if there are several, the plot, as HTML; runs no model."""
         budget = "gflops" if wish.budget == BY_NAME else wish.budget
         scored = bool(self.choices.scores)
         try:
-            chosen = self.stitch_id(wish)
+            chosen = self.chosen(wish)
             head = self._facts(chosen)
         except InputError as error:
             chosen, head = None, message(str(error))
@@ -123,33 +122,32 @@ class Answers:
         Raises:
             InputError: If the file is no image, or there is no such stitch or score.
         """
-        stitch_id = self.stitch_id(wish)
+        name = self.chosen(wish)
         by_f1 = wish.threshold == F1
-        min_score = self.choices.best_f1(stitch_id) if by_f1 else wish.min_score
+        min_score = self.choices.best_f1(name) if by_f1 else wish.min_score
         # One at a time: a decoded picture takes many times its file's size, and matplotlib, which
         # draws, is not made for several threads.
         with self._one_picture:
             image = open_picture(path, self._max_pixels)
             start = time.perf_counter()
-            found = self._predict(image, stitch_id)
+            found = self._predict(image, name)
             milliseconds = 1e3 * (time.perf_counter() - start)
             found = found[found.scores >= min_score]
             short, long = sorted(image.shape[:2])
             min_side = min(_MIN_SIDE, MAX_SIDE * short // long)
             picture = draw_detections(image, found, min_side=min_side)
         count = f"{len(found)} object{'' if len(found) == 1 else 's'}"
-        name = escaped(self.choices.rows[stitch_id]["name"])
         because = ", this stitch's best F1" if by_f1 else ""
         line = (
-            f"<p><strong>{name}</strong> found <strong>{count}</strong> with a score of at least "
+            f"<p><strong>{escaped(name)}</strong> found <strong>{count}</strong> with a score of at least "
             f"{min_score:.2f}{because}, in <strong>{milliseconds:.0f} ms</strong>.</p>"
         )
         pairs = zip(found.class_names.tolist(), found.scores.tolist(), strict=True)
         objects = sorted(pairs, key=lambda pair: -pair[1])
         return picture, f'<div role="status">{line}{_table(objects)}</div>'
 
-    def _facts(self, stitch_id: int) -> str:
-        row = self.choices.rows[stitch_id]
+    def _facts(self, name: str) -> str:
+        row = self.choices.rows[name]
         facts = [
             ("GFLOPs", amount(row["gflops"])),
             ("parameters", f"{amount(row['params_m'])} M"),
@@ -157,9 +155,9 @@ class Answers:
         for score in self.choices.scores:
             ap = f"{row[SCORES[score]]:.1f}" if has_value(row, SCORES[score]) else "not scored"
             facts.append((f"{score} AP", ap))
-        for budget, (name, unit) in BUDGETS.items():
+        for budget, (word, unit) in BUDGETS.items():
             if unit and has_value(row, budget):
-                facts.append((f"{name}, measured", f"{amount(row[budget])} {unit}"))
+                facts.append((f"{word}, measured", f"{amount(row[budget])} {unit}"))
         cells = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts)
         return (
             f'<div class="snnet-facts"><p><strong>{escaped(row["name"])}</strong> '

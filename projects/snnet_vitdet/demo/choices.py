@@ -1,4 +1,4 @@
-"""The stitches to choose from: what each costs and scores, and the one to take for a budget."""
+"""The operating points to choose from: their costs and scores, and the one for a budget."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ BUDGETS = {"gflops": ("GFLOPs", ""), "latency_ms": ("time", "ms"), "memory_mb": 
 
 
 class Choices:
-    """The stitches of a model, with all that is known about them."""
+    """The stitches of a model and all points of its sweep, with all that is known about them."""
 
     def __init__(
         self, stitches: Sequence[Stitch], costs: Sequence[Cost], table: StitchTable | None
@@ -30,8 +30,8 @@ class Choices:
             InputError: If the sweep is of another model.
         """
         self.table = StitchTable() if table is None else table
-        self.rows: dict[int, Row] = {
-            stitch.id: {
+        self.rows: dict[str, Row] = {
+            stitch.name: {
                 "stitch_id": stitch.id,
                 "name": stitch.name,
                 "kind": stitch.kind,
@@ -40,21 +40,22 @@ class Choices:
             }
             for stitch, cost in zip(stitches, costs, strict=True)
         }
-        """What is known about each stitch, by its id; one that was swept has a row of the sweep."""
+        """What is known about each point, by its name; one that was swept has a row of the sweep."""
+        ids = {name: row["stitch_id"] for name, row in self.rows.items()}
         swept = self.table.rows()
         for row in swept:
             stitch_id, name = row["stitch_id"], row["name"]
-            if stitch_id not in self.rows or self.rows[stitch_id]["name"] != name:
+            if ids.get(name.partition("@")[0]) != stitch_id:
                 raise InputError(
                     f"the sweep has a stitch {name} with id {stitch_id}, which the model does not "
                     "have: it is the sweep of another model"
                 )
-            self.rows[stitch_id] = row
+            self.rows[name] = row
         self._compared = comparable(swept)
 
     @property
     def is_choice(self) -> bool:
-        """Whether there is more than one stitch."""
+        """Whether there is more than one point."""
         return len(self.rows) > 1
 
     @property
@@ -76,15 +77,15 @@ class Choices:
         """Whether the sweep knows the score of the largest F1 for some stitch."""
         return any(entry.curve and any(entry.curve.matched) for entry in self.table)
 
-    def best_f1(self, stitch_id: int) -> float:
-        """The score from which on a stitch's detections have their largest F1.
+    def best_f1(self, name: str) -> float:
+        """The score from which on a point's detections have their largest F1.
 
         Raises:
             InputError: If the sweep does not know it.
         """
         if not len(self.table):
             raise InputError("without a sweep there is no best F1: give a score")
-        return self.table.threshold(stitch_id, "f1")
+        return self.table.threshold(name, "f1")
 
     def limits(self, budget: str) -> tuple[float, float, float]:
         """Ends and step of a slider: the lower one is enough for the cheapest stitch."""
@@ -98,8 +99,8 @@ class Choices:
         digits = max(0, -math.floor(math.log10(step)))
         return round(low * step, digits), round(high * step, digits), round(step, digits)
 
-    def within(self, budget: str, limit: float, by: str) -> int:
-        """Id of the stitch with the highest AP within a budget.
+    def within(self, budget: str, limit: float, by: str) -> str:
+        """Name of the point with the highest AP within a budget.
 
         Without scores, it is the stitch that computes the most: nothing else is known.
 
@@ -107,13 +108,13 @@ class Choices:
             InputError: If no stitch is within the budget.
         """
         if by in self.scores:
-            return self.table.best(by, **{f"max_{budget}": limit}).id
+            return self.table.best(by, **{f"max_{budget}": limit}).name
         candidates = self._candidates(budget)
         within = [row for row in candidates if row[budget] <= limit]
         if not within:
             cheapest = min(row[budget] for row in candidates)
             raise InputError(f"no stitch takes at most {limit:g}: the cheapest has {cheapest:.4g}")
-        return best_row(within, "gflops")["stitch_id"]
+        return best_row(within, "gflops")["name"]
 
     def points(self, budget: str, by: str) -> list[tuple[Row, float, float]]:
         """The stitches in the plot: row, cost, and score, or parameters where nothing is scored."""

@@ -56,7 +56,7 @@ def from_training(config_file: str, args: argparse.Namespace) -> tuple[Answers, 
     model_config.roi_heads.num_classes = len(predictor.class_names)
     choices = Choices(predictor.stitches, stitch_costs(model_config), table)
     answers = Answers(
-        lambda image, stitch_id: predictor(image, stitch=stitch_id),
+        lambda image, name: predictor(image, stitch=name),
         choices,
         int(args.max_megapixels * 1e6),
     )
@@ -103,9 +103,9 @@ def from_exports(args: argparse.Namespace) -> tuple[Answers, str, list[str]]:
     costs = [Cost(info.gflops * 1e9, info.params_m * 1e6) for info in infos]
     choices = Choices([info.stitch for info in infos], costs, exported_table(infos, path))
     options = dict(device=args.device, precision=args.precision)
-    predictors = {i: Predictor.from_file(file, **options) for i, (file, _) in by_id.items()}
+    predictors = {info.name: Predictor.from_file(file, **options) for file, info in by_id.values()}
     answers = Answers(
-        lambda image, stitch_id: predictors[stitch_id](image),
+        lambda image, name: predictors[name](image),
         choices,
         int(args.max_megapixels * 1e6),
     )

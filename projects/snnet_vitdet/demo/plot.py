@@ -45,7 +45,7 @@ def plot_svg(
     kinds = [row["kind"] for row in rows]
     styles = kind_styles(kinds)
     said = f"{counted(len(points), 'stitch', 'stitches')}, {y_label} over {x_label}"
-    marked = next((point for point in points if point[0]["stitch_id"] == chosen), None)
+    marked = next((point for point in points if point[0]["name"] == chosen), None)
     if marked:
         row, x, y = marked
         said += f"; chosen: {row['name']} with {amount(y)} at {amount(x)}"

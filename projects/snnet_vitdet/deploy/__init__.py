@@ -3,8 +3,8 @@
 from .export_file import ExportInfo, export_stitch, exported_table, load_exported, read_export
 from .export_graphs import PixelsToPyramid, export_onnx, export_program, export_torchscript
 from .instances import ClassNames, CocoPredictions, Detections, PastedMasks
-from .latency import measure_stitches
-from .loading import LoadedDetector
+from .latency import measure_points
+from .loading import LoadedDetector, resizing
 from .pictures import IMAGE_SUFFIXES, ImageLike, draw_detections, image_files, to_rgb
 from .predictor import Predictor
 from .sweep_report import (
@@ -34,10 +34,11 @@ __all__ = [
     "exported_table",
     "image_files",
     "load_exported",
-    "measure_stitches",
+    "measure_points",
     "sample_detections",
     "stitches_to_show",
     "read_export",
+    "resizing",
     "to_rgb",
     "write_sweep_report",
 ]

@@ -1,4 +1,4 @@
-"""Time and memory of stitches on a device, and of any functions."""
+"""Time and memory of operating points on a device, and of any functions."""
 
 import statistics
 import time
@@ -12,69 +12,71 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from snnet_vitdet.modeling import find_stitched_vit
-from snnet_vitdet.stitching import Cost
+from snnet_vitdet.stitching import Cost, OperatingPoint
 
+from .pictures import ImageLike
 from .predictor import Predictor
 
 __all__ = [
     "Measurement",
     "bytes_kept_for_backward",
     "measure",
-    "measure_stitches",
+    "measure_points",
     "peak_of_live_storages",
 ]
 
 _BYTES_OF_A_WEIGHT = 4
 
 
-def measure_stitches(
+def measure_points(
     predictor: Predictor,
-    stitch_ids: Sequence[int],
-    costs: Sequence[Cost],
-    inputs: Sequence[dict[str, object]],
+    points: Sequence[OperatingPoint],
+    cost_of: Callable[[OperatingPoint], Cost],
+    images: Sequence[ImageLike],
     repeats: int = 10,
     warmup: int = 2,
 ) -> list[dict[str, object]]:
-    """Measures each stitch once per round, so that a slow spell of the machine affects all alike.
+    """Measures each operating point once per round, so that a slow spell affects all alike.
 
     The time is that of the model, from prepared images to detections, divided by the number of
     images. Masks are not pasted into the images: that happens when they are used. The memory is
-    what the stitch alone would need: its own weights in float32 and the peak of all other memory.
-    On a CPU, that peak counts the tensors of torch's operations.
+    what the point alone would need: its stitch's own weights in float32 and the peak of all other
+    memory. On a CPU, that peak counts the tensors of torch's operations.
 
     Args:
-        predictor: The model on its device; its stitch stays in effect.
-        stitch_ids: Ids of the stitches to measure.
-        costs: Cost of every stitch by id.
-        inputs: A batch of images as ``predictor.prepare`` returns them.
+        predictor: The model on its device; its point stays in effect.
+        points: The points to measure.
+        cost_of: Returns the cost of a point.
+        images: A batch of images.
         repeats: Number of rounds that count.
         warmup: Number of rounds before these.
 
     Returns:
-        A row per stitch: ``stitch_id``, ``name``, ``latency_ms`` (median), ``latency_ms_p90`` and
+        A row per point: ``stitch_id``, ``name``, ``latency_ms`` (median), ``latency_ms_p90`` and
         ``memory_mb``.
     """
-    backbone = find_stitched_vit(predictor.model)
-
-    def run(stitch_id: int) -> None:
-        with backbone.using_stitch(stitch_id):
-            predictor.detect(inputs)
-
-    results = measure(
-        {str(i): partial(run, i) for i in stitch_ids}, predictor.device, repeats, warmup
-    )
+    # An image is prepared alike for all points of an image size.
+    prepared = {
+        point.image_size: [predictor.prepare(image, point.name) for image in images]
+        for point in points
+    }
+    calls = {
+        point.name: partial(predictor.detect, prepared[point.image_size], point.name)
+        for point in points
+    }
+    results = measure(calls, predictor.device, repeats, warmup)
     there = sum(p.untyped_storage().nbytes() for p in predictor.model.parameters())
     rows = []
-    for i in stitch_ids:
-        milliseconds = [1e3 * s / len(inputs) for s in results[str(i)].seconds]
-        peak = results[str(i)].peak_bytes
-        beside = peak_of_live_storages(partial(run, i)) if peak is None else max(0, peak - there)
-        memory = beside + _BYTES_OF_A_WEIGHT * costs[i].params
+    for point in points:
+        measured, call = results[point.name], calls[point.name]
+        milliseconds = [1e3 * s / len(images) for s in measured.seconds]
+        peak = measured.peak_bytes
+        beside = peak_of_live_storages(call) if peak is None else max(0, peak - there)
+        memory = beside + _BYTES_OF_A_WEIGHT * cost_of(point).params
         rows.append(
             {
-                "stitch_id": i,
-                "name": backbone.space[i].name,
+                "stitch_id": point.stitch.id,
+                "name": point.name,
                 "latency_ms": statistics.median(milliseconds),
                 "latency_ms_p90": float(np.quantile(milliseconds, 0.9)),
                 "memory_mb": memory / 2**20,

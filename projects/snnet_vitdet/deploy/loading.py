@@ -16,6 +16,8 @@ from snnet_vitdet.building import build
 from snnet_vitdet.engine import (
     Config,
     StrictCheckpointer,
+    at_image_size,
+    check_image_size,
     checkpoint_to_evaluate,
     load_config,
     saved_facts,
@@ -46,6 +48,7 @@ class LoadedDetector:
         folder: The training's folder, in which the sweep is looked for if ``table`` is None.
         source: The file of the weights.
         iterations: Number of iterations that the weights were trained for, if known.
+        config: The training's config, for other image sizes.
     """
 
     model: nn.Module
@@ -57,13 +60,29 @@ class LoadedDetector:
     folder: str | None = None
     source: str | None = None
     iterations: int | None = None
+    config: Config | None = None
 
-    def prepare(self, image: ImageLike) -> dict[str, object]:
+    def resizing_at(self, image_size: int) -> Sequence[T.Augmentation]:
+        """The augmentations that resize images to another size than the training's.
+
+        Raises:
+            InputError: If the model cannot run at this size.
+        """
+        if self.config is None:
+            raise InputError(
+                f"for images of {image_size} pixels, load the model by the config of its training"
+            )
+        check_image_size(self.config, image_size)
+        return resizing(at_image_size(self.config, image_size).dataloader.test.mapper)[0]
+
+    def prepare(
+        self, image: ImageLike, augmentations: Sequence[T.Augmentation]
+    ) -> dict[str, object]:
         """Returns an image as the model takes it, see :meth:`.Predictor.prepare`."""
         pixels = to_rgb(image)
         height, width = pixels.shape[:2]
         resized = _Resized(pixels)
-        T.AugmentationList(list(self.augmentations))(resized)
+        T.AugmentationList(list(augmentations))(resized)
         # Colours are exchanged after resizing, which does not mix them: images may be large.
         pixels = resized.image if self.image_format == "RGB" else resized.image[:, :, ::-1]
         tensor = torch.as_tensor(pixels.astype("float32").transpose(2, 0, 1))
@@ -107,6 +126,7 @@ def load_training(
         folder=config.train.output_dir,
         source=weights,
         iterations=iterations,
+        config=config,
     )
 
 

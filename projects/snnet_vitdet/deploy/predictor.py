@@ -5,10 +5,12 @@ import operator
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from numbers import Real
 from pathlib import Path
 
 import torch
+from detectron2.data import transforms as T
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
@@ -16,10 +18,10 @@ from torch import nn
 
 from snnet_vitdet.engine import Config
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation import StitchTable
+from snnet_vitdet.evaluation import BASELINE, StitchTable
 from snnet_vitdet.evaluation.score_curves import wanted_precision
-from snnet_vitdet.modeling import find_stitched_vit, running_in
-from snnet_vitdet.stitching import Stitch, merged
+from snnet_vitdet.modeling import find_stitched_vit, operating_at, running_in, trained_with
+from snnet_vitdet.stitching import OperatingPoint, Stitch, merged, split_point_name
 
 from .export_file import exported_table, load_exported, read_export
 from .instances import ClassNames, Detections, PastedMasks
@@ -32,7 +34,10 @@ _PROBABILITIES = "mask_probabilities"
 
 
 class Predictor:
-    """Detects objects in images. The stitch can be changed at any time, at no cost.
+    """Detects objects in images. The operating point can be changed at any time, at no cost.
+
+    A point is a stitch, such as ``FS-3``, or a stitch at an image size with a number of proposals,
+    such as ``FS-3@640/300``. Wherever a stitch is named, a point may be named.
 
     Low-rank updates are merged once, so every stitching layer is one matrix product.
 
@@ -69,8 +74,8 @@ class Predictor:
             weights: A checkpoint of the training; the last one of ``train.output_dir`` if None. A
                 moving average of the weights is used if the checkpoint has one and
                 ``sweep.averaged`` does not forbid it.
-            stitch: Id or name of the stitch (an id may be a string); without it and a budget, the
-                large anchor.
+            stitch: Id or name of a stitch (an id may be a string), or name of an operating point;
+                without it and a budget, the large anchor.
             max_gflops: A budget, as in :meth:`StitchTable.best`.
             max_latency_ms: A budget, likewise.
             max_memory_mb: A budget, likewise.
@@ -115,6 +120,9 @@ class Predictor:
         self.score_threshold = 0.0
         """Detections of lower scores are left out."""
         self._criterion: str | None = None
+        # Image size and number of proposals; None as trained.
+        self._operation: tuple[int, int] | None = None
+        self._resizing: dict[int, Sequence[T.Augmentation]] = {}
         self._loaded = loaded
         self._backbone = find_stitched_vit(loaded.model)
         self._table = table or loaded.table
@@ -217,8 +225,34 @@ class Predictor:
             self._table.warn_unless_of(self.source, self.iterations)
         return self._table
 
+    @property
+    def point(self) -> OperatingPoint:
+        """The operating point in effect.
+
+        Raises:
+            InputError: If the model does not pad images to a square.
+        """
+        with self._lock:
+            stitch = self.stitch or BASELINE
+            own = trained_with(self.model, stitch)
+            return OperatingPoint(stitch, *(self._operation or own), self._operation is None)
+
+    def set_point(self, point: int | str) -> OperatingPoint:
+        """Puts an operating point into effect from the next image on.
+
+        Args:
+            point: Its name, such as ``FS-3@640/300``. Id or name of a stitch alone stand for the
+                image size and the number of proposals of the training.
+
+        Raises:
+            InputError: If the model has no such stitch or cannot run at this size; the point in
+                effect stays.
+        """
+        self._set(point)
+        return self.point
+
     def set_stitch(self, stitch: int | str) -> Stitch:
-        """Puts a stitch into effect from the next image on.
+        """Puts a stitch into effect from the next image on; as :meth:`set_point`.
 
         Args:
             stitch: Id or name.
@@ -226,22 +260,44 @@ class Predictor:
         Raises:
             InputError: If the model has no such stitch; the one in effect stays.
         """
-        chosen = self._find(stitch)
-        with self._lock:
-            self.score_threshold = self._threshold_of(chosen)
-            return self._backbone.set_stitch(chosen.id) if self._backbone else chosen
+        return self._set(stitch)
 
-    def _find(self, stitch: int | str) -> Stitch:
-        stitch = _id_or_name(stitch)
+    def _set(self, point: int | str) -> Stitch:
+        stitch, operation = self._find(point)
+        with self._lock:
+            self.score_threshold = self._threshold_of(stitch, operation)
+            self._operation = operation
+            return self._backbone.set_stitch(stitch.id) if self._backbone else stitch
+
+    def _find(self, point: int | str) -> tuple[Stitch, tuple[int, int] | None]:
+        """The stitch of a point, and its image size and number of proposals if not as trained."""
+        given, wanted = None, _id_or_name(point)
+        if isinstance(wanted, str):
+            try:
+                wanted, given = split_point_name(wanted)
+            except ValueError as error:
+                raise InputError(str(error)) from error
+            wanted = _id_or_name(wanted)
+        stitch = self._find_stitch(wanted)
+        with self._lock:
+            if given is None or given == (own := trained_with(self.model, stitch)):
+                return stitch, None
+            if not given[1]:
+                raise InputError(f"{point} has no proposals, so it detects nothing")
+            if given[0] != own[0] and given[0] not in self._resizing:
+                self._resizing[given[0]] = self._loaded.resizing_at(given[0])
+        return stitch, given
+
+    def _find_stitch(self, stitch: int | str) -> Stitch:
         if self._backbone is None:
-            only = self._loaded.stitch
-            if only is None:
+            only = self._loaded.stitch or BASELINE
+            if stitch in (only.id, only.name):
+                return only
+            if only is BASELINE:
                 raise InputError("this model is a baseline: it has no stitches to choose from")
-            if stitch not in (only.id, only.name):
-                raise InputError(
-                    f"the exported file has stitch {only.name} alone: export {stitch}, too"
-                )
-            return only
+            raise InputError(
+                f"the exported file has stitch {only.name} alone: export {stitch}, too"
+            )
         space = self._backbone.space
         try:
             return space[stitch]
@@ -251,10 +307,17 @@ class Predictor:
                 f"such as {', '.join(stitch.name for stitch in list(space)[:3])}"
             ) from error
 
-    def _threshold_of(self, stitch: Stitch) -> float:
+    def _threshold_of(self, stitch: Stitch, operation: tuple[int, int] | None) -> float:
         if self._criterion is None:
             return self.score_threshold
-        return self.table.threshold(stitch.id, self._criterion)
+        return self._swept_threshold(stitch, operation, self._criterion)
+
+    def _swept_threshold(
+        self, stitch: Stitch, operation: tuple[int, int] | None, criterion: str
+    ) -> float:
+        if operation is None:
+            return self.table.threshold(stitch.id, criterion)
+        return self.table.threshold(OperatingPoint(stitch, *operation).name, criterion)
 
     def set_score_threshold(self, score: float | str) -> float:
         """Sets the lowest score of detections, from the next image on.
@@ -282,16 +345,20 @@ class Predictor:
         with self._lock:
             if self.stitch is None:
                 raise InputError(f"this model is a baseline: give a score instead of {score!r}")
-            self.score_threshold = self.table.threshold(self.stitch.id, score)
+            self.score_threshold = self._swept_threshold(self.stitch, self._operation, score)
             self._criterion = score
             return self.score_threshold
 
     def choose(self, by: str = "box", **budgets: float | None) -> Stitch:
-        """Puts the best stitch within budgets into effect, see :meth:`StitchTable.best`."""
-        return self.set_stitch(self.table.best(by, **budgets).id)
+        """Puts the best point within budgets into effect, see :meth:`StitchTable.best`."""
+        return self._set(self.table.best(by, **budgets).name)
 
-    def prepare(self, image: ImageLike) -> dict[str, object]:
+    def prepare(self, image: ImageLike, stitch: int | str | None = None) -> dict[str, object]:
         """Returns an image as the model takes it: resized as in the sweep.
+
+        Args:
+            image: The image.
+            stitch: As for :meth:`__call__`.
 
         Returns:
             ``image``, float32 (3, H', W') on the CPU in the model's order of colours, and the
@@ -300,7 +367,14 @@ class Predictor:
         Raises:
             InputError: If it is no image, or resizing would leave a side with less than one pixel.
         """
-        return self._loaded.prepare(image)
+        operation = self._operation if stitch is None else self._find(stitch)[1]
+        return self._prepare(image, operation)
+
+    def _prepare(self, image: ImageLike, operation: tuple[int, int] | None) -> dict[str, object]:
+        own = self._loaded.augmentations
+        return self._loaded.prepare(
+            image, own if operation is None else self._resizing.get(operation[0], own)
+        )
 
     @torch.no_grad()
     def detect(
@@ -315,15 +389,23 @@ class Predictor:
         Returns:
             The detections of each image, as :meth:`__call__` returns them.
         """
-        chosen = None if stitch is None else self._find(stitch)
+        return self._detect(inputs, None if stitch is None else self._find(stitch))
+
+    def _detect(
+        self,
+        inputs: Sequence[dict[str, object]],
+        chosen: tuple[Stitch, tuple[int, int] | None] | None,
+    ) -> list[Detections]:
         with self._lock:
-            threshold = self.score_threshold if chosen is None else self._threshold_of(chosen)
+            threshold = self.score_threshold if chosen is None else self._threshold_of(*chosen)
+            stitch, operation = chosen or (self.stitch, self._operation)
             switched = (
-                self._backbone.using_stitch(chosen.id)
-                if chosen and self._backbone
+                self._backbone.using_stitch(stitch.id)
+                if self._backbone
                 else contextlib.nullcontext()
             )
-            with switched, running_in(self.model, self.precision):
+            operating = operating_at(self.model, *(operation or (None, None)))
+            with switched, operating, running_in(self.model, self.precision):
                 results = self.model.inference(list(inputs), do_postprocess=False)
         return [
             self._in_image(found[found.scores >= threshold].to("cpu"), given)
@@ -341,8 +423,8 @@ class Predictor:
         Args:
             images: One image or several.
             batch_size: Number of images that go through the model at once.
-            stitch: Id or name of a stitch for this call only; None for the one in effect. A
-                threshold such as ``f1`` is the one of this stitch.
+            stitch: Id or name of a stitch, or name of an operating point, for this call only; None
+                for the point in effect. A threshold such as ``f1`` is the one of this point.
 
         Returns:
             The detections of one image, or a list for several: detectron2's Instances on the CPU
@@ -366,14 +448,14 @@ class Predictor:
         """Yields the detections of each image, with no more than a batch in memory."""
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, got {batch_size}")
-        batch = []
-        for image in images:
-            batch.append(self.prepare(image))
-            if len(batch) == batch_size:
-                yield from self.detect(batch, stitch)
-                batch = []
-        if batch:
-            yield from self.detect(batch, stitch)
+        images = iter(images)
+        given = None if stitch is None else self._find(stitch)
+        while batch := list(islice(images, batch_size)):
+            # Images are resized for the point that they go through, whatever is set meanwhile.
+            with self._lock:
+                chosen = given or (self.stitch or BASELINE, self._operation)
+            inputs = [self._prepare(image, chosen[1]) for image in batch]
+            yield from self._detect(inputs, chosen)
 
     def _in_image(self, found: Instances, given: Mapping[str, object]) -> Detections:
         """The model's detections in pixels of the image before resizing."""

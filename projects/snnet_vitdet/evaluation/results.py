@@ -9,7 +9,7 @@ import io
 import json
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
@@ -29,7 +29,7 @@ __all__ = [
     "StitchResult",
     "best_row",
     "comparable",
-    "count_of",
+    "counted_points",
     "format_table",
     "has_value",
     "num_images",
@@ -161,11 +161,11 @@ def _number(label: str, value: Any) -> float:
     return float(value)
 
 
-def count_of(rows: Sequence[Row]) -> str:
-    """How many stitches, or operating points, the rows are."""
-    if any("@" in row["name"] for row in rows):
-        return counted(len(rows), "operating point", "operating points")
-    return counted(len(rows), "stitch", "stitches")
+def counted_points(names: Collection[str]) -> str:
+    """Returns such as ``3 stitches``; ``6 operating points`` if one has a size of its own."""
+    if any("@" in name for name in names):
+        return counted(len(names), "operating point", "operating points")
+    return counted(len(names), "stitch", "stitches")
 
 
 def has_value(row: Row, column: str) -> bool:
@@ -336,7 +336,7 @@ def _block(title: str, columns: dict[str, list[str]]) -> list[str]:
 
 
 def _summary(rows: Sequence[Row], task: str, best: Row | None) -> str:
-    count = count_of(rows)
+    count = counted_points([row["name"] for row in rows])
     if best is None:
         return f"{count}, none has a score"
     label = TASKS[task]

@@ -26,10 +26,9 @@ from snnet_vitdet.errors import InputError, cannot_write
 from snnet_vitdet.files import read_json, write_atomically
 from snnet_vitdet.modeling import find_stitched_vit, operating_at, running_in
 from snnet_vitdet.stitching import Cost, OperatingPoint, Stitch, merged
-from snnet_vitdet.text import counted
 
 from .one_pass import evaluate_in_one_pass, fixed_subset
-from .results import METRICS, SCORES, TASKS, StitchResult, on_frontier
+from .results import METRICS, SCORES, TASKS, StitchResult, counted_points, on_frontier
 from .score_curves import CURVES_FILE, ScoreCurve
 from .scoring import CocoScorer, restore_ids
 from .table import MEASURED_CSV, StitchTable
@@ -130,7 +129,7 @@ def sweep(
         open_points = [point for point in of_size if point.name not in kept]
         if num_kept := len(of_size) - len(open_points):
             count += num_kept
-            logger.info("Already scored: %d of %s.", num_kept, _points(of_size))
+            logger.info("Already scored: %d of %s.", num_kept, _counted(of_size))
         if scorer is None or backbone is None:
             scores = _evaluate_separately(model, open_points, data_loader, make_evaluator)
         else:
@@ -161,7 +160,7 @@ def sweep(
                 logger.info(
                     "%d of %s: %s (id %d), %.1f GFLOPs, %s",
                     count,
-                    _points(points),
+                    _counted(points),
                     point.name,
                     stitch.id,
                     cost.gflops,
@@ -209,7 +208,7 @@ def two_stage_sweep(
     logger.info(
         "All images: %d of %s, the trained ViTs alone and the frontier on the subset.",
         len(chosen),
-        _points(points),
+        _counted(points),
     )
     table = sweep([point for point in points if point.name in chosen], output_dir, 0)
     if is_main:
@@ -222,10 +221,8 @@ def two_stage_sweep(
     return table
 
 
-def _points(points: Sequence[OperatingPoint]) -> str:
-    if all(point.is_trained for point in points):
-        return counted(len(points), "stitch", "stitches")
-    return counted(len(points), "operating point", "operating points")
+def _counted(points: Sequence[OperatingPoint]) -> str:
+    return counted_points([point.name for point in points])
 
 
 def _in_words(metrics: Mapping[str, float]) -> str:
