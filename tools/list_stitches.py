@@ -4,6 +4,9 @@ then the mean cost of a training iteration.
 
     python tools/list_stitches.py --config-file configs/COCO/mask_rcnn_snnet_deit3_s_l_100ep.py
 
+With "sweep.image_sizes=[512,1024]" and "sweep.proposals=[300,1000]", every stitch is listed at each
+image size and with each number of proposals.
+
 Needs neither weights nor data nor network: the model is built without memory (torch's meta device).
 """
 
@@ -22,28 +25,34 @@ from snnet_vitdet.engine import (
     training_shares,
 )
 from snnet_vitdet.errors import InputError, exit_on_input_error
+from snnet_vitdet.evaluation.results import counted_points
 from snnet_vitdet.files import write_csv
 from snnet_vitdet.modeling import anchor_alone, baseline_cost, is_joined, stitch_costs
-from snnet_vitdet.modeling.cost import image_size_of
+from snnet_vitdet.modeling.cost import build_on_meta, image_size_of
 from snnet_vitdet.stitching import EndsSampler
-from snnet_vitdet.text import counted
+from snnet_vitdet.sweep_run import costs_of, points_of
 
-COLUMNS = ("stitch_id", "name", "kind", "cuts", "gflops", "params_m", "probability")
+COLUMNS = (
+    *("stitch_id", "name", "kind", "cuts", "gflops", "params_m"),
+    *("probability", "image_size", "num_proposals"),
+)
 
 
-def rows_of(costs, probabilities):
-    """One row a stitch, as in COLUMNS."""
+def rows_of(points, costs, probabilities):
+    """One row a point, as in COLUMNS; only a stitch as it is trained has a probability."""
     return [
         (
-            stitch.id,
-            stitch.name,
-            stitch.kind,
-            "-".join(map(str, stitch.cuts)),
-            round(costs[stitch.id].gflops, 4),
-            round(costs[stitch.id].params_m, 4),
-            round(probabilities[stitch.id], 6),
+            point.stitch.id,
+            point.name,
+            point.stitch.kind,
+            "-".join(map(str, point.stitch.cuts)),
+            round(costs[point.name].gflops, 4),
+            round(costs[point.name].params_m, 4),
+            round(probabilities[point.stitch.id], 6) if point.is_trained else None,
+            point.image_size,
+            point.num_proposals,
         )
-        for stitch in costs.space
+        for point in points
     ]
 
 
@@ -85,8 +94,11 @@ def run(args):
         costs = stitch_costs(config.model)
         sampler = build_sampler(config, costs)
         shares = training_shares(sampler, config.train.max_iter)
-        rows = rows_of(costs, shares)
         size = image_size_of(config.model)
+        model = build_on_meta(config.model)
+        config.sweep.stitch_ids = "all"
+        points = points_of(config, model)
+        rows = rows_of(points, costs_of(config.model, points), shares)
         baselines = {
             name: baseline_cost(anchor_alone(config.model, name)) for name in ("small", "large")
         }
@@ -98,9 +110,10 @@ def run(args):
             "alone give model.roi_heads.num_classes=80"
         ) from error
     print(tabulate(rows, COLUMNS, disable_numparse=[1, 2, 3]))
+    many = counted_points([point.name for point in points])
+    at = "" if config.sweep.image_sizes else f" at {size} x {size} pixels"
     print(
-        f"\n{counted(len(rows), 'stitch', 'stitches')} at {size} x {size} pixels. "
-        "GFLOPs are multiply-accumulates / 1e9 of the whole detector,\n"
+        f"\n{many}{at}. GFLOPs are multiply-accumulates / 1e9 of the whole detector,\n"
         "parameters are in millions, probability is that of being trained in an iteration,\n"
         "averaged over the training."
     )

@@ -139,8 +139,8 @@ class Answers:
         count = f"{len(found)} object{'' if len(found) == 1 else 's'}"
         because = ", this stitch's best F1" if by_f1 else ""
         line = (
-            f"<p><strong>{escaped(name)}</strong> found <strong>{count}</strong> with a score of at least "
-            f"{min_score:.2f}{because}, in <strong>{milliseconds:.0f} ms</strong>.</p>"
+            f"<p><strong>{escaped(name)}</strong> found <strong>{count}</strong> with a score of "
+            f"at least {min_score:.2f}{because}, in <strong>{milliseconds:.0f} ms</strong>.</p>"
         )
         pairs = zip(found.class_names.tolist(), found.scores.tolist(), strict=True)
         objects = sorted(pairs, key=lambda pair: -pair[1])

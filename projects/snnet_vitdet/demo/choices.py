@@ -40,7 +40,7 @@ class Choices:
             }
             for stitch, cost in zip(stitches, costs, strict=True)
         }
-        """What is known about each point, by its name; one that was swept has a row of the sweep."""
+        """What is known about each point, by name; one that was swept has a row of the sweep."""
         ids = {name: row["stitch_id"] for name, row in self.rows.items()}
         swept = self.table.rows()
         for row in swept:

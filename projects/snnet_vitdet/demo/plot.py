@@ -20,7 +20,7 @@ def plot_svg(
     points: Sequence[tuple[Row, float, float]],
     x_label: str,
     y_label: str,
-    chosen: int | None = None,
+    chosen: str | None = None,
     limit: float | None = None,
     frontier: bool = True,
 ) -> str:
@@ -32,7 +32,7 @@ def plot_svg(
         points: At least one stitch: its row, cost and score.
         x_label: Label of the cost axis.
         y_label: Label of the score axis.
-        chosen: Id of the stitch to mark.
+        chosen: Name of the point to mark.
         limit: Limit of the cost, drawn as a line.
         frontier: Whether to draw the Pareto frontier.
 

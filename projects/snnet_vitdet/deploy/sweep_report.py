@@ -199,9 +199,8 @@ def _spread(images: Sequence[Mapping], count: int) -> list[Mapping]:
 
 
 def _put_into_effect(predictor: Predictor, row: Row) -> SampleColumn:
-    if predictor.stitch is not None:
-        predictor.set_score_threshold(0.0)
-        predictor.set_point(row["name"])
+    predictor.set_score_threshold(0.0)
+    predictor.set_point(row["name"])
     try:
         score, why = predictor.set_score_threshold("f1"), "its largest F1"
     except InputError:
