@@ -1,4 +1,4 @@
-# `make setup` builds .venv; `make demo`, `make test` and `make lint` build it first if need be.
+# `make setup` builds .venv; the other targets build it first if need be.
 # Each can be the first command ever run and can be run again.
 
 PYTHON ?= python3
@@ -12,15 +12,16 @@ DEMO_RUN := $(BIN)/python train_net.py --config-file configs/shapes/mask_rcnn_sn
 OVERRIDES :=
 # Each takes up to 4 GB of memory and one core.
 TEST_PROCESSES := 2
+PYTEST = $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 REQUIRE_PYTHON := import sys; sys.exit(sys.version_info < (3, 10))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint
+.PHONY: help setup demo test test-slow lint
 
 help: ## show this list
 	@echo "usage: make TARGET [PYTHON=python3.x]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## make .venv with everything that is needed
 	@echo "$(VENV) is ready."
@@ -33,8 +34,11 @@ demo: $(STAMP) ## train the small default on generated scenes and sweep all its 
 	@echo "The results are in $(DEMO)/sweep: stitches.csv, stitches.json, pareto.png, report.html"
 	@echo "To try them in a browser: $(BIN)/python -m snnet_vitdet.demo --config-file $(DEMO)/config.yaml"
 
-test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
+test: $(STAMP) ## run the tests that take seconds each
+	$(PYTEST) -m "not slow"
+
+test-slow: $(STAMP) ## run the other tests: whole trainings, several processes, crashes
+	$(PYTEST) -m slow
 
 lint: $(STAMP) ## check style, formatting and types
 	$(BIN)/python -m ruff check .
