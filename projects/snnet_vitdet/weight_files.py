@@ -91,20 +91,6 @@ def read_weight_file(path: str | os.PathLike[str], *, on_disk: bool = False) -> 
         ) from error
 
 
-def export_description(path: str | os.PathLike[str]) -> str | None:
-    """The text that describes the model of an exported file; the weights stay unread.
-
-    Returns:
-        What ``tools/export_stitch.py`` wrote; None if it did not write the file, or the file is
-        damaged.
-    """
-    try:
-        with safetensors.safe_open(os.fspath(path), framework="pt") as file:
-            return (file.metadata() or {}).get(EXPORT_KEY)
-    except (OSError, safetensors.SafetensorError):
-        return None
-
-
 def check_state_dict(state: object, source: str) -> Mapping[str, torch.Tensor]:
     """Checks that an object maps names to dense tensors of real, finite numbers.
 
@@ -153,6 +139,20 @@ def _fault(key: object, value: object) -> str:
     if torch.is_floating_point(value) and not torch.isfinite(value.float()).all():
         return "holds NaN or infinite values in float32"
     return ""
+
+
+def export_description(path: str | os.PathLike[str]) -> str | None:
+    """The text that describes the model of an exported file; the weights stay unread.
+
+    Returns:
+        What ``tools/export_stitch.py`` wrote; None if it did not write the file, or the file is
+        damaged.
+    """
+    try:
+        with safetensors.safe_open(os.fspath(path), framework="pt") as file:
+            return (file.metadata() or {}).get(EXPORT_KEY)
+    except (OSError, safetensors.SafetensorError):
+        return None
 
 
 def _kind(head: bytes, size: int) -> str:

@@ -214,7 +214,7 @@ def wanted_precision(criterion: str) -> float | None:
     Raises:
         InputError: If the criterion is something else.
     """
-    kind, _, value = str(criterion).partition("=")
+    kind, _, value = criterion.partition("=")
     if kind == "f1" and not value:
         return None
     try:
@@ -223,7 +223,7 @@ def wanted_precision(criterion: str) -> float | None:
         wanted = math.nan
     if not 0 < wanted <= 1:
         raise InputError(
-            "a threshold is a score from 0 to 1, f1, or precision=… above 0 and up to 1, not "
-            f"{criterion!r}"
+            "a threshold is a score from 0 to 1, f1, or precision=… above 0 and up to 1, not the "
+            f"text {criterion!r}"
         )
     return wanted
