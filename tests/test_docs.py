@@ -1,4 +1,4 @@
-"""What the documents name is there: files, commands, overrides, and the counts of results.md."""
+"""The documents name files, links, commands, overrides and counts that are right."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""Names and paths of the whole world, whatever the locale."""
+"""Names and paths beyond ASCII, in any locale."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from snnet_vitdet import StitchTable
 ROOT = Path(__file__).parent.parent
 NANO = "configs/shapes/mask_rcnn_snnet_nano.py"
 NAMES = ("Dattel süß ☃ 枣", "قلب", "🍎", "naïve", "Ωmega", "ж")
-# Python would see to UTF-8 by itself otherwise.
+# Without these, Python would choose UTF-8 by itself.
 LOCALES = {
     "ASCII": {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     "UTF-8": {"LC_ALL": "C.UTF-8"},

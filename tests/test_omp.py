@@ -27,7 +27,7 @@ PROGRAMS = sorted(
 
 
 def imported(path):
-    """What a file imports at its top that Python itself does not bring, in order."""
+    """The modules that a file imports at its top, without the standard library, in order."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Import):
             yield from (each.name for each in node.names if not is_pythons(each.name))

@@ -1,4 +1,4 @@
-"""What pyproject.toml says: versions that agree, and a wheel that works without the repository."""
+"""pyproject.toml: versions that agree, and a wheel that works without the repository."""
 
 import importlib.metadata
 import os

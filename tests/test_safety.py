@@ -21,19 +21,19 @@ RUNS_CODE = {
     # Harmless with weights_only, and still for the one reader of weight files alone.
     *("torch.load", "torch.hub.load", "load_state_dict_from_url"),
 }
-# And why it may stand there.
+# Exceptions, with their reasons.
 ALLOWED = {
-    # By a loader that makes plain values alone.
+    # Its loader makes only plain values.
     ("projects/snnet_vitdet/engine/saved_config.py", "yaml.load"),
-    # With weights_only=True, see below.
+    # With weights_only=True; checked below.
     ("projects/snnet_vitdet/weight_files.py", "torch.load"),
-    # What this process has pickled itself a moment ago.
+    # It reads what the same process has pickled.
     ("projects/snnet_vitdet/data/mapper.py", "pickle.loads"),
-    # With allow_pickle=False, see below.
+    # With allow_pickle=False; checked below.
     ("projects/snnet_vitdet/evaluation/detections.py", "np.load"),
-    # Of names that stand in the source.
+    # The names are constants in the source.
     ("projects/snnet_vitdet/env.py", "importlib.import_module"),
-    # What it has written itself a moment ago, to compare it with the model.
+    # It compares a file that it has just written with the model.
     ("projects/snnet_vitdet/deploy/export_graphs.py", "torch.jit.load"),
 }
 
@@ -47,7 +47,7 @@ def calls(source):
 
 
 def problems(source):
-    """What in a file could run code that somebody else has written."""
+    """Yields calls in a file that could run code of somebody else."""
     for name, keywords in calls(source):
         if name in RUNS_CODE and (source, name) not in ALLOWED:
             yield f"{source}: {name}"

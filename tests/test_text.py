@@ -1,4 +1,4 @@
-"""Names out of files do nothing where they are shown: on a screen, in a log, a page, a picture."""
+"""Names from files are shown without control characters: on a screen, in a log, page or picture."""
 
 import json
 import logging

@@ -45,7 +45,7 @@ class Trap:
 
 
 def trap_in_a_zip(content, path):
-    """As torch.save writes it, with a pickle that torch itself would not write."""
+    """Writes a file of torch.save with a pickle that torch would not write."""
     torch.save({"model": {}}, path)
     with zipfile.ZipFile(path) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
@@ -69,7 +69,7 @@ FORMATS = {
 
 @pytest.fixture
 def trapped(tmp_path):
-    """Writes a file that makes a folder if it is run; asserts at the end that it was not."""
+    """Writes a file that makes a folder if its code runs; checks at the end that it did not."""
     trace = tmp_path / "sprung"
 
     def write(name, kind="pickle"):
@@ -103,7 +103,7 @@ def test_code_is_refused_under_any_name_in_any_format(trapped, kind, suffix):
 def by_way(
     tiny_config, tiny_overrides, tiny_scenes, tmp_path, monkeypatch, capsys, root, restored_logging
 ):
-    """Gives a file to the ways in which weights get in; each must raise or say a sentence."""
+    """The programs and functions that read weights; each must end with an error message."""
     output = tmp_path / "output"
     own = [f"train.output_dir='{output}'", *tiny_overrides]
     config_file = ["--config-file", str(root / NANO)]

@@ -53,11 +53,11 @@ def arguments():
 
 
 def run(args):
-    """Plays the study, and prints it."""
+    """Runs the study and prints its table."""
     if len(set(args.seeds)) < len(args.seeds):
         raise InputError(f"--seeds {args.seeds} names one twice")
     if not args.seeds and not args.rows:
-        raise InputError("nothing is asked for: give --seeds to run, or --rows of others that ran")
+        raise InputError("nothing to do: give --seeds to train, or --rows of finished studies")
     table = StudyTable(cost_of(PAPER, args.opts, args.max_iter))
     for path in args.rows:
         table.read(path)

@@ -44,17 +44,17 @@ class Study:
         jobs: int,
         finished: Callable[[int, Variant, list[dict]], None],
     ) -> None:
-        """Runs what is not finished yet, variant by variant, each with all seeds.
+        """Runs everything that is not finished, variant by variant, each with all seeds.
 
         Args:
             seeds: Seeds of the trainings.
-            variants: What to train beside the two ViTs alone.
+            variants: Variants to train besides the two ViTs alone.
             jobs: Number of runs at a time.
             finished: Called with seed, variant and rows of the sweep, in the order of the variants;
                 the ViTs alone come first.
 
         Raises:
-            InputError: If a run fails. Runs that are under way are waited for.
+            InputError: If a run fails, once the runs under way have ended.
         """
         with ThreadPoolExecutor(jobs) as pool:
             pretrained = {
@@ -73,7 +73,7 @@ class Study:
                 raise
 
     def run(self, name: str, config: str, overrides: Sequence[str], seed: int) -> list[dict]:
-        """Trains and sweeps, or goes on with what is there.
+        """Trains and sweeps; an unfinished run is resumed.
 
         Args:
             name: Name of the run.
@@ -100,7 +100,7 @@ class Study:
         self.run(f"pretrained_{vit}", vit, [f"train.max_iter={self.pretrain_iter}"], seed)
 
     def _train(self, variant: Variant, seed: int, pretrained: Sequence[Future]) -> list[dict]:
-        # They were submitted before this run, so they are under way or finished.
+        # They were submitted before this run, so they have at least started.
         for run in pretrained:
             run.result()
         starts = {"net": variant.vit} if variant.vit else {vit: vit for vit in ALONE}

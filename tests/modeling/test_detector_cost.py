@@ -27,7 +27,7 @@ AGREEMENT = 1e-6
 
 @torch.no_grad()
 def traced(model, num_proposals, size=SIZE):
-    """What detectron2 counts on the whole model, and how many objects it detected meanwhile."""
+    """detectron2's count of the whole model, and the number of detections."""
     inputs = [dict(image=picture(size))]
     images = model.preprocess_image(inputs)
     proposals, _ = model.proposal_generator(images, model.backbone(images.tensor), None)

@@ -25,7 +25,7 @@ in_every_space = pytest.mark.parametrize("changes", SPACES.values(), ids=SPACES)
 
 
 def module_of(net, step):
-    """What runs a step; the patch embedding stands for the whole of an anchor's."""
+    """The module that runs a step; the patch embedding stands for the whole embedding."""
     if isinstance(step, EmbeddingStep):
         return net.anchors[step.anchor].patch_embed
     if isinstance(step, BlockStep):
@@ -109,7 +109,7 @@ def test_every_module_runs_once_for_each_beginning_of_walks_that_ends_with_it(ch
 @pytest.mark.parametrize("max_cuts", [0, 1, 2, 3])
 @torch.no_grad()
 def test_at_most_two_more_sets_of_tokens_than_cuts_are_alive(max_cuts, monkeypatch):
-    """Whatever the number of stitches: the memory of a sweep does not grow with it."""
+    """The memory of a sweep does not grow with the number of stitches."""
     net = stitched_vit(max_cuts=max_cuts)
     alive, counts = weakref.WeakSet(), []
 

@@ -1,4 +1,4 @@
-"""Small ViTs none of whose parameters is at its start value."""
+"""Small ViTs; no parameter has its start value."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from snnet_vitdet.modeling import AnchorViT, StitchedViT
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Draws every parameter, also those that start at zero, one or 1e-6; keeps activations O(1)."""
+    """Draws every parameter at random and keeps activations O(1)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -44,7 +44,7 @@ def large_anchor(**changes) -> AnchorViT:
 
 
 def stitched_vit(**changes) -> StitchedViT:
-    """Both, with all 14 stitches, ready for inference."""
+    """The two anchors with all 14 stitches, in evaluation mode."""
     net = StitchedViT(small_anchor(), large_anchor(), **dict(lora_rank=3) | changes)
     randomise(net.stitching_layers, seed=3)
     return net.eval()

@@ -45,7 +45,7 @@ def test_as_many_slots_as_roles_train_both_ends_and_two_others_in_every_step():
         assert others == [of(iteration, (role - shift) % 4) for role in (2, 3)]
 
 
-def test_one_slot_trains_each_end_in_every_so_manieth_step():
+def test_one_slot_trains_each_end_once_in_a_period():
     of = Always()
     ids = [step for (step,) in draws(EndsSampler(of, (2, 0, 1), period=5), 1, 12)]
     assert ids == [2, 0, 1, 3, 3, 2, 0, 1, 3, 3, 2, 0]
@@ -60,18 +60,6 @@ def test_shares_of_the_draws_are_exactly_the_probabilities(ends, period, num_slo
     expected = [probability * period * num_slots for probability in sampler.probabilities()]
     assert [counts[i] for i in range(4)] == pytest.approx(expected, rel=1e-12)
     assert all(counts[end] == num_slots for end in ends)
-
-
-@pytest.mark.parametrize("sampler_type", SAMPLERS)
-def test_probabilities_are_those_of_the_turns_and_of_the_sampler(sampler_type):
-    of = sampler_type(GFLOPS, step=1.0)
-    probabilities = EndsSampler(of, (0, 1), period=8).probabilities()
-    plain = of.probabilities()
-    assert probabilities[:2] == pytest.approx([1 / 8 + 3 / 4 * p for p in plain[:2]])
-    assert probabilities[2:] == pytest.approx([3 / 4 * p for p in plain[2:]])
-    assert sum(probabilities) == pytest.approx(1.0)
-    # Of the first iterations alone, there is nothing after them.
-    assert EndsSampler(of, (0, 1), first=5).probabilities() == plain
 
 
 def test_first_iterations_are_the_ends_alone_in_turn():

@@ -1,4 +1,10 @@
+"""Selections of stitches: the ids they name; wrong ones are an InputError."""
+
+import re
+
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.stitching import StitchSpace, select_stitches
@@ -68,3 +74,34 @@ def test_kinds_and_anchors_follow_the_space():
 def test_a_part_that_names_nothing_is_an_error_that_says_which(selection, message):
     with pytest.raises(InputError, match=message):
         select_stitches(selection, SPACE)
+
+
+texts = (
+    st.text()
+    | st.from_regex(re.compile(r"[0-9FSLal,.;:_ +-]{0,12}", re.ASCII), fullmatch=True)
+    | st.text(st.characters(categories=["Nd"]))
+)
+anything = st.recursive(
+    texts | st.none() | st.booleans() | st.integers() | st.floats() | st.binary(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@given(texts | anything, st.sampled_from([SPACE, StitchSpace((6, 6), kinds=("SF", "L", "FSF"))]))
+@example("9" * 5000, SPACE)  # more digits than Python turns into a number
+@example(f"0-{'9' * 5000}", SPACE)
+@example("²", SPACE)  # a digit, but no decimal one
+@example("0-٣", SPACE)
+@example("--", SPACE)
+@example(None, SPACE)
+@example(1.0, SPACE)
+@example(b"01", SPACE)
+def test_anything_gives_ids_or_an_input_error(selection, space):
+    try:
+        ids = select_stitches(selection, space)
+    except InputError as error:
+        assert str(error)
+    else:
+        assert ids and ids == sorted(set(ids))
+        assert ids[0] >= 0 and ids[-1] < len(space)
