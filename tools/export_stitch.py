@@ -33,6 +33,7 @@ from snnet_vitdet.deploy import (
 )
 from snnet_vitdet.engine import load_config
 from snnet_vitdet.errors import InputError, exit_on_input_error
+from snnet_vitdet.stitching import split_point_name
 from snnet_vitdet.text import neutral
 
 BUDGETS = ("max_gflops", "max_latency_ms", "max_memory_mb")
@@ -123,11 +124,15 @@ def run(args):
     config = load_config(args.config_file, args.opts)
     choices = {name: getattr(args, name) for name in ("stitch", *BUDGETS, "by")}
     predictor = Predictor(config, args.weights, device="cpu", **choices)
-    name = predictor.stitch.name if predictor.stitch else "baseline"
+    # FS-3@640/300 is not the name of a file.
+    name = predictor.name.replace("/", "-")
     output = Path(args.output or Path(config.train.output_dir, "export", f"{name}.safetensors"))
     if output.suffix != ".safetensors":
         raise InputError(f"--output {output} must end in .safetensors")
-    info = export_stitch(output, predictor.model, config, predictor.stitch, predictor.class_names)
+    _, operation = split_point_name(predictor.name)
+    info = export_stitch(
+        *(output, predictor.model, config, predictor.stitch, predictor.class_names, operation)
+    )
     print_sizes(predictor, info, output)
     if not (args.onnx or args.torch_export or args.torchscript):
         return

@@ -20,18 +20,25 @@ from detectron2.data import transforms as T
 from detectron2.modeling import GeneralizedRCNN
 from torch import nn
 
-from snnet_vitdet.engine import Config
+from snnet_vitdet.engine import Config, at_image_size
 from snnet_vitdet.errors import InputError, first_line
-from snnet_vitdet.evaluation import ScoreCurve, StitchResult, StitchTable
+from snnet_vitdet.evaluation import BASELINE, ScoreCurve, StitchResult, StitchTable
 from snnet_vitdet.evaluation.score_curves import NUM_SCORES
 from snnet_vitdet.files import replacing
 from snnet_vitdet.modeling import JoinedRCNN, baseline_cost, extracted_state, stitch_costs
 from snnet_vitdet.modeling.extracted import merged_state
-from snnet_vitdet.modeling.operating import take_position_grids
+from snnet_vitdet.modeling.operating import operating_at, take_position_grids
 from snnet_vitdet.modeling.pyramid import SMALL_EXIT
-from snnet_vitdet.stitching import SMALL, Segment, Stitch, Transition
+from snnet_vitdet.stitching import (
+    SMALL,
+    OperatingPoint,
+    Segment,
+    Stitch,
+    Transition,
+    split_point_name,
+)
 from snnet_vitdet.text import listed
-from snnet_vitdet.validators import number, one_of
+from snnet_vitdet.validators import TEXT, number, one_of
 from snnet_vitdet.weight_files import (
     EXPORT_KEY,
     check_state_dict,
@@ -71,8 +78,10 @@ class ExportInfo:
         image_format: Order of colours that the model takes: ``RGB`` or ``BGR``.
         augmentations: How images are resized, as plain data.
         model: The detector, as plain data.
-        result: The stitch's row of the sweep, if there was a sweep.
-        curve: The stitch's detections over their scores, if the sweep counted them.
+        result: The row of the sweep, if there was a sweep.
+        curve: The detections over their scores, if the sweep counted them.
+        point: Name of the operating point, such as ``FS-3@640/300``; empty if image size and number
+            of proposals are those of the training.
     """
 
     stitch: Stitch | None
@@ -85,11 +94,12 @@ class ExportInfo:
     model: Mapping[str, object]
     result: StitchResult | None = None
     curve: ScoreCurve | None = None
+    point: str = ""
 
     @property
     def name(self) -> str:
-        """Name of the stitch, or ``baseline``."""
-        return self.stitch.name if self.stitch else "baseline"
+        """Name of the operating point, of the stitch if it runs as trained; or ``baseline``."""
+        return self.point or (self.stitch or BASELINE).name
 
     def resizing(self) -> list[T.Augmentation]:
         """The augmentations that resize images for the model."""
@@ -99,7 +109,10 @@ class ExportInfo:
         """The description as text; scores that are NaN are left out."""
         content = {"format_version": _FORMAT_VERSION, **asdict(self)}
         if self.stitch:
-            content["stitch"]["name"] = self.name
+            content["stitch"]["name"] = self.stitch.name
+        if not self.point:
+            # Versions without operating points read the file, too.
+            del content["point"]
         if self.result:
             metrics = self.result.metrics.items()
             content["result"]["metrics"] = {k: v for k, v in metrics if not math.isnan(v)}
@@ -129,6 +142,7 @@ class ExportInfo:
                 f"its format has version {version}, this program reads {_FORMAT_VERSION}: use the "
                 "version of the program that wrote it"
             )
+        values.setdefault("point", "")
         if other := values.keys() ^ cls.__dataclass_fields__.keys():
             raise InputError(
                 f"its description has unknown or missing keys: {listed(sorted(other))}"
@@ -142,7 +156,17 @@ class ExportInfo:
         for key, validator in _VALUES.items():
             checked(values[key], key, validator)
         build_augmentations(values["augmentations"])
-        return cls(**{**values, **read, "class_names": tuple(values["class_names"])})
+        info = cls(**{**values, **read, "class_names": tuple(values["class_names"])})
+        try:
+            stitch, operation = split_point_name(info.name)
+        except ValueError as error:
+            raise InputError(f"its operating point is damaged: {error}") from error
+        if stitch != (info.stitch or BASELINE).name or (operation or (0,))[0] not in (
+            0,
+            info.image_size,
+        ):
+            raise InputError(f"its operating point {info.name} is not that of its model")
+        return info
 
 
 def export_stitch(
@@ -151,6 +175,7 @@ def export_stitch(
     config: Config,
     stitch: Stitch | None,
     class_names: Sequence[str],
+    operation: tuple[int, int] | None = None,
 ) -> ExportInfo:
     """Writes the weights that a stitch needs, with low-rank updates merged, to a file.
 
@@ -163,20 +188,31 @@ def export_stitch(
         config: The config of its training.
         stitch: A stitch of its space; None for a baseline.
         class_names: Names by ``pred_classes``.
+        operation: Image size and number of proposals of the exported detector; None as trained.
 
     Raises:
         InputError: If the model has parts that cannot be exported, or the file cannot be written.
     """
+    size, num_proposals = operation or (None, None)
+    if size is not None:
+        config = at_image_size(config, size)
     mapper = config.dataloader.test.mapper
     # The trained model's number of classes, whatever the config says.
     model_config = copy.deepcopy(config.model)
     model_config.roi_heads.num_classes = model.roi_heads.num_classes
     plan = plan_of_stitch(model_config, stitch)
+    if num_proposals is not None:
+        plan["proposal_generator"]["post_nms_topk"][1] = num_proposals
     try:
         build_detector(plan)
     except InputError as error:
         raise InputError(f"the model cannot be exported: {error}") from error
-    cost = stitch_costs(model_config)[stitch.id] if stitch else baseline_cost(model_config)
+    counts = dict(image_size=size, num_proposals=num_proposals)
+    cost = (
+        stitch_costs(model_config, **counts)[stitch.id]
+        if stitch
+        else baseline_cost(model_config, **counts)
+    )
     info = ExportInfo(
         stitch=stitch,
         class_names=tuple(class_names),
@@ -186,13 +222,15 @@ def export_stitch(
         image_format=str(mapper.image_format),
         augmentations=plan_of(mapper.augmentations),
         model=plan,
+        point=OperatingPoint(stitch or BASELINE, *operation).name if operation else "",
     )
     info = _with_sweep(info, Path(config.train.output_dir, "sweep"))
     metadata = {"format": "pt", EXPORT_KEY: info.to_json()}
     with replacing(path, safetensors.SafetensorError) as temporary:
         safetensors.torch.save_file(_state_of_stitch(model, stitch), temporary, metadata)
         exported = load_exported(temporary, next(model.parameters()).device)
-        with model.backbone.net.using_stitch(stitch.id) if stitch else nullcontext():
+        using = model.backbone.net.using_stitch(stitch.id) if stitch else nullcontext()
+        with using, operating_at(model, size, num_proposals):
             largest_difference(
                 path, PixelsToPyramid(model), PixelsToPyramid(exported), info.image_size
             )
@@ -274,11 +312,11 @@ def load_exported(
 def _with_sweep(info: ExportInfo, folder: Path) -> ExportInfo:
     if not (folder / "stitches.json").is_file():
         return info
-    stitch_id = info.stitch.id if info.stitch else 0
+    stitch_id = (info.stitch or BASELINE).id
     table = StitchTable.read_results(folder)
-    if stitch_id not in table or (info.stitch and table[stitch_id].name != info.name):
+    if info.name not in table or table[info.name].id != stitch_id:
         return info
-    return replace(info, result=table[stitch_id].result, curve=table[stitch_id].curve)
+    return replace(info, result=table[info.name].result, curve=table[info.name].curve)
 
 
 def _state_of_stitch(model: nn.Module, stitch: Stitch | None) -> dict[str, torch.Tensor]:
@@ -343,4 +381,5 @@ _VALUES = {
     "params_m": number(0, 1e12),
     "image_size": SIDE,
     "image_format": one_of("RGB", "BGR"),
+    "point": TEXT,
 }

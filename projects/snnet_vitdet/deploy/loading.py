@@ -49,6 +49,7 @@ class LoadedDetector:
         source: The file of the weights.
         iterations: Number of iterations that the weights were trained for, if known.
         config: The training's config, for other image sizes.
+        point: Name of the operating point of an exported file that does not run as trained.
     """
 
     model: nn.Module
@@ -61,6 +62,7 @@ class LoadedDetector:
     source: str | None = None
     iterations: int | None = None
     config: Config | None = None
+    point: str = ""
 
     def resizing_at(self, image_size: int) -> Sequence[T.Augmentation]:
         """The augmentations that resize images to another size than the training's.

@@ -155,6 +155,7 @@ class Predictor:
             stitch=info.stitch,
             table=exported_table([info], source),
             source=source,
+            point=info.point,
         )
         return cls(detector, **options)
 
@@ -224,6 +225,12 @@ class Predictor:
             self._table = StitchTable.read(folder)
             self._table.warn_unless_of(self.source, self.iterations)
         return self._table
+
+    @property
+    def name(self) -> str:
+        """Name of the operating point in effect: ``FS-3@640/300``, or ``FS-3`` as trained."""
+        with self._lock:
+            return self._name_of(self.stitch or BASELINE, self._operation)
 
     @property
     def point(self) -> OperatingPoint:
@@ -310,14 +317,12 @@ class Predictor:
     def _threshold_of(self, stitch: Stitch, operation: tuple[int, int] | None) -> float:
         if self._criterion is None:
             return self.score_threshold
-        return self._swept_threshold(stitch, operation, self._criterion)
+        return self.table.threshold(self._name_of(stitch, operation), self._criterion)
 
-    def _swept_threshold(
-        self, stitch: Stitch, operation: tuple[int, int] | None, criterion: str
-    ) -> float:
+    def _name_of(self, stitch: Stitch, operation: tuple[int, int] | None) -> str:
         if operation is None:
-            return self.table.threshold(stitch.id, criterion)
-        return self.table.threshold(OperatingPoint(stitch, *operation).name, criterion)
+            return self._loaded.point or stitch.name
+        return OperatingPoint(stitch, *operation).name
 
     def set_score_threshold(self, score: float | str) -> float:
         """Sets the lowest score of detections, from the next image on.
@@ -345,7 +350,7 @@ class Predictor:
         with self._lock:
             if self.stitch is None:
                 raise InputError(f"this model is a baseline: give a score instead of {score!r}")
-            self.score_threshold = self._swept_threshold(self.stitch, self._operation, score)
+            self.score_threshold = self.table.threshold(self.name, score)
             self._criterion = score
             return self.score_threshold
 
