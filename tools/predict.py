@@ -49,7 +49,11 @@ def arguments():
     source.add_argument("--config-file", metavar="FILE")
     source.add_argument("--exported", metavar="FILE", help="a file of tools/export_stitch.py")
     parser.add_argument("--weights", metavar="FILE", help="default: the training's last checkpoint")
-    parser.add_argument("--stitch", metavar="ID|NAME", help="default: the large ViT alone")
+    parser.add_argument(
+        "--stitch",
+        metavar="ID|NAME",
+        help="a stitch, or an operating point such as FS-3@640/300; default: the large ViT alone",
+    )
     for budget in BUDGETS:
         parser.add_argument(f"--{budget.replace('_', '-')}", type=float, metavar="LIMIT")
     parser.add_argument("--by", default="box", help="what decides within budgets: box or mask AP")

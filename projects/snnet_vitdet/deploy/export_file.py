@@ -161,10 +161,8 @@ class ExportInfo:
             stitch, operation = split_point_name(info.name)
         except ValueError as error:
             raise InputError(f"its operating point is damaged: {error}") from error
-        if stitch != (info.stitch or BASELINE).name or (operation or (0,))[0] not in (
-            0,
-            info.image_size,
-        ):
+        of_model = stitch == (info.stitch or BASELINE).name
+        if not of_model or (operation and operation[0] != info.image_size):
             raise InputError(f"its operating point {info.name} is not that of its model")
         return info
 

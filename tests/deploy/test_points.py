@@ -1,0 +1,208 @@
+"""Operating points in use: predict, choose, measure, export, report, demo page."""
+
+import json
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import train_net
+from detectron2.engine import default_argument_parser
+from in_process import run_program
+
+from snnet_vitdet import Predictor, StitchTable
+from snnet_vitdet.demo.choices import Choices
+from snnet_vitdet.deploy import export_stitch, load_exported, measure_points, read_export
+from snnet_vitdet.engine import save_config
+from snnet_vitdet.errors import InputError
+from snnet_vitdet.modeling import point_of, stitch_costs
+from snnet_vitdet.sweep_run import costs_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("restored_logging")]
+
+LOW = "model.roi_heads.box_predictor.test_score_thresh=0.01"
+
+
+@pytest.fixture(scope="module")
+def config(trained_tiny, tmp_path_factory):
+    """The config of a training with a sweep of points beside it."""
+    config = trained_tiny(
+        tmp_path_factory.mktemp("points"),
+        *(LOW, "sweep.stitch_ids=[S,FS-2]", "sweep.image_sizes=[48,64]", "sweep.proposals=[5,20]"),
+    )
+    train_net.main(default_argument_parser().parse_args(["--eval-only"]), config)
+    return config
+
+
+@pytest.fixture
+def make(config):
+    """Makes a predictor of the training."""
+    return lambda **options: Predictor(
+        config, config.train.init_checkpoint, table=StitchTable.read(folder_of(config)), **options
+    )
+
+
+def folder_of(config):
+    return config.train.output_dir
+
+
+@pytest.fixture(scope="module")
+def image():
+    return np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected) > 0
+    assert torch.equal(found.scores, expected.scores)
+    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+
+
+def test_a_point_detects_what_a_model_of_this_size_and_number_detects(
+    make, trained_tiny, tmp_path, image
+):
+    predictor = make()
+    point = predictor.set_point("FS-2@48/5")
+    assert (point.name, point.image_size, point.num_proposals) == ("FS-2@48/5", 48, 5)
+    assert predictor.name == "FS-2@48/5"
+    prepared = predictor.prepare(image)
+    assert max(prepared["image"].shape) == 48
+    other = trained_tiny(
+        tmp_path,
+        *(LOW, "data.image_size=48", "model.proposal_generator.post_nms_topk=[40,5]"),
+    )
+    alone = Predictor(other, other.train.init_checkpoint, stitch="FS-2")
+    expected = alone(image)
+    assert_same(predictor(image), expected)
+    # For one call, whatever is in effect.
+    predictor.set_stitch("S")
+    assert predictor.name == "S"
+    own = predictor(image)
+    assert_same(predictor(image, stitch="FS-2@48/5"), expected)
+    assert_same(predictor(image), own)
+    assert_same(list(predictor.stream([image] * 3, 2, "FS-2@48/5"))[2], expected)
+    again = pickle.loads(pickle.dumps(predictor))
+    assert_same(again(image, stitch="FS-2@48/5"), expected)
+
+
+def test_the_trained_size_and_number_are_the_stitch(make, image):
+    predictor = make(stitch="S@64/20")
+    assert predictor.name == "S" and predictor.point.is_trained
+    assert_same(predictor(image), make(stitch="S")(image))
+    assert make(stitch="0@48/5").name == "S@48/5"
+
+
+def test_a_budget_chooses_size_and_number_too(make, config):
+    table = StitchTable.read(folder_of(config))
+    cheapest = min(table, key=lambda entry: entry.gflops)
+    predictor = make(max_gflops=cheapest.gflops, score_threshold="f1")
+    assert predictor.name == cheapest.name == "S@48/5"
+    assert predictor.score_threshold == table.threshold("S@48/5", "f1")
+    predictor.set_point("S")
+    assert predictor.score_threshold == table.threshold("S", "f1")
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ("FS-2@", "write it as FS-3@640/300"),
+        ("FS-9@48/5", "no stitch 'FS-9'"),
+        ("FS-2@50/5", "50 is not a multiple of the patch size 16"),
+        ("FS-2@0/5", "at least"),
+        ("FS-2@48/0", "no proposals"),
+    ],
+)
+def test_points_that_the_model_cannot_run_are_refused(make, point, message):
+    predictor = make(stitch="S@48/5")
+    with pytest.raises(InputError, match=message):
+        predictor.set_point(point)
+    assert predictor.name == "S@48/5"
+
+
+def test_points_are_measured(make, config, image):
+    predictor = make(stitch="S")
+    points = [point_of(predictor.model, name) for name in ("S", "S@48/5")]
+    costs = costs_of(config.model, points)
+    rows = measure_points(predictor, points, lambda p: costs[p.name], [image], 1, 0)
+    assert [row["name"] for row in rows] == ["S", "S@48/5"]
+    assert rows[1]["memory_mb"] < rows[0]["memory_mb"]
+    assert predictor.name == "S"
+    table = StitchTable.read_results(f"{folder_of(config)}/sweep")
+    measured = StitchTable([e.result for e in table], {"device": "here", "rows": rows})
+    assert measured["S@48/5"].memory_mb == rows[1]["memory_mb"]
+    assert measured["S@48/20"].memory_mb is None
+
+
+def test_an_exported_file_carries_its_point(make, config, image, tmp_path):
+    predictor = make(stitch="FS-2@48/5")
+    path = tmp_path / "point.safetensors"
+    model, names = predictor.model, predictor.class_names
+    info = export_stitch(path, model, config, predictor.stitch, names, (48, 5))
+    assert read_export(path) == info
+    assert (info.name, info.stitch.name, info.image_size) == ("FS-2@48/5", "FS-2", 48)
+    assert info.gflops == StitchTable.read(folder_of(config))["FS-2@48/5"].gflops
+    exported = Predictor.from_file(path, score_threshold="f1")
+    assert exported.name == "FS-2@48/5" and exported.point.num_proposals == 5
+    exported.set_score_threshold(0.0)
+    found, expected = exported(image), predictor(image)
+    assert len(found) == len(expected) > 0
+    # Low-rank updates are merged on the way.
+    torch.testing.assert_close(found.scores, expected.scores, atol=1e-5, rtol=1e-4)
+    exported.set_stitch("FS-2@48/5")
+    with pytest.raises(InputError, match="load the model by the config of its training"):
+        exported.set_point("FS-2@64/5")
+    assert load_exported(path).backbone.padding_constraints["square_size"] == 48
+    # A file as trained has no more keys than before there were points.
+    export_stitch(path, model, config, predictor.stitch, names)
+    assert "point" not in json.loads(read_export(path).to_json())
+    assert read_export(path).name == "FS-2"
+
+
+def test_a_point_that_is_not_that_of_its_file_is_refused(make, config, tmp_path):
+    predictor = make(stitch="FS-2@48/5")
+    arguments = (predictor.model, config, predictor.stitch, predictor.class_names, (48, 5))
+    content = json.loads(export_stitch(tmp_path / "a.safetensors", *arguments).to_json())
+    for point in ("S@48/5", "FS-2@64/5", "FS-2@48", "FS-2"):
+        with pytest.raises(InputError, match="operating point"):
+            type(read_export(tmp_path / "a.safetensors")).from_json(
+                json.dumps({**content, "point": point})
+            )
+
+
+def test_the_tools_take_points(config, tmp_path, image):
+    cv2.imwrite(str(tmp_path / "photo.png"), image)
+    file, weights = f"{folder_of(config)}/config.yaml", config.train.init_checkpoint
+    save_config(config, file)
+    common = ["--config-file", file, "--weights", weights]
+    out = tmp_path / "out"
+    photo = str(tmp_path / "photo.png")
+    done = run_program(
+        *("tools/predict.py", photo, *common, "--stitch", "FS-2@48/5", "--output", str(out))
+    )
+    assert done.code == 0, done.error
+    assert json.loads((out / "predictions.json").read_text())
+    exported = str(tmp_path / "p.safetensors")
+    done = run_program(
+        *("tools/export_stitch.py", *common, "--stitch", "S@48/5", "--output", exported, "--onnx")
+    )
+    assert done.code == 0, done.error
+    assert "S@48/5" in done.printed and "1 x 3 x 48 x 48" in done.printed
+    done = run_program(
+        *("tools/measure_latency.py", *common, "--stitches", "frontier"),
+        *("--repeats", "1", "--warmup", "0", "--output", str(tmp_path / "latency.json")),
+    )
+    assert done.code == 0, done.error
+    names = {row["name"] for row in json.loads((tmp_path / "latency.json").read_text())["rows"]}
+    table = StitchTable.read(folder_of(config))
+    assert names == {row["name"] for row in table.rows() if row["on_pareto"]}
+    assert any("@" in name for name in names)
+
+
+def test_the_demo_page_chooses_among_points(make, config):
+    table = StitchTable.read(folder_of(config))
+    choices = Choices(make().stitches, stitch_costs(config.model), table)
+    assert {"S", "S@48/5", "L"} <= choices.rows.keys()
+    cheapest = min(entry.gflops for entry in table)
+    assert choices.within("gflops", cheapest, "box") == "S@48/5"
+    low, _, _ = choices.limits("gflops")
+    assert low >= cheapest
