@@ -381,7 +381,6 @@ class Predictor:
             image, own if operation is None else self._resizing.get(operation[0], own)
         )
 
-    @torch.no_grad()
     def detect(
         self, inputs: Sequence[dict[str, object]], stitch: int | str | None = None
     ) -> list[Detections]:
@@ -396,6 +395,7 @@ class Predictor:
         """
         return self._detect(inputs, None if stitch is None else self._find(stitch))
 
+    @torch.no_grad()
     def _detect(
         self,
         inputs: Sequence[dict[str, object]],

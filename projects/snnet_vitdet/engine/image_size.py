@@ -5,8 +5,9 @@ import copy
 from omegaconf import OmegaConf
 
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.validators import check
 
-from .settings import Config
+from .settings import SIDE, Config
 
 __all__ = ["at_image_size", "check_image_size"]
 
@@ -32,9 +33,10 @@ def check_image_size(config: Config, image_size: int) -> None:
     """Checks whether a detector can run at another image size.
 
     Raises:
-        InputError: If the size is no multiple of the patch size, or the config has sizes that do
-            not follow ``data.image_size``.
+        InputError: If the size is out of range or no multiple of the patch size, or if the config
+            has sizes that do not follow ``data.image_size``.
     """
+    check("image_size", image_size, SIDE)
     net = config.model.backbone.net
     patch_size = net.get("patch_size") or net.small.patch_size
     if image_size % patch_size:
