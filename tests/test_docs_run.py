@@ -21,7 +21,7 @@ from snnet_vitdet.demo.__main__ import config_file_of
 # Training takes some seconds, whichever of these tests runs first.
 pytestmark = pytest.mark.slow
 
-PAGES = ("sweep", "deploy")
+PAGES = ("sweep", "deploy", "points")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Runs until it is stopped: tests/demo starts it.
 SERVER = ["-m", "snnet_vitdet.demo"]

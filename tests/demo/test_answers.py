@@ -45,7 +45,7 @@ def test_the_model_runs_as_it_is_wanted(file):
     assert "<td>dog</td><td>0.90</td>" in said and "cat" not in said
     _, said = answers.detect(file, Wish(**WISH | dict(budget=BY_NAME, min_score=0.2)))
     assert "<strong>2 objects</strong>" in said and said.index("dog") < said.index("cat")
-    assert answers._predict.asked == [((20, 30, 3), 5), ((20, 30, 3), 1)]
+    assert answers._predict.asked == [((20, 30, 3), "SF-1"), ((20, 30, 3), "L")]
 
 
 def test_names_of_classes_are_no_html(file):

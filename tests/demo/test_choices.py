@@ -41,10 +41,10 @@ def swept():
 
 
 def test_a_budget_takes_the_best_within(swept):
-    assert swept.within("gflops", 155, "box") == 4
-    assert swept.within("gflops", 155, "mask") == 5
+    assert swept.within("gflops", 155, "box") == SPACE[4].name
+    assert swept.within("gflops", 155, "mask") == SPACE[5].name
     # Later ones are quicker here.
-    assert swept.within("latency_ms", 77, "mask") == 13
+    assert swept.within("latency_ms", 77, "mask") == SPACE[13].name
     assert swept.scores == ["box", "mask"]
     assert swept.budgets == ["gflops", "latency_ms", "memory_mb"]
 
@@ -52,7 +52,7 @@ def test_a_budget_takes_the_best_within(swept):
 @pytest.mark.parametrize("budget", ["gflops", "latency_ms", "memory_mb"])
 def test_a_slider_reaches_from_the_cheapest_to_all(swept, budget):
     low, high, step = swept.limits(budget)
-    costs = [swept.rows[i][budget] for i in range(14)]
+    costs = [swept.rows[stitch.name][budget] for stitch in SPACE]
     assert min(costs) <= low < min(costs) + step and max(costs) <= high
     assert swept.rows[swept.within(budget, low, "box")][budget] <= low
     # Round steps, as many as a hand can set.
@@ -62,7 +62,7 @@ def test_a_slider_reaches_from_the_cheapest_to_all(swept, budget):
 
 def test_without_a_sweep_the_most_computing_is_taken():
     choices = Choices(list(SPACE), COSTS, None)
-    assert choices.within("gflops", 155, "box") == 5
+    assert choices.within("gflops", 155, "box") == SPACE[5].name
     assert (choices.scores, choices.budgets, choices.has_best_f1) == ([], ["gflops"], False)
     points = choices.points("gflops", "box")
     assert [y for _, _, y in points] == [cost.params_m for cost in COSTS]
@@ -76,7 +76,7 @@ def test_only_what_was_scored_and_measured_is_drawn():
     assert [row["stitch_id"] for row, _, _ in choices.points("gflops", "box")] == [0, 1, 6]
     assert [row["stitch_id"] for row, _, _ in choices.points("latency_ms", "box")] == [1, 6]
     # By name they can be had all the same.
-    assert choices.rows[13]["gflops"] == COSTS[13].gflops
+    assert choices.rows[SPACE[13].name]["gflops"] == COSTS[13].gflops
 
 
 def test_a_sweep_of_another_model_is_refused():
@@ -87,7 +87,7 @@ def test_a_sweep_of_another_model_is_refused():
 
 def test_the_plot_has_every_point_and_marks_the_chosen(swept):
     points = swept.points("gflops", "box")
-    svg = plot_svg(points, "GFLOPs", "box AP", chosen=4, limit=155).partition("<ul")[0]
+    svg = plot_svg(points, "GFLOPs", "box AP", chosen=SPACE[4].name, limit=155).partition("<ul")[0]
     root = ElementTree.fromstring(svg)
     drawn = {use.get("data-stitch"): use for use in root.iter("use")}
     assert set(drawn) == {row["name"] for row, _, _ in points}
@@ -106,4 +106,4 @@ def test_the_plot_has_every_point_and_marks_the_chosen(swept):
 
 def test_a_plot_of_one_point_is_drawn(swept):
     point = swept.points("gflops", "box")[0]
-    assert "nan" not in plot_svg([point], "GFLOPs", "box AP", chosen=0, limit=1000)
+    assert "nan" not in plot_svg([point], "GFLOPs", "box AP", chosen="S", limit=1000)

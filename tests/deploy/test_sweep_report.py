@@ -60,10 +60,11 @@ def test_the_frontiers_ends_and_middle_are_shown_or_it_is_filled_up(rows, expect
 class OneBox:
     """Stands for a predictor of a baseline, which finds one object, at the same place always."""
 
-    stitch = None
-
     def __init__(self, box, with_mask):
         self.box, self.with_mask = box, with_mask
+
+    def set_point(self, name):
+        """It has one point."""
 
     def set_score_threshold(self, score):
         if isinstance(score, str):

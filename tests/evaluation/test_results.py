@@ -134,7 +134,7 @@ def test_csv_has_the_header_of_the_contract_and_readable_values(tmp_path):
     assert lines[1].startswith("0,small,S,,1.0000,30.2500,33.3333,53.3333,")
     assert lines[1].endswith(",true,,,,")
     assert lines[3].startswith("4,SFS-3-7,SFS,3-7,3.0000,")
-    assert lines[4] == "9,FS-1,FS,1,2.5000,30.2500,,,,,,,12.0000,,,,,,false,,"
+    assert lines[4] == "9,FS-1,FS,1,2.5000,30.2500,,,,,,,12.0000,,,,,,false,,,,"
     assert lines[5:] == [""]
 
 
@@ -153,7 +153,7 @@ def test_rows_say_how_long_the_weights_were_trained(tmp_path):
     table.write(tmp_path)
     assert [row["iteration"] for row in StitchTable.read_results(tmp_path).rows()] == [0, 700, None]
     lines = (tmp_path / "stitches.csv").read_text().splitlines()
-    assert [line.split(",")[-2] for line in lines] == ["iteration", "0", "700", ""]
+    assert [line.split(",")[-4] for line in lines] == ["iteration", "0", "700", ""]
 
 
 def _large_table():

@@ -168,11 +168,16 @@ def test_other_criteria_are_refused(criterion):
 
 def test_what_was_written_is_read_and_damage_is_named(tmp_path):
     assert read_curves(tmp_path) == {}
-    curves = {4: curve_of([(0.5, True)]), 2: curve_of([(0.7, False)])}
+    curves = {(4, 0, 0): curve_of([(0.5, True)]), (4, 48, 5): curve_of([(0.7, False)])}
     write_curves(tmp_path, curves)
     assert read_curves(tmp_path) == curves
     path = tmp_path / CURVES_FILE
     rows = json.loads(path.read_text())
+    # Earlier versions wrote the stitch alone.
+    for row in rows:
+        del row["image_size"], row["num_proposals"]
+    path.write_text(json.dumps(rows[:1]))
+    assert read_curves(tmp_path) == {(4, 0, 0): curves[4, 0, 0]}
     for damaged in ("[", "3", json.dumps([{**rows[0], "matched": [1]}]), '[{"name": 1}]'):
         path.write_text(damaged)
         with pytest.raises(InputError, match=r"score_curves.json is damaged"):

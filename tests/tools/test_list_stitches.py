@@ -6,7 +6,10 @@ from tools import list_stitches
 
 SL = "configs/COCO/mask_rcnn_snnet_deit3_s_l_100ep.py"
 NANO = "configs/shapes/mask_rcnn_snnet_nano.py"
-COLUMNS = ["stitch_id", "name", "kind", "cuts", "gflops", "params_m", "probability"]
+COLUMNS = [
+    *("stitch_id", "name", "kind", "cuts", "gflops", "params_m", "probability"),
+    *("image_size", "num_proposals"),
+]
 
 
 @pytest.fixture
@@ -138,10 +141,30 @@ def test_file_holds_what_is_printed(run, tmp_path):
         cells = lines[row["name"]]
         assert cells[0] == row["stitch_id"]
         assert cells[2] == row["kind"]
-        assert cells[3 : len(cells) - 3] == ([row["cuts"]] if row["cuts"] else [])
-        numbers = [float(cell) for cell in cells[-3:]]
-        expected = [float(row[key]) for key in COLUMNS[-3:]]
+        assert cells[3 : len(cells) - 5] == ([row["cuts"]] if row["cuts"] else [])
+        numbers = [float(cell) for cell in cells[-5:]]
+        expected = [float(row[key]) for key in COLUMNS[-5:]]
         assert numbers == pytest.approx(expected, rel=1e-4)
+
+
+def test_operating_points_are_listed_with_their_costs(run, tmp_path):
+    """Figures counted with detectron2's analysis of configs of these sizes and numbers."""
+    points = ("sweep.image_sizes=[512,640,768,1024]", "sweep.proposals=[100,300,1000]")
+    printed = run("--config-file", SL, "--csv", tmp_path / "out.csv", *points)
+    assert "1,608 operating points. GFLOPs" in printed
+    rows = read(tmp_path / "out.csv")
+    assert len(rows) == len({row["name"] for row in rows}) == 134 * 12
+    gflops = {row["name"]: float(row["gflops"]) for row in rows}
+    counted = {"S@1024/300": 379.3, "S@640/1000": 248.6, "S@512/300": 117.3, "L@512/300": 482.1}
+    for name, expected in counted.items():
+        assert gflops[name] == pytest.approx(expected, abs=0.05)
+    assert min(gflops.values()) <= 120
+    # A stitch as it is trained keeps its name; it alone has a probability.
+    trained = [row for row in rows if row["probability"]]
+    assert [row["name"] for row in trained] == [
+        row["name"] for row in rows if "@" not in row["name"]
+    ]
+    assert {(row["image_size"], row["num_proposals"]) for row in trained} == {("1024", "1000")}
 
 
 def test_file_that_cannot_be_written_is_refused(refused, tmp_path):
