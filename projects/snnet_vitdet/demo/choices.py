@@ -18,30 +18,37 @@ class Choices:
     """The stitches of a model and all points of its sweep, with all that is known about them."""
 
     def __init__(
-        self, stitches: Sequence[Stitch], costs: Sequence[Cost], table: StitchTable | None
+        self,
+        stitches: Sequence[Stitch],
+        costs: Sequence[Cost],
+        table: StitchTable | None,
+        names: Sequence[str] | None = None,
     ) -> None:
         """
         Args:
             stitches: All stitches of a model, or some of them, ordered by id.
             costs: The cost of each, in the same order.
             table: The results of a sweep; None without a sweep.
+            names: Names of exported points, in the same order; None for the stitches as trained.
 
         Raises:
             InputError: If the sweep is of another model.
         """
         self.table = StitchTable() if table is None else table
         self.rows: dict[str, Row] = {
-            stitch.name: {
+            name: {
                 "stitch_id": stitch.id,
-                "name": stitch.name,
+                "name": name,
                 "kind": stitch.kind,
                 "gflops": cost.gflops,
                 "params_m": cost.params_m,
             }
-            for stitch, cost in zip(stitches, costs, strict=True)
+            for name, stitch, cost in zip(
+                names or [stitch.name for stitch in stitches], stitches, costs, strict=True
+            )
         }
         """What is known about each point, by name; one that was swept has a row of the sweep."""
-        ids = {name: row["stitch_id"] for name, row in self.rows.items()}
+        ids = {stitch.name: stitch.id for stitch in stitches}
         swept = self.table.rows()
         for row in swept:
             stitch_id, name = row["stitch_id"], row["name"]

@@ -82,28 +82,33 @@ def from_exports(args: argparse.Namespace) -> tuple[Answers, str, list[str]]:
     files = sorted(Path(path).glob("*.safetensors")) if os.path.isdir(path) else [Path(path)]
     if not files:
         raise InputError(f"folder {path} has no exported files (.safetensors)")
-    by_id: dict[int, tuple[Path, ExportInfo]] = {}
+    by_name: dict[str, tuple[Path, ExportInfo]] = {}
     for file in files:
         info = read_export(file)
         if info.stitch is None:
             raise InputError(f"{file} is a baseline: it has no stitches to choose from")
-        earlier, _ = by_id.setdefault(info.stitch.id, (file, info))
+        earlier, _ = by_name.setdefault(info.name, (file, info))
         if earlier != file:
             raise InputError(
                 f"{file} and {earlier} both have stitch {info.name}: give one of them alone, or "
                 "another folder"
             )
-    by_id = dict(sorted(by_id.items()))
-    infos = [info for _, info in by_id.values()]
+    found = sorted(by_name.values(), key=lambda each: (each[1].stitch.id, each[1].gflops))
+    infos = [info for _, info in found]
     if len({info.class_names for info in infos}) > 1:
         raise InputError(
             f"the files in {path} are not of one training, their classes differ: give one of them "
             "alone, or another folder"
         )
     costs = [Cost(info.gflops * 1e9, info.params_m * 1e6) for info in infos]
-    choices = Choices([info.stitch for info in infos], costs, exported_table(infos, path))
+    choices = Choices(
+        [info.stitch for info in infos],
+        costs,
+        exported_table(infos, path),
+        [info.name for info in infos],
+    )
     options = dict(device=args.device, precision=args.precision)
-    predictors = {info.name: Predictor.from_file(file, **options) for file, info in by_id.values()}
+    predictors = {info.name: Predictor.from_file(file, **options) for file, info in found}
     answers = Answers(
         lambda image, name: predictors[name](image),
         choices,

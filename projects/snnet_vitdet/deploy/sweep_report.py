@@ -185,8 +185,10 @@ def _facts(config: Config, table: StitchTable) -> list[tuple[str, str]]:
     if all("depth" in vit and "embed_dim" in vit for vit in vits):
         sizes = " + ".join(f"{vit.depth} × {vit.embed_dim}" for vit in vits)
         facts.append(("ViT blocks × width", sizes))
-    side = config.data.image_size
-    facts.append(("Image size", f"{side} × {side} pixels"))
+    sizes = {entry.result.image_size for entry in table} - {None} or {config.data.image_size}
+    facts.append(
+        ("Image size", ", ".join(f"{side} × {side}" for side in sorted(sizes)) + " pixels")
+    )
     if table.device is not None:
         facts.append(("Latency and memory on", table.device))
     return facts

@@ -208,7 +208,8 @@ def _facts(rows: Sequence[Row], columns: Sequence[Column]) -> list[tuple[str, st
     by_key = {column.key: column for column in columns}
     kinds = Counter(str(row["kind"]) for row in rows)
     by_kind = ", ".join(f"{count}\u00a0{kind}" for kind, count in kinds.items())
-    facts = [("Stitches", f"{len(rows)} ({by_kind})")]
+    what = "Operating points" if any("@" in row["name"] for row in rows) else "Stitches"
+    facts = [(what, f"{len(rows):,} ({by_kind})")]
     full = comparable(rows)
     if num_images(full[0]):
         fewer = len(rows) - len(full)

@@ -55,7 +55,8 @@ _WORDS = {
 def present_columns(rows: Sequence[Row]) -> list[Column]:
     """The columns that have values, in their order.
 
-    The number of images and of iterations are columns only if rows differ in them.
+    Image size and the numbers of proposals, images and iterations are columns only if rows differ
+    in them.
     """
     columns = list(_TEXTS)
     for key, label, title in _COSTS:
@@ -68,7 +69,12 @@ def present_columns(rows: Sequence[Row]) -> list[Column]:
             if any(has_value(row, f"{task}_{ap}") for row in rows):
                 title = f"{word} {_WORDS[ap]}"
                 columns.append(Column(f"{task}_{ap}", f"{word} {ap}", title, "score", 1))
-    for key, label in (("num_images", "images"), ("iteration", "iteration")):
+    for key, label in (
+        ("image_size", "image size"),
+        ("num_proposals", "proposals"),
+        ("num_images", "images"),
+        ("iteration", "iteration"),
+    ):
         if len({row.get(key) for row in rows}) > 1:
             columns.append(Column(key, label, label, "number"))
     return columns
