@@ -19,6 +19,7 @@ from tabulate import tabulate
 
 from snnet_vitdet.engine import (
     build_sampler,
+    costs_by_size,
     ends_plan,
     load_config,
     mean_gflops,
@@ -56,9 +57,8 @@ def rows_of(points, costs, probabilities):
     ]
 
 
-def training_lines(sampler, shares, costs, large_alone):
+def training_lines(sampler, shares, mean, costs, large_alone):
     """Sentences on the mean cost of a training iteration and on the share of the anchors."""
-    mean = mean_gflops(shares, costs)
     yield (
         f"Training iteration: {mean:.5g} GFLOPs an image on average, "
         f"{mean / large_alone.gflops:.3f} of the baseline on the large anchor"
@@ -92,8 +92,12 @@ def run(args):
     try:
         config = load_config(args.config_file, args.opts)
         costs = stitch_costs(config.model)
-        sampler = build_sampler(config, costs)
-        shares = training_shares(sampler, config.train.max_iter)
+        # Each image size of a training has costs, and with them groups, of its own.
+        tables = costs_by_size(config) if config.train.image_sizes else {None: costs}
+        samplers = [build_sampler(config, table) for table in tables.values()]
+        each = [training_shares(sampler, config.train.max_iter) for sampler in samplers]
+        shares = [sum(column) / len(each) for column in zip(*each, strict=True)]
+        mean = sum(map(mean_gflops, each, tables.values())) / len(each)
         size = image_size_of(config.model)
         model = build_on_meta(config.model)
         config.sweep.stitch_ids = "all"
@@ -122,7 +126,7 @@ def run(args):
         print(f"{anchor.name} in the {whole}: {costs[anchor.id].gflops:.5g} GFLOPs")
     for name, cost in baselines.items():
         print(f"ViTDet on the {name} anchor alone (baseline): {cost.gflops:.5g} GFLOPs")
-    for line in training_lines(sampler, shares, costs, baselines["large"]):
+    for line in training_lines(samplers[0], shares, mean, costs, baselines["large"]):
         print(line)
 
 

@@ -137,6 +137,49 @@ def test_a_resumed_loader_continues_exactly(dataset, mapper):
     assert_same_batches(take(resumed, 3), whole[4:])
 
 
+def test_each_iteration_has_an_image_size_of_its_own(dataset, mapper, monkeypatch):
+    """The same in every process, with workers or without, and after a resume."""
+    mappers = {
+        size: DatasetMapper(
+            is_train=True,
+            augmentations=[T.Resize((size, size))],
+            image_format="RGB",
+            use_instance_mask=True,
+            instance_mask_format="bitmask",
+        )
+        for size in (32, 48, 64)
+    }
+
+    def sizes_of(rank, world, start=0, num_workers=0):
+        as_process(monkeypatch, rank, world)
+        loader = build_train_loader(
+            dataset, mapper, total_batch_size=4, num_workers=num_workers, seed=3
+        )
+        loader.vary_image_size(mappers)
+        loader.start_iteration = start
+        found = []
+        for iteration, batch in enumerate(take(loader, 8), start=start):
+            (shape,) = {tuple(sample["image"].shape[1:]) for sample in batch}
+            assert shape == (loader.image_size_at(iteration),) * 2
+            found.append(shape[0])
+        return found
+
+    sizes = sizes_of(0, 1)
+    assert len(set(sizes)) > 1
+    assert sizes_of(0, 2) == sizes_of(1, 2) == sizes_of(0, 1, num_workers=2) == sizes
+    assert sizes_of(1, 2, start=3)[:5] == sizes[3:]
+    loader = build_train_loader(dataset, mapper, total_batch_size=2, num_workers=0, seed=3)
+    assert loader.image_size_at(0) is None
+    loader.vary_image_size(mappers)
+    draws = [loader.image_size_at(i) for i in range(3000)]
+    assert all(900 < draws.count(size) < 1100 for size in mappers)
+    as_process(monkeypatch, 0, 1)
+    loader = build_train_loader(dataset, mapper, total_batch_size=2, num_workers=0)
+    loader.vary_image_size(mappers)
+    # Samples for the fit keep the loader's own size.
+    assert {s["image"].shape[1] for s in loader.fit_samples(2)} == {64}
+
+
 def test_every_epoch_is_another_permutation_of_the_data(dataset):
     loader = build_train_loader(dataset, random_mapper, total_batch_size=2, num_workers=0)
     order = sum((names(batch) for batch in take(loader, 7)), [])

@@ -13,7 +13,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from two_processes import run_in_two_processes
 
-from snnet_vitdet.stitching import ResourceConstrainedSampler, StitchSpace, UniformSampler
+from snnet_vitdet.stitching import (
+    ResourceConstrainedSampler,
+    SamplerBySize,
+    StitchSpace,
+    SubsetSampler,
+    UniformSampler,
+)
 
 # 134 costs between those of the anchors of S/L, with crowded and lonely budgets; none halfway.
 GFLOPS = [round(475.13 + 1332.4 * (i / 133) ** 2, 3) for i in range(134)]
@@ -289,3 +295,16 @@ def test_any_costs_and_step_give_a_sampler_or_a_value_error(gflops, step):
     else:
         assert step > 0 and all(math.isfinite(g) and g > 0 for g in gflops)
         assert sum(sampler.probabilities()) == pytest.approx(1.0)
+
+
+def test_a_sampler_by_size_draws_from_that_of_the_iterations_size():
+    samplers = {
+        512: SubsetSampler(UniformSampler([1.0] * 2, seed=0), [0, 1], 3),
+        1024: SubsetSampler(UniformSampler([1.0], seed=0), [2], 3),
+    }
+    by_size = SamplerBySize(samplers, lambda iteration: 1024 if iteration % 2 else 512)
+    assert [by_size(i, 1) for i in range(20)] == [
+        samplers[1024 if i % 2 else 512](i, 1) for i in range(20)
+    ]
+    assert {by_size(i) for i in range(1, 20, 2)} == {2}
+    assert by_size.probabilities() == pytest.approx((0.25, 0.25, 0.5))

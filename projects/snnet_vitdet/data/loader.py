@@ -12,7 +12,7 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -144,6 +144,21 @@ class TrainLoader:
         """Number of images of the data set, which is an epoch."""
         return len(self._samples)
 
+    def vary_image_size(self, mappers: Mapping[int, Mapper]) -> None:
+        """Draws an image size for each iteration, and maps its images to this size.
+
+        Args:
+            mappers: The mapper of each image size, in place of the loader's own.
+        """
+        self._samples.mappers = {size: PicklableWrapper(each) for size, each in mappers.items()}
+
+    def image_size_at(self, iteration: int) -> int | None:
+        """The image size of an iteration, the same in all processes; None if it does not vary."""
+        sizes = list(self._samples.mappers)
+        if not sizes:
+            return None
+        return sizes[_hash64(self._samples.seed, "image_size", iteration) % len(sizes)]
+
     def __iter__(self) -> Iterator[list[dict]]:
         loader = DataLoader(
             self._samples,
@@ -160,19 +175,19 @@ class TrainLoader:
             raise_failures(batch)
             yield batch
 
-    def _keys(self, iteration: int) -> Iterator[list[tuple[int, int]]]:
-        """(position, index into the data set) of each sample of a batch of this process."""
+    def _keys(self, iteration: int) -> Iterator[list[tuple[int, int, int | None]]]:
+        """Position, index into the data set and image size of the samples of each batch."""
         share = self._total_batch_size // self._world
         order, epoch = None, -1
         while True:
             start = iteration * self._total_batch_size + self._rank * share
-            keys = []
+            size, keys = self.image_size_at(iteration), []
             for position in range(start, start + share):
                 position_epoch, place = divmod(position, len(self._samples))
                 if position_epoch != epoch:
                     epoch = position_epoch
                     order = _permutation(len(self._samples), self._samples.seed, "epoch", epoch)
-                keys.append((position, int(order[place])))
+                keys.append((position, int(order[place]), size))
             yield keys
             iteration += 1
 
@@ -239,14 +254,20 @@ class _EvaluationSamples(_Samples):
 
 
 class _TrainSamples(_Samples):
-    """Maps (position, index) keys to samples, each under a random state of its own."""
+    """Maps (position, index, image size) to samples, each under a random state of its own.
+
+    Attributes:
+        mappers: The mapper of each image size; none if the size does not vary.
+    """
 
     def __init__(self, dataset: list[dict], mapper: Mapper, seed: int) -> None:
         super().__init__(dataset, mapper)
         self.seed = seed
+        self.mappers: dict[int, Mapper] = {}
 
-    def __getitem__(self, key: tuple[int, int]) -> dict | Failure:
-        return self.map(*key, purpose="train")
+    def __getitem__(self, key: tuple[int, int, int | None]) -> dict | Failure:
+        position, index, size = key
+        return self.map(position, index, "train", self.mappers.get(size))
 
     def map(
         self, position: int, index: int, purpose: str, mapper: Mapper | None = None

@@ -12,7 +12,14 @@ from .memory_probe import synthetic_batch
 from .precision import set_float32_arithmetic
 from .preflight import preflight, prepare_run
 from .run_folder import alone_in, folder_of_run, set_up
-from .samplers import build_sampler, crowded_anchors, ends_plan, mean_gflops, training_shares
+from .samplers import (
+    build_sampler,
+    costs_by_size,
+    crowded_anchors,
+    ends_plan,
+    mean_gflops,
+    training_shares,
+)
 from .saved_config import save_config
 from .settings import (
     Config,
@@ -46,6 +53,7 @@ __all__ = [
     "check_image_size",
     "checkpoint_to_evaluate",
     "checkpoint_to_resume",
+    "costs_by_size",
     "crowded_anchors",
     "ends_plan",
     "fit_stitching_layers",

@@ -2,18 +2,22 @@
 
 import copy
 
+from detectron2.config import instantiate
 from omegaconf import OmegaConf
 
+from snnet_vitdet.data import TrainLoader
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.validators import check
 
 from .settings import SIDE, Config
 
-__all__ = ["at_image_size", "check_image_size"]
+__all__ = ["at_image_size", "check_image_size", "vary_image_size"]
 
 
 def at_image_size(config: Config, image_size: int) -> Config:
-    """A config whose test images have another size; the model's parameters stay what they are.
+    """A config with images of another size.
+
+    A model keeps its parameters: only what pads and resizes images follows the new config.
 
     Args:
         config: The whole config; not changed.
@@ -29,8 +33,13 @@ def at_image_size(config: Config, image_size: int) -> Config:
     return changed
 
 
-def check_image_size(config: Config, image_size: int) -> None:
+def check_image_size(config: Config, image_size: int, loader: str = "test") -> None:
     """Checks whether a detector can run at another image size.
+
+    Args:
+        config: The whole config.
+        image_size: The size.
+        loader: The loader that is to give images of this size: ``test`` or ``train``.
 
     Raises:
         InputError: If the size is out of range or no multiple of the patch size, or if the config
@@ -46,7 +55,7 @@ def check_image_size(config: Config, image_size: int) -> None:
     own, other = config, at_image_size(config, image_size)
     if own is other:
         return
-    for key in ("model.backbone.square_pad", "dataloader.test.mapper.augmentations"):
+    for key in ("model.backbone.square_pad", f"dataloader.{loader}.mapper.augmentations"):
         if _resolved(own, key) == _resolved(other, key):
             raise InputError(
                 f"{key} does not follow data.image_size, so the detector cannot run at "
@@ -57,3 +66,16 @@ def check_image_size(config: Config, image_size: int) -> None:
 def _resolved(config: Config, key: str) -> object:
     value = OmegaConf.select(config, key)
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def vary_image_size(config: Config, data_loader: TrainLoader) -> None:
+    """Lets a loader draw an image size of ``train.image_sizes`` for each iteration.
+
+    Args:
+        config: The whole config.
+        data_loader: The loader of the training.
+    """
+    sizes = config.train.image_sizes
+    data_loader.vary_image_size(
+        {size: instantiate(at_image_size(config, size).dataloader.train.mapper) for size in sizes}
+    )

@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from snnet_vitdet.errors import InputError, first_line
-from snnet_vitdet.modeling import find_stitched_vit
+from snnet_vitdet.modeling import find_stitched_vit, operating_at
 from snnet_vitdet.stitching import CostTable
 
 from .distillation import distils
@@ -42,6 +42,8 @@ def probe_memory(
 ) -> None:
     """Runs the most expensive stitch once forward and backward, on as many images as the training.
 
+    With ``train.image_sizes``, it runs once at each size, the largest first.
+
     With distillation, the second most expensive stitch runs, too: the first is the teacher, which
     is not taught itself. Meanwhile the memory that the optimizer's state and accumulated gradients
     will take is occupied. No gradient stays, and the selected stitch does not change. Draws from
@@ -58,37 +60,48 @@ def probe_memory(
     """
     steps, num_processes = config.train.accumulation.steps, comm.get_world_size()
     mask_format = config.dataloader.train.mapper.get("instance_mask_format", "polygon")
-    batch = synthetic_batch(
-        config.dataloader.train.total_batch_size // (num_processes * steps),
-        config.data.image_size,
-        model.roi_heads.num_classes,
-        mask_format if config.data.masks else None,
-    )
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
-    selected = [nullcontext()]
-    if costs is not None:
+    selected: list[int | None] = [None]
+    net = find_stitched_vit(model)
+    if net is not None and costs is not None:
         num_stitches = 2 if distils(config.train.distillation) else 1
         by_cost = sorted(range(len(costs)), key=costs.gflops.__getitem__, reverse=True)
-        net = find_stitched_vit(model)
-        selected = [net.using_stitch(stitch) for stitch in by_cost[:num_stitches]]
+        selected = list(by_cost[:num_stitches])
     model.train()
     reserved = None
     try:
         if on_gpu:
-            torch.cuda.reset_peak_memory_stats(device)
             size = memory_to_come(model, optimizer, steps > 1, num_processes)
             reserved = torch.empty(size, dtype=torch.uint8, device=device)
-        for stitch in selected:
-            with stitch, EventStorage():
-                with autocast(device, training_precision(config)):
-                    loss = sum(model(batch).values())
-                loss.backward()
-            del loss
-            model.zero_grad(set_to_none=True)
+        for side in sorted(config.train.image_sizes or [config.data.image_size], reverse=True):
+            batch = synthetic_batch(
+                config.dataloader.train.total_batch_size // (num_processes * steps),
+                side,
+                model.roi_heads.num_classes,
+                mask_format if config.data.masks else None,
+            )
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats(device)
+            for stitch in selected:
+                using = nullcontext() if stitch is None else net.using_stitch(stitch)
+                at_size = operating_at(model, side if config.train.image_sizes else None, None)
+                with using, at_size, EventStorage():
+                    with autocast(device, training_precision(config)):
+                        loss = sum(model(batch).values())
+                    loss.backward()
+                del loss
+                model.zero_grad(set_to_none=True)
+            if on_gpu:
+                logger.info(
+                    "Memory of the most expensive stitch at %d pixels, optimizer's state included: "
+                    "peak %.1f of %.1f GiB.",
+                    side,
+                    torch.cuda.max_memory_allocated(device) / 2**30,
+                    torch.cuda.get_device_properties(device).total_memory / 2**30,
+                )
     except torch.OutOfMemoryError as error:
         images = f"{len(batch)} image{'s' if len(batch) > 1 else ''}"
-        side = config.data.image_size
         raise InputError(
             f"{images} of {side} x {side} pixels through the most expensive stitch do not fit into "
             f"the memory of {device} together with the optimizer's state ({first_line(error)}): "
@@ -97,13 +110,6 @@ def probe_memory(
     finally:
         del reserved
         model.zero_grad(set_to_none=True)
-    if on_gpu:
-        logger.info(
-            "Memory of the most expensive stitch, optimizer's state included: peak %.1f of %.1f "
-            "GiB.",
-            torch.cuda.max_memory_allocated(device) / 2**30,
-            torch.cuda.get_device_properties(device).total_memory / 2**30,
-        )
 
 
 def memory_to_come(

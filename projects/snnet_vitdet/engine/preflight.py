@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from snnet_vitdet.building import build, located
+from snnet_vitdet.data import build_train_loader
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.one_pass import supports_one_pass
 from snnet_vitdet.files import read_json
@@ -29,10 +30,11 @@ from snnet_vitdet.validators import check, whole, written
 from .checkpoint import checkpoint_to_evaluate, last_checkpoint
 from .distillation import check_distillation
 from .dry_run import try_evaluator, try_heads, try_loader
+from .image_size import check_image_size
 from .initialise import anchors_of, check_detectors
 from .learning_rate import check_schedule
 from .run_data import check_data, check_data_nodes, settle_masks
-from .samplers import build_sampler
+from .samplers import build_sampler, costs_by_size
 from .saved_config import check_resumed_settings
 from .setting_checks import check_present, check_settings, flat
 from .settings import HIGHEST_SEED, LEFT_TO_USER, Config, TrainSettings
@@ -176,6 +178,7 @@ def _check_parts(config: Config, training: bool, evaluation: bool, num_processes
         config.model.roi_heads.num_classes = 1  # counted in data that may not be there yet
     model = build_on_meta(config.model)
     _warn_of_cut_images(config, model)
+    _check_image_sizes(config, training, evaluation)
     try_heads(config, model, training)
     _check_stitches(config, model, training)
     if evaluation:
@@ -197,6 +200,26 @@ def _warn_of_cut_images(config: Config, model: nn.Module) -> None:
                 "data.image_size=%d is no multiple of the ViTs' patches of %d pixels: the last %d "
                 "columns and rows are not seen. Set it to %d.",
                 *(side, patch, rest, side - rest + patch),
+            )
+
+
+def _check_image_sizes(config: Config, training: bool, evaluation: bool) -> None:
+    for key, loader, is_used in (
+        ("sweep.image_sizes", "test", evaluation),
+        ("train.image_sizes", "train", training),
+    ):
+        sizes = OmegaConf.select(config, key)
+        for size in sizes if is_used and sizes else ():
+            try:
+                check_image_size(config, size, loader)
+            except InputError as error:
+                raise InputError(f"{key}={written(sizes)}: {error}") from error
+    if training and config.train.image_sizes:
+        target = located(config.dataloader.train._target_)
+        if target is not build_train_loader:
+            raise InputError(
+                f"train.image_sizes needs the loader of build_train_loader, not {target}: leave it "
+                "out"
             )
 
 
@@ -234,6 +257,8 @@ def _check_stitches(config: Config, model: nn.Module, training: bool) -> None:
         if "sampler" not in config:
             raise InputError("the config has no sampler, which chooses the stitch of an iteration")
         build_sampler(config, costs)
+        for table in costs_by_size(config).values() if config.train.image_sizes else ():
+            build_sampler(config, table)
 
 
 def _check_sweep(config: Config, model: nn.Module) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from snnet_vitdet.building import build, told_as
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.modeling import is_joined
+from snnet_vitdet.modeling import is_joined, point_costs
 from snnet_vitdet.stitching import (
     CostTable,
     EndsSampler,
@@ -18,6 +18,7 @@ from .settings import Config
 
 __all__ = [
     "build_sampler",
+    "costs_by_size",
     "crowded_anchors",
     "ends_plan",
     "mean_gflops",
@@ -71,6 +72,12 @@ def build_sampler(config: Config, costs: CostTable) -> Sampler:
         return EndsSampler(sampler, ends, period, first)
     except ValueError as error:
         raise InputError(f"train.ends.{error}") from error
+
+
+def costs_by_size(config: Config) -> dict[int, CostTable]:
+    """Costs of the stitches of a config at each size of ``train.image_sizes``."""
+    tables = point_costs(config.model, list(config.train.image_sizes), [None])
+    return {size: table for (size, _), table in tables.items()}
 
 
 def crowded_anchors(sampler: Sampler, costs: CostTable) -> str:

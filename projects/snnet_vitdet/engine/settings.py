@@ -221,6 +221,9 @@ class TrainSettings(Settings, key="train"):
     max_iter: int = _setting(90000, "iterations; the schedule is in fractions of it", lowest=0)
     eval_period: int = _setting(5000, "iterations between evaluations; 0: one at the end", lowest=0)
     eval_stitches: Stitches = _setting("anchors", "what these evaluate, as `sweep.stitch_ids`")
+    image_sizes: Sides | None = _setting(
+        None, "[each iteration](points.md#train-over-sizes) draws one; `null`: `data.image_size`"
+    )
     log_period: int = _setting(20, "iterations between lines of the log", lowest=1)
     # torch's own default is TF32 for convolutions alone.
     tf32: bool = _setting(False, "on a GPU, multiply float32 with the 10 bits of TF32")

@@ -6,6 +6,7 @@ import logging
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
@@ -19,12 +20,17 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
 from torch.nn.parallel import DistributedDataParallel
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.modeling import StitchedViT, find_stitched_vit, train_on_given_masks
-from snnet_vitdet.stitching import CostTable, Stitch
+from snnet_vitdet.modeling import (
+    StitchedViT,
+    find_stitched_vit,
+    operating_at,
+    train_on_given_masks,
+)
+from snnet_vitdet.stitching import CostTable, SamplerBySize, Stitch
 
 from .checkpoint import check_resumed_optimizer
 from .precision import training_precision
-from .samplers import build_sampler
+from .samplers import build_sampler, costs_by_size
 from .settings import Config
 
 __all__ = ["StitchedAMPTrainer", "StitchedTrainer", "build_trainer", "wrap_for_processes"]
@@ -42,7 +48,7 @@ logging.getLogger("detectron2.engine.train_loop").addFilter(
 def build_trainer(
     config: Config,
     model: nn.Module,
-    data_loader: Iterable[Sequence],
+    data_loader: Any,
     optimizer: torch.optim.Optimizer,
     costs: CostTable | None,
 ) -> "StitchedTrainer":
@@ -52,7 +58,7 @@ def build_trainer(
         config: The whole config.
         model: The detector; wrapped here if there are several processes. Its mask head will learn
             from the objects that have a mask.
-        data_loader: Loader of this process.
+        data_loader: Loader of this process; a TrainLoader if the image size varies.
         optimizer: Optimizer of the model's parameters.
         costs: Costs of its stitches; None for a baseline, which has none.
     """
@@ -66,6 +72,12 @@ def build_trainer(
     }
     if costs is not None:
         kwargs["sampler"] = build_sampler(config, costs)
+    if config.train.image_sizes:
+        kwargs["image_size_at"] = data_loader.image_size_at
+        if costs is not None:
+            tables = costs_by_size(config)
+            samplers = {size: build_sampler(config, table) for size, table in tables.items()}
+            kwargs["sampler"] = SamplerBySize(samplers, data_loader.image_size_at)
     precision = training_precision(config)
     train_on_given_masks(model)
     model = wrap_for_processes(config, model, precision)
@@ -120,6 +132,7 @@ class StitchedTrainer(SimpleTrainer):
         accumulation_steps: int = 1,
         accumulation_stitch: str = "own",
         clip_grad_norm: float | None = None,
+        image_size_at: Callable[[int], int | None] | None = None,
         seed: int = 0,
         **kwargs: object,
     ) -> None:
@@ -139,6 +152,8 @@ class StitchedTrainer(SimpleTrainer):
                 stitch for the whole iteration.
             clip_grad_norm: Largest norm of the gradient of all parameters together, above 0; None
                 clips nothing.
+            image_size_at: Returns the image size of an iteration, to which the loader resizes its
+                images; None if it does not vary.
             seed: Seed of the model's own randomness.
             **kwargs: Arguments of detectron2's trainer. Gradients are always cleared before the
                 forward, and metrics written before the next iteration.
@@ -152,6 +167,7 @@ class StitchedTrainer(SimpleTrainer):
         # Disjoint between processes that draw their own.
         first = comm.get_rank() * len(slots) if scope == "process" else 0
         self.slots = [first + slots[step % len(slots)] for step in range(accumulation_steps)]
+        self.image_size_at = image_size_at
         self.seed = seed
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
@@ -182,23 +198,27 @@ class StitchedTrainer(SimpleTrainer):
         self.optimizer.zero_grad()
         stitches: list[Stitch] = []
         losses: dict[str, torch.Tensor] = {}
-        for step, micro_batch in enumerate(self._split(batch)):
-            self._seed_model(step)
-            if self.backbone is not None:
-                stitch_id = self.sampler(self.iter, self.slots[step])
-                stitches.append(self.backbone.set_stitch(stitch_id))
-            # The forward is inside: DDP decides there whether the backward will reduce.
-            with self._reduced_in_the_last_of(step):
-                try:
-                    loss_dict = self._forward(micro_batch)
-                except FloatingPointError as error:
-                    # detectron2 checks its proposals, which are not finite before the losses are.
-                    where = self._what_was_trained(stitches, losses, batch)
-                    raise FloatingPointError(f"{error}\n{where}") from error
-                self._backward(sum(loss_dict.values()) / self.accumulation_steps)
-            for name, loss in loss_dict.items():
-                share = loss.detach() / self.accumulation_steps
-                losses[name] = losses[name] + share if name in losses else share
+        image_size = None if self.image_size_at is None else self.image_size_at(self.iter)
+        with operating_at(self.model, image_size, None):
+            for step, micro_batch in enumerate(self._split(batch)):
+                self._seed_model(step)
+                if self.backbone is not None:
+                    stitch_id = self.sampler(self.iter, self.slots[step])
+                    stitches.append(self.backbone.set_stitch(stitch_id))
+                # The forward is inside: DDP decides there whether the backward will reduce.
+                with self._reduced_in_the_last_of(step):
+                    try:
+                        loss_dict = self._forward(micro_batch)
+                    except FloatingPointError as error:
+                        # detectron2 checks its proposals, which are not finite before the losses.
+                        where = self._what_was_trained(stitches, losses, batch)
+                        raise FloatingPointError(f"{error}\n{where}") from error
+                    self._backward(sum(loss_dict.values()) / self.accumulation_steps)
+                for name, loss in loss_dict.items():
+                    share = loss.detach() / self.accumulation_steps
+                    losses[name] = losses[name] + share if name in losses else share
+        if image_size is not None:
+            self.storage.put_scalar("image_size", image_size, smoothing_hint=False)
         self.after_backward()
         self._write(losses, data_time, stitches, batch)
         self.trained_iter = None

@@ -23,12 +23,13 @@ from .checkpointer import ClassNames, StrictCheckpointer
 from .distillation import distil
 from .ema import AveragedWeights
 from .hooks import FreezeAnchors, MetricsFile, StopOnSignal, TensorBoardFile, WriteMetrics
+from .image_size import vary_image_size
 from .initialise import initialise_weights
 from .learning_rate import build_schedule
 from .memory_probe import probe_memory
 from .precision import training_precision
 from .run_data import note_training_data
-from .samplers import crowded_anchors, ends_plan
+from .samplers import costs_by_size, crowded_anchors, ends_plan
 from .saved_config import save_resumed_config
 from .settings import Config
 from .trainer import StitchedTrainer, build_trainer
@@ -66,6 +67,8 @@ def train(config: Config, resume: bool) -> None:
     config.optimizer.params.model = model
     optimizer = instantiate(config.optimizer)
     data_loader = instantiate(config.dataloader.train)
+    if config.train.image_sizes:
+        vary_image_size(as_given, data_loader)
     test_loader = instantiate(config.dataloader.test)
     make_evaluator = evaluators_of(config.dataloader.evaluator)
     classes = ClassNames(category_names(config.data.train_json))
@@ -208,10 +211,17 @@ def _log_plan(
     lr = max(group.get("initial_lr", group["lr"]) for group in trainer.optimizer.param_groups)
     plan = training_plan(config, comm.get_world_size(), lr, start_iter, num_images)
     logger.info("Training: %s", plan)
-    if costs is not None and (crowded := crowded_anchors(trainer.sampler, costs)):
-        logger.warning("Training: %s.", crowded)
-    if isinstance(trainer.sampler, EndsSampler):
-        logger.info("Training: %s", ends_plan(trainer.sampler, trainer.backbone.space))
+    if costs is None:
+        return
+    samplers, tables = {"": trainer.sampler}, {"": costs}
+    if config.train.image_sizes:
+        samplers, tables = trainer.sampler.samplers, costs_by_size(config)
+    for size, sampler in samplers.items():
+        if crowded := crowded_anchors(sampler, tables[size]):
+            at = f" at {size} pixels" if size else ""
+            logger.warning("Training%s: %s.", at, crowded)
+    if isinstance(sampler, EndsSampler):
+        logger.info("Training: %s", ends_plan(sampler, trainer.backbone.space))
 
 
 def training_plan(

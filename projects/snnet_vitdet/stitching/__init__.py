@@ -13,6 +13,7 @@ from .sampling import (
     EndsSampler,
     ResourceConstrainedSampler,
     Sampler,
+    SamplerBySize,
     SubsetSampler,
     UniformSampler,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "PrefixTree",
     "ResourceConstrainedSampler",
     "Sampler",
+    "SamplerBySize",
     "Segment",
     "Step",
     "Stitch",

@@ -8,13 +8,14 @@ the global random generators in between.
 import hashlib
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 __all__ = [
     "EndsSampler",
     "ResourceConstrainedSampler",
     "Sampler",
+    "SamplerBySize",
     "SubsetSampler",
     "UniformSampler",
 ]
@@ -281,3 +282,30 @@ class EndsSampler:
         for end in self.ends:
             shares[end] += first / len(self.ends)
         return tuple(shares)
+
+
+class SamplerBySize:
+    """Draws from the sampler of the image size that an iteration trains.
+
+    Costs, and with them the groups of resource-constrained sampling, differ between sizes.
+    """
+
+    def __init__(
+        self, samplers: Mapping[int, Sampler], image_size_at: Callable[[int], int]
+    ) -> None:
+        """
+        Args:
+            samplers: A sampler for each image size. Each size is drawn equally often.
+            image_size_at: Returns the image size of an iteration.
+        """
+        self.samplers = samplers
+        self.image_size_at = image_size_at
+
+    def __call__(self, iteration: int, slot: int = 0) -> int:
+        """The stitch id of an iteration; arguments as for :class:`EndsSampler`."""
+        return self.samplers[self.image_size_at(iteration)](iteration, slot)
+
+    def probabilities(self) -> tuple[float, ...]:
+        """Probability of every stitch of the space, by id, over all sizes."""
+        each = [sampler.probabilities() for sampler in self.samplers.values()]
+        return tuple(sum(column) / len(each) for column in zip(*each, strict=True))
