@@ -129,8 +129,8 @@ def run(args):
     known |= {row["name"] for row in sweep_rows or ()}
     if missing := len(known - measured):
         print(
-            f"Note: {missing} of {len(known)} stitches or points have no measurement, so no budget "
-            "of time or memory takes them."
+            f"Note: {missing} of {counted_points(known)} have no measurement, so no budget of time "
+            "or memory takes them."
         )
     if swept:
         path = output.with_name(MEASURED_CSV)

@@ -117,7 +117,7 @@ def sweep(
     provenance = json.loads(json.dumps(provenance or {}))
     is_main = comm.is_main_process()
     table = _open_table(output_dir, provenance, resume) if is_main else StitchTable()
-    count = 0
+    all_trained, count = all(point.is_trained for point in points), 0
     for image_size in dict.fromkeys(point.image_size for point in points):
         data_loader = loader_of(image_size)
         images = fixed_subset(len(data_loader.dataset), subset) if subset else None
@@ -158,9 +158,10 @@ def sweep(
                 if is_main:
                     table.write(output_dir)
                 logger.info(
-                    "%d of %s: %s (id %d), %.1f GFLOPs, %s",
+                    "%s %d of %d: %s (id %d), %.1f GFLOPs, %s",
+                    "stitch" if all_trained else "operating point",
                     count,
-                    _counted(points),
+                    len(points),
                     point.name,
                     stitch.id,
                     cost.gflops,
