@@ -39,7 +39,9 @@ def arguments():
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--weights", metavar="FILE", help="default: the training's last checkpoint")
     parser.add_argument(
-        "--stitches", default="all", help="as sweep.stitch_ids, or frontier: the sweep's, by box AP"
+        "--stitches",
+        default="all",
+        help="as sweep.stitch_ids, or points, or frontier: the sweep's, by box AP",
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument(
@@ -76,8 +78,12 @@ def images_for(args, config):
 def chosen_points(selection, config, predictor, swept):
     """The operating points to measure."""
     if selection != "frontier":
-        config.sweep.stitch_ids = selection
-        return points_of(config, predictor.model)
+        parts = [part.strip() for part in selection.split(",")]
+        points = [point_of(predictor.model, part) for part in parts if "@" in part]
+        if stitches := [part for part in parts if "@" not in part]:
+            config.sweep.stitch_ids = stitches
+            points = [*points_of(config, predictor.model), *points]
+        return points
     if swept is None:
         raise InputError("--stitches frontier needs a sweep: run train_net.py --eval-only first")
     names = [row["name"] for row in swept if row["on_pareto"]]
@@ -93,11 +99,17 @@ def run(args):
     set_float32_arithmetic(config.train.tf32)
     folder = Path(config.train.output_dir, "sweep")
     swept = (folder / "stitches.json").is_file()
-    sweep_rows = StitchTable.read(folder).rows() if swept else None
+    table = StitchTable.read(folder) if swept else None
+    sweep_rows = table.rows() if swept else None
     predictor = Predictor(config, args.weights, device=args.device, precision=args.precision)
     if predictor.stitch is None:
         raise InputError("this model is a baseline: it has no stitches to measure")
-    points = chosen_points(args.stitches, config, predictor, sweep_rows)
+    if table is not None:
+        predictor.check_table(table)
+    try:
+        points = chosen_points(args.stitches, config, predictor, sweep_rows)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"--stitches {args.stitches}: {error.args[0]}") from error
     costs = costs_of(config.model, points)
     images = images_for(args, config)
     device = predictor.device

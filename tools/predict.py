@@ -209,7 +209,7 @@ def run(args):
     if output.exists() and any(output.samefile(Path(file).parent) for file in files or ()):
         raise InputError(f"{output} has the images, which would be overwritten: give --output")
     predictor = predictor_for(args)
-    name = predictor.stitch.name if predictor.stitch else "a baseline"
+    name = predictor.name if predictor.stitch else "a baseline"
     score = f"scores from {predictor.score_threshold:g}"
     print(f"Stitch {name} of {predictor.source}, {score}, on {predictor.device}", flush=True)
     try:

@@ -38,7 +38,13 @@ from snnet_vitdet.evaluation import (
     sweep,
     two_stage_sweep,
 )
-from snnet_vitdet.modeling import baseline_cost, find_stitched_vit, point_costs, trained_with
+from snnet_vitdet.modeling import (
+    baseline_cost,
+    find_stitched_vit,
+    most_proposals,
+    point_costs,
+    trained_with,
+)
 from snnet_vitdet.report import drawing, plot_pareto
 from snnet_vitdet.stitching import Cost, OperatingPoint, operating_points, select_stitches
 
@@ -115,6 +121,12 @@ def points_of(config: Config, model: nn.Module) -> list[OperatingPoint]:
     sizes, proposals = config.sweep.image_sizes or [], config.sweep.proposals or []
     for size in sizes:
         check_image_size(config, size)
+    for stitch in stitches if proposals else ():
+        if max(proposals) > (most := most_proposals(model, stitch)):
+            raise InputError(
+                f"sweep.proposals={list(proposals)}: the RPN gives at most {most} proposals to "
+                f"{stitch.name}"
+            )
     return list(operating_points(stitches, sizes, proposals, partial(trained_with, model)))
 
 

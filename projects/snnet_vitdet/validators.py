@@ -129,9 +129,10 @@ def several(validator: Validator) -> Validator:
     """Allows lists of one or more different values that a validator allows."""
 
     def must_be(value: object) -> str:
-        fits = _is_list(value) and value and not any(map(validator, value))
-        fits = fits and len(set(value)) == len(value)
-        return "" if fits else f"a list of different values, each {validator(None)}"
+        wrong = next(filter(None, map(validator, value)), "") if _is_list(value) else ""
+        if not wrong and _is_list(value) and value and len(set(value)) == len(value):
+            return ""
+        return f"a list of different values, each {wrong or validator(None)}"
 
     return must_be
 

@@ -110,7 +110,8 @@ def test_a_budget_chooses_size_and_number_too(make, config):
         ("FS-9@48/5", "no stitch 'FS-9'"),
         ("FS-2@50/5", "50 is not a multiple of the patch size 16"),
         ("FS-2@0/5", "at least"),
-        ("FS-2@48/0", "no proposals"),
+        ("FS-2@48/0", "the RPN gives 1 to 200 proposals"),
+        ("FS-2@48/201", "the RPN gives 1 to 200 proposals"),
     ],
 )
 def test_points_that_the_model_cannot_run_are_refused(make, point, message):
@@ -118,6 +119,36 @@ def test_points_that_the_model_cannot_run_are_refused(make, point, message):
     with pytest.raises(InputError, match=message):
         predictor.set_point(point)
     assert predictor.name == "S@48/5"
+
+
+def test_an_image_of_another_size_is_refused(make, image):
+    predictor = make(stitch="S")
+    own, small = predictor.prepare(image), predictor.prepare(image, "S@48/5")
+    assert predictor.detect([small], "FS-2@48/20")
+    for inputs, point in (([small], "S"), ([own], "S@48/5"), ([own, small], "S")):
+        with pytest.raises(InputError, match=f"another image size than that of {point}:"):
+            predictor.detect(inputs, point)
+    # Whoever prepares images himself knows what he does.
+    assert predictor.detect([{k: v for k, v in small.items() if k != "prepared_for"}], "S")
+
+
+def test_a_sweep_of_another_size_by_an_override_is_not_taken(config, trained_tiny, tmp_path):
+    """Its rows have the names of the stitches, but are of other detectors."""
+    other = trained_tiny(tmp_path, LOW, "sweep.stitch_ids=[S]", "data.image_size=48")
+    train_net.main(default_argument_parser().parse_args(["--eval-only"]), other)
+    table = StitchTable.read(tmp_path)
+    assert (table["S"].result.image_size, table["S"].name) == (48, "S")
+    weights = config.train.init_checkpoint
+    message = "scored S at 48 pixels with 20 proposals, but the config has 64 and 20: give the same"
+    with pytest.raises(InputError, match=message):
+        Predictor(config, weights, table=table, max_gflops=1)
+    assert Predictor(other, weights, table=table, max_gflops=1).name == "S"
+    here = trained_tiny(tmp_path, LOW)
+    with pytest.raises(InputError, match=message):
+        Predictor(here, weights, max_gflops=1)
+    predictor = Predictor(here, weights, stitch="S")
+    arguments = (predictor.model, here, predictor.stitch, predictor.class_names)
+    assert export_stitch(tmp_path / "s.safetensors", *arguments).result is None
 
 
 def test_points_are_measured(make, config, image):
@@ -150,8 +181,12 @@ def test_an_exported_file_carries_its_point(make, config, image, tmp_path):
     # Low-rank updates are merged on the way.
     torch.testing.assert_close(found.scores, expected.scores, atol=1e-5, rtol=1e-4)
     exported.set_stitch("FS-2@48/5")
-    with pytest.raises(InputError, match="load the model by the config of its training"):
-        exported.set_point("FS-2@64/5")
+    assert not exported.point.is_trained
+    for other in ("FS-2", "FS-2@64/5", "FS-2@48/4", 3):
+        with pytest.raises(InputError, match="has FS-2@48/5 alone: export"):
+            exported.set_point(other)
+    trained = StitchTable.read(folder_of(config))["FS-2"]
+    assert exported.table["FS-2@48/5"].params_m == info.params_m == trained.params_m
     assert load_exported(path).backbone.padding_constraints["square_size"] == 48
     # A file as trained has no more keys than before there were points.
     export_stitch(path, model, config, predictor.stitch, names)
@@ -182,12 +217,20 @@ def test_the_tools_take_points(config, tmp_path, image):
     )
     assert done.code == 0, done.error
     assert json.loads((out / "predictions.json").read_text())
+    assert "Stitch FS-2@48/5 of" in done.printed
     exported = str(tmp_path / "p.safetensors")
     done = run_program(
         *("tools/export_stitch.py", *common, "--stitch", "S@96/5", "--output", exported, "--onnx")
     )
     assert done.code == 0, done.error
     assert "S@96/5" in done.printed and "1 x 3 x 96 x 96" in done.printed
+    done = run_program(
+        *("tools/measure_latency.py", *common, "--stitches", "S, FS-2@96/5"),
+        *("--repeats", "1", "--warmup", "0", "--output", str(tmp_path / "points.json")),
+    )
+    assert done.code == 0, done.error
+    rows = json.loads((tmp_path / "points.json").read_text())["rows"]
+    assert {row["name"] for row in rows} >= {"S", "S@48/5", "FS-2@96/5"}
     done = run_program(
         *("tools/measure_latency.py", *common, "--stitches", "frontier"),
         *("--repeats", "1", "--warmup", "0", "--output", str(tmp_path / "latency.json")),

@@ -4,7 +4,7 @@ import pytest
 import train_net
 from detectron2.engine import default_argument_parser
 from in_process import run_main
-from runs import assert_same_tensors, metrics_of, weights
+from runs import assert_same_tensors, metrics_of, trained_iterations, weights
 
 from snnet_vitdet.engine import build_sampler, costs_by_size, preflight
 from snnet_vitdet.errors import InputError
@@ -52,6 +52,30 @@ def test_one_size_trains_what_a_training_of_that_size_trains(make, tmp_path):
     plain = make(tmp_path / "plain", "train.image_sizes=null")
     train_net.main(default_argument_parser().parse_args([]), plain)
     assert_same_tensors(weights(tmp_path / "only"), weights(tmp_path / "plain"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("restored_logging")
+def test_a_training_begun_from_another_size_is_resumed(tiny_config, tmp_path):
+    first = tiny_config(
+        *(f"train.output_dir={tmp_path / 'first'}", "train.max_iter=2", "train.eval_period=0"),
+        *("train.eval_stitches=[0]", "init.num_images=2"),
+    )
+    train_net.main(default_argument_parser().parse_args([]), first)
+    overrides = (
+        *("data.image_size=96", "train.max_iter=2", "train.eval_stitches=[0]"),
+        f"train.init_checkpoint={tmp_path / 'first' / 'model_final.pth'}",
+    )
+    own = tiny_config(*overrides, f"train.output_dir={tmp_path / 'second'}")
+    train_net.main(default_argument_parser().parse_args([]), own)
+    key = "backbone.net.small.blocks.1.attn.rel_pos_h"
+    assert [len(weights(tmp_path / name)[key]) for name in ("first", "second")] == [7, 11]
+    more = tiny_config(*overrides, f"train.output_dir={tmp_path / 'second'}", "train.max_iter=3")
+    run_main(more, "--resume")
+    assert trained_iterations(tmp_path / "second")[-1] == 2
+    other = tiny_config(f"train.output_dir={tmp_path / 'second'}", "train.max_iter=4")
+    with pytest.raises(InputError, match="has data.image_size=96.*but the config now has.*64"):
+        run_main(other, "--resume")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Sweeps over image sizes and numbers of proposals."""
 
 import csv
+import functools
 import json
 
 import pytest
@@ -9,6 +10,9 @@ from detectron2.engine import default_argument_parser
 
 from snnet_vitdet import StitchTable
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.evaluation import one_pass
+from snnet_vitdet.evaluation.detections import DetectionStore
+from snnet_vitdet.evaluation.one_pass import detect
 from snnet_vitdet.evaluation.results import METRICS
 from snnet_vitdet.modeling import point_costs
 
@@ -91,6 +95,30 @@ def test_a_sweep_goes_on_with_more_sizes_and_keeps_its_rows(trained_tiny, tmp_pa
     assert {**same, "on_pareto": True} == {**first, "on_pareto": True}
 
 
+def test_an_interrupted_pass_of_any_size_is_continued(trained_tiny, tmp_path, monkeypatch):
+    config = trained_tiny(tmp_path, LOW, "sweep.stitch_ids=[S]", "sweep.image_sizes=[64,32]")
+    seen, stop = [], 13
+    store = functools.partial(DetectionStore, images_per_file=2)
+    monkeypatch.setattr(one_pass, "DetectionStore", store)
+
+    def watched(model, batch, *arguments):
+        seen.extend(sample["image_id"] for sample in batch)
+        if len(seen) == stop:
+            raise RuntimeError("stopped")
+        yield from detect(model, batch, *arguments)
+
+    monkeypatch.setattr(one_pass, "detect", watched)
+    with pytest.raises(RuntimeError, match="stopped"):
+        run(config)
+    # Eight images at 64 pixels, then four of eight at 32.
+    stop = None
+    seen.clear()
+    more = "sweep.image_sizes=[96,64,32]"
+    run(trained_tiny(tmp_path, LOW, "sweep.stitch_ids=[S]", more), "--resume")
+    assert len(seen) == 8 + 4
+    assert not list((tmp_path / "sweep").glob("detections*"))
+
+
 def test_the_best_point_within_a_budget_is_found_and_has_a_threshold(swept_points):
     table = StitchTable.read(swept_points.train.output_dir)
     cheapest = min(table, key=lambda entry: entry.gflops)
@@ -98,7 +126,8 @@ def test_the_best_point_within_a_budget_is_found_and_has_a_threshold(swept_point
     assert table.best(max_gflops=cheapest.gflops) is not None
     assert table.best(max_gflops=cheapest.gflops).name == "S@48/5"
     assert table["S@48/5"].curve != table["S"].curve
-    assert table["S"] == table[0] and table["S"].result.num_proposals == 20
+    assert table["S"] == table[0] == table["S@64/20"] == table["0@64/20"]
+    assert table["0@48/5"] == table["S@48/5"] and "S@48" not in table and "S@48/6" not in table
 
 
 def test_a_subset_finds_the_points_that_are_scored_on_all_images(trained_tiny, tmp_path):
@@ -119,6 +148,8 @@ def test_a_subset_finds_the_points_that_are_scored_on_all_images(trained_tiny, t
         ("sweep.image_sizes=[64,64]", "must be a list of different values"),
         ("sweep.image_sizes=64", "must be a list of different values"),
         ("sweep.proposals=[0]", "each a whole number of at least 1"),
+        ("sweep.proposals=[5,1000000]", "each a whole number of at most 100000"),
+        ("sweep.proposals=[5,201]", "the RPN gives at most 200 proposals to S"),
     ],
 )
 def test_impossible_points_are_refused(trained_tiny, tmp_path, override, message):

@@ -5,7 +5,7 @@ import torch
 from detectors import SIZE, cascade_config, nano_config, picture
 from detectron2.config import instantiate
 
-from snnet_vitdet.modeling import operating_at, take_position_grids
+from snnet_vitdet.modeling import operating_at, resized_positions, take_position_grids
 from snnet_vitdet.modeling.roi_heads import detect_with_counts
 
 SMALLER = 64
@@ -90,6 +90,30 @@ def test_positions_of_other_windows_or_other_blocks_are_not_taken():
         take_position_grids(model, state)
         with pytest.raises(RuntimeError, match="size mismatch for backbone.net.small"):
             model.load_state_dict(state)
+
+
+def test_positions_of_windows_are_not_taken_for_those_of_a_global_block():
+    config = nano_config(image_size=256)
+    config.backbone.net.small.global_block_indexes = []
+    state = build(config).state_dict()
+    other = copy.deepcopy(config)
+    other.backbone.net.small.global_block_indexes = [0, 1, 2, 3]
+    model = build(other)
+    take_position_grids(model, state)
+    with pytest.raises(RuntimeError, match="size mismatch for backbone.net.small"):
+        model.load_state_dict(state)
+
+
+@pytest.mark.parametrize("table", [False, True], ids=["decomposed", "table"])
+def test_resized_positions_are_those_that_attention_makes_of_them(table):
+    config, smaller = nano_config(6), nano_config(6, image_size=SMALLER)
+    for each in (config, smaller):
+        each.backbone.net.large.rel_pos_table = table
+    trained, other = build(config), build(smaller)
+    other.load_state_dict(resized_positions(other, trained.state_dict()))
+    with operating_at(trained, SMALLER, None):
+        expected = detect(trained, SMALLER)
+    assert_same(detect(other, SMALLER), expected)
 
 
 def test_the_positions_of_another_width_are_not_taken(trained):

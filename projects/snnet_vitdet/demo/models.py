@@ -52,6 +52,7 @@ def from_training(config_file: str, args: argparse.Namespace) -> tuple[Answers, 
         if table is None and Path(folder, "sweep", "stitches.json").is_file():
             table = StitchTable.read(folder)
             table.warn_unless_of(predictor.source, predictor.iterations)
+            predictor.check_table(table)
     model_config = copy.deepcopy(config.model)
     model_config.roi_heads.num_classes = len(predictor.class_names)
     choices = Choices(predictor.stitches, stitch_costs(model_config), table)

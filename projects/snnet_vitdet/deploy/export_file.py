@@ -113,6 +113,8 @@ class ExportInfo:
         if not self.point:
             # Versions without operating points read the file, too.
             del content["point"]
+            for key in ("image_size", "num_proposals") if self.result else ():
+                del content["result"][key]
         if self.result:
             metrics = self.result.metrics.items()
             content["result"]["metrics"] = {k: v for k, v in metrics if not math.isnan(v)}
@@ -192,6 +194,15 @@ def export_stitch(
         InputError: If the model has parts that cannot be exported, or the file cannot be written.
     """
     size, num_proposals = operation or (None, None)
+    # The weights are those of the training's image size.
+    own_config = copy.deepcopy(config.model)
+    own_config.roi_heads.num_classes = model.roi_heads.num_classes
+    counts = dict(image_size=size, num_proposals=num_proposals)
+    cost = (
+        stitch_costs(own_config, **counts)[stitch.id]
+        if stitch
+        else baseline_cost(own_config, **counts)
+    )
     if size is not None:
         config = at_image_size(config, size)
     mapper = config.dataloader.test.mapper
@@ -205,12 +216,6 @@ def export_stitch(
         build_detector(plan)
     except InputError as error:
         raise InputError(f"the model cannot be exported: {error}") from error
-    counts = dict(image_size=size, num_proposals=num_proposals)
-    cost = (
-        stitch_costs(model_config, **counts)[stitch.id]
-        if stitch
-        else baseline_cost(model_config, **counts)
-    )
     info = ExportInfo(
         stitch=stitch,
         class_names=tuple(class_names),
@@ -314,7 +319,10 @@ def _with_sweep(info: ExportInfo, folder: Path) -> ExportInfo:
     table = StitchTable.read_results(folder)
     if info.name not in table or table[info.name].id != stitch_id:
         return info
-    return replace(info, result=table[info.name].result, curve=table[info.name].curve)
+    result = table[info.name].result
+    if result.image_size not in (None, info.image_size):
+        return info  # a sweep of another size, by an override
+    return replace(info, result=result, curve=table[info.name].curve)
 
 
 def _state_of_stitch(model: nn.Module, stitch: Stitch | None) -> dict[str, torch.Tensor]:

@@ -20,7 +20,13 @@ from snnet_vitdet.engine import Config
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import BASELINE, StitchTable
 from snnet_vitdet.evaluation.score_curves import wanted_precision
-from snnet_vitdet.modeling import find_stitched_vit, operating_at, running_in, trained_with
+from snnet_vitdet.modeling import (
+    find_stitched_vit,
+    most_proposals,
+    operating_at,
+    running_in,
+    trained_with,
+)
 from snnet_vitdet.stitching import OperatingPoint, Stitch, merged, split_point_name
 
 from .export_file import exported_table, load_exported, read_export
@@ -31,6 +37,8 @@ from .pictures import ImageLike
 __all__ = ["Predictor"]
 
 _PROBABILITIES = "mask_probabilities"
+# The image size that an input is prepared for; None for the training's.
+_SIZE = "prepared_for"
 
 
 class Predictor:
@@ -127,6 +135,8 @@ class Predictor:
         self._backbone = find_stitched_vit(loaded.model)
         self._table = table or loaded.table
         self._make_ready()
+        if self._table is not None:
+            self.check_table(self._table)
         budgets = dict(
             max_gflops=max_gflops, max_latency_ms=max_latency_ms, max_memory_mb=max_memory_mb
         )
@@ -222,9 +232,25 @@ class Predictor:
                     f"{folder or 'this model'} has no sweep, and budgets and thresholds such as "
                     "f1 need one: run train_net.py --eval-only, or give a stitch and a score"
                 )
-            self._table = StitchTable.read(folder)
-            self._table.warn_unless_of(self.source, self.iterations)
+            table = StitchTable.read(folder)
+            table.warn_unless_of(self.source, self.iterations)
+            self.check_table(table)
+            self._table = table
         return self._table
+
+    def check_table(self, table: StitchTable) -> None:
+        """Checks that a sweep ran the stitches at the image size of this model.
+
+        Raises:
+            InputError: If it ran them at another one, or with other numbers of proposals.
+        """
+        stitches = {stitch.id: stitch for stitch in self.stitches}
+
+        def trained(stitch_id: int) -> tuple[int, int]:
+            with self._lock:
+                return trained_with(self.model, stitches.get(stitch_id, BASELINE))
+
+        table.check_trained_with(trained)
 
     @property
     def name(self) -> str:
@@ -242,7 +268,8 @@ class Predictor:
         with self._lock:
             stitch = self.stitch or BASELINE
             own = trained_with(self.model, stitch)
-            return OperatingPoint(stitch, *(self._operation or own), self._operation is None)
+            is_trained = self._operation is None and not self._loaded.point
+            return OperatingPoint(stitch, *(self._operation or own), is_trained)
 
     def set_point(self, point: int | str) -> OperatingPoint:
         """Puts an operating point into effect from the next image on.
@@ -279,6 +306,8 @@ class Predictor:
     def _find(self, point: int | str) -> tuple[Stitch, tuple[int, int] | None]:
         """The stitch of a point, and its image size and number of proposals if not as trained."""
         given, wanted = None, _id_or_name(point)
+        if self._loaded.point and wanted == self._loaded.point:
+            return self._loaded.stitch or BASELINE, None
         if isinstance(wanted, str):
             try:
                 wanted, given = split_point_name(wanted)
@@ -286,11 +315,15 @@ class Predictor:
                 raise InputError(str(error)) from error
             wanted = _id_or_name(wanted)
         stitch = self._find_stitch(wanted)
+        if self._loaded.point:
+            raise InputError(
+                f"the exported file has {self._loaded.point} alone: export {point}, too"
+            )
         with self._lock:
             if given is None or given == (own := trained_with(self.model, stitch)):
                 return stitch, None
-            if not given[1]:
-                raise InputError(f"{point} has no proposals, so it detects nothing")
+            if not 0 < given[1] <= (most := most_proposals(self.model, stitch)):
+                raise InputError(f"{point}: the RPN gives 1 to {most} proposals")
             if given[0] != own[0] and given[0] not in self._resizing:
                 self._resizing[given[0]] = self._loaded.resizing_at(given[0])
         return stitch, given
@@ -366,8 +399,9 @@ class Predictor:
             stitch: As for :meth:`__call__`.
 
         Returns:
-            ``image``, float32 (3, H', W') on the CPU in the model's order of colours, and the
-            ``height`` and ``width`` that detections are scaled to.
+            ``image``, float32 (3, H', W') on the CPU in the model's order of colours, the
+            ``height`` and ``width`` that detections are scaled to, and the image size that it is
+            prepared for.
 
         Raises:
             InputError: If it is no image, or resizing would leave a side with less than one pixel.
@@ -377,9 +411,9 @@ class Predictor:
 
     def _prepare(self, image: ImageLike, operation: tuple[int, int] | None) -> dict[str, object]:
         own = self._loaded.augmentations
-        return self._loaded.prepare(
-            image, own if operation is None else self._resizing.get(operation[0], own)
-        )
+        size = None if operation is None else operation[0]
+        prepared = self._loaded.prepare(image, self._resizing.get(size, own))
+        return {**prepared, _SIZE: size if size in self._resizing else None}
 
     def detect(
         self, inputs: Sequence[dict[str, object]], stitch: int | str | None = None
@@ -387,11 +421,14 @@ class Predictor:
         """Runs the model on a batch of prepared images.
 
         Args:
-            inputs: Images as :meth:`prepare` returns them.
+            inputs: Images as :meth:`prepare` returns them for this point.
             stitch: As for :meth:`__call__`.
 
         Returns:
             The detections of each image, as :meth:`__call__` returns them.
+
+        Raises:
+            InputError: If an image was prepared for another image size.
         """
         return self._detect(inputs, None if stitch is None else self._find(stitch))
 
@@ -404,6 +441,13 @@ class Predictor:
         with self._lock:
             threshold = self.score_threshold if chosen is None else self._threshold_of(*chosen)
             stitch, operation = chosen or (self.stitch, self._operation)
+            size = None if operation is None else operation[0]
+            wanted = size if size in self._resizing else None
+            if any(given.get(_SIZE, wanted) != wanted for given in inputs):
+                raise InputError(
+                    f"an image was prepared for another image size than that of "
+                    f"{self._name_of(stitch or BASELINE, operation)}: prepare it for this point"
+                )
             switched = (
                 self._backbone.using_stitch(stitch.id)
                 if self._backbone

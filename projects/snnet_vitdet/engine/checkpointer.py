@@ -13,7 +13,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.files import replacing, write_atomically
-from snnet_vitdet.modeling.operating import take_position_grids
+from snnet_vitdet.modeling.operating import resized_positions, take_position_grids
 from snnet_vitdet.text import listed, shown
 from snnet_vitdet.weight_files import check_state_dict, export_description
 
@@ -82,6 +82,11 @@ class StrictCheckpointer(DetectionCheckpointer):
         super().__init__(*args, **kwargs)
         self.new_classes = new_classes
         self._averaged = False
+
+    @property
+    def starts_training(self) -> bool:
+        """Whether a training starts from what is loaded, perhaps at another image size."""
+        return self.new_classes and "trainer" not in self.checkpointables
 
     def load(
         self, path: str, checkpointables: Sequence[str] | None = None, *, averaged: bool = False
@@ -201,8 +206,10 @@ class StrictCheckpointer(DetectionCheckpointer):
         new_head = self._adapt_to_new_classes(checkpoint) if self.new_classes else set()
         # detectron2 removes this prefix.
         saved = {key.removeprefix("module."): v for key, v in checkpoint["model"].items()}
-        # Another image size is for a new training; a resumed one goes on with its own.
-        if "trainer" not in self.checkpointables:
+        if self.starts_training:
+            # The training goes on with tables of its own image size.
+            saved = checkpoint["model"] = resized_positions(self.model, saved)
+        elif "trainer" not in self.checkpointables:
             take_position_grids(self.model, saved)
         own = self.model.state_dict()
         # Copying would silently convert integers to floats and back.
@@ -281,6 +288,8 @@ def _is_class_layer(key: str) -> bool:
 
 class DetectorCheckpointer(StrictCheckpointer):
     """Reads exported files and detectron2's own ViTDet besides checkpoints of this project."""
+
+    starts_training = True
 
     def _load_file(self, filename: str) -> dict:
         checkpoint = super()._load_file(filename)

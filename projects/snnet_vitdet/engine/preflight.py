@@ -349,7 +349,7 @@ def _check_sweep_dir(output_dir: str) -> None:
                 "add --resume to keep them and go on with others, if the weights and the data are "
                 f"still those, or {remedy}"
             )
-        if glob.glob(os.path.join(glob.escape(path), "detections", "*.npz")):
+        if glob.glob(os.path.join(glob.escape(path), "detections*", "*.npz")):
             raise InputError(
                 f"{path} holds the detections of an interrupted sweep: add --resume to go on from "
                 f"there, or {remedy}"

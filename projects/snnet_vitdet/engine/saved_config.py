@@ -36,8 +36,9 @@ EARLIER_VALUES = {**DEFAULTS, "sampler.grouping": "round"}
 _MOST_BYTES = 1_000_000
 _MOST_VALUES = 100_000
 
-# Settings that the checkpoint overrides, and the number of images in its iterations.
-_REFUSED = ("optimizer", "data.masks", "dataloader.train.total_batch_size")
+# Settings that the checkpoint overrides, such as the size that its positions are stored for, and
+# the number of images in its iterations.
+_REFUSED = (*("optimizer", "data.masks", "data.image_size", "dataloader.train.total_batch_size"),)
 # Settings that do not change the training from now on.
 _FREE = (
     *("train.output_dir", "train.init_checkpoint", "train.device", "train.rehearsal", "train.ddp"),

@@ -89,12 +89,7 @@ def evaluate_in_one_pass(
         store.delete()
     if not points:
         return
-    plan = {
-        **plan,
-        "num_processes": comm.get_world_size(),
-        "images": images,
-        "image_size": points[0].image_size,
-    }
+    plan = {**plan, "num_processes": comm.get_world_size(), "images": images}
     names = store.open(plan, (p.name for p in points)) if comm.is_main_process() else []
     detected = [point_of(model, name) for name in comm.all_gather(names)[0]]
     most = max(point.num_proposals for point in detected)

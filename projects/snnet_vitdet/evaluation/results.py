@@ -20,7 +20,9 @@ from snnet_vitdet.text import counted
 __all__ = [
     "AP_NAMES",
     "BASELINE",
+    "CIRCUMSTANCES",
     "COLUMNS",
+    "IDENTITY",
     "MEASURED",
     "METRICS",
     "SCORES",
@@ -57,11 +59,13 @@ SCORES = {word: f"{task}_AP" for task, word in TASKS.items()}
 METRICS = tuple(f"{task}_{ap}" for task in TASKS for ap in AP_NAMES)
 """All scores of a stitch, AP on 0–100, in the order of the files."""
 
-COLUMNS = (
-    *("stitch_id", "name", "kind", "cuts", "gflops", "params_m"),
-    *METRICS,
-    *("on_pareto", "iteration", "num_images", "image_size", "num_proposals"),
-)
+IDENTITY = ("stitch_id", "name", "kind", "cuts", "gflops", "params_m")
+"""The columns that say which point a row is of, and what it costs."""
+
+CIRCUMSTANCES = ("iteration", "num_images", "image_size", "num_proposals")
+"""The columns that say how a row was scored; None where it is not known."""
+
+COLUMNS = (*IDENTITY, *METRICS, "on_pareto", *CIRCUMSTANCES)
 """The columns of ``stitches.csv`` and the keys of each row of ``stitches.json``, in order."""
 
 MEASURED = ("latency_ms", "latency_ms_p90", "memory_mb")
@@ -282,7 +286,7 @@ def results_of(rows: object) -> list[StitchResult]:
         if not isinstance(row, dict) or {*row, *_LATER} != set(COLUMNS):
             raise ValueError(f"row {position} does not have the columns {', '.join(COLUMNS)}")
         result = StitchResult(
-            **{name: row[name] for name in COLUMNS[:6]},
+            **{name: row[name] for name in IDENTITY},
             metrics={name: math.nan if row[name] is None else row[name] for name in METRICS},
             iteration=row["iteration"],
             **{name: row.get(name) for name in _LATER},
@@ -350,7 +354,11 @@ def _summary(rows: Sequence[Row], task: str, best: Row | None) -> str:
     full = comparable(rows)
     if len(full) < len(rows):
         parts.insert(1, f"{len(rows) - len(full)} of them scored on a subset of the images only")
-    if ap50 := [row[f"{task}_AP50"] for row in full if has_value(row, f"{task}_AP50")]:
+    # A mean over image sizes says nothing.
+    sizes = {row.get("image_size") for row in full}
+    if len(sizes) == 1 and (
+        ap50 := [row[f"{task}_AP50"] for row in full if has_value(row, f"{task}_AP50")]
+    ):
         parts.append(f"mean {label} AP50 {math.fsum(ap50) / len(ap50):.1f}")
     if missing := sum(not has_value(row, f"{task}_AP") for row in rows):
         parts.append(f"{missing} without a score")

@@ -133,7 +133,11 @@ def sweep(
         if scorer is None or backbone is None:
             scores = _evaluate_separately(model, open_points, data_loader, make_evaluator)
         else:
-            folder = os.path.join(output_dir, "detections")
+            # A folder for each size, so that a resumed sweep finds those of an interrupted pass.
+            trained = any(point.is_trained for point in of_size)
+            folder = os.path.join(
+                output_dir, "detections" if trained else f"detections_{image_size}"
+            )
             scores = evaluate_in_one_pass(
                 model, open_points, data_loader, scorer, folder, provenance, images, resume
             )
@@ -158,7 +162,7 @@ def sweep(
                 if is_main:
                     table.write(output_dir)
                 logger.info(
-                    "%s %d of %d: %s (id %d), %.1f GFLOPs, %s",
+                    "%s %d of %d: %s (id %d), %.4g GFLOPs, %s",
                     "stitch" if all_trained else "operating point",
                     count,
                     len(points),
@@ -181,7 +185,7 @@ def frontier_candidates(table: StitchTable) -> list[str]:
 
 
 def two_stage_sweep(
-    sweep: Callable[[Sequence[OperatingPoint], str, int], StitchTable],
+    score: Callable[[Sequence[OperatingPoint], str, int], StitchTable],
     points: Sequence[OperatingPoint],
     output_dir: str,
     subset: int,
@@ -189,7 +193,7 @@ def two_stage_sweep(
     """Scores all points on a subset, then those that may be on the frontier on all images.
 
     Args:
-        sweep: Scores points into a folder on a number of images, 0 for all.
+        score: Scores points into a folder on a number of images, 0 for all.
         points: The points.
         output_dir: Folder of the results; those of the first stage go to ``subset/`` in it.
         subset: Number of images of the first stage.
@@ -198,7 +202,7 @@ def two_stage_sweep(
         One row per point: scored on all images for the candidates, on the subset for the others,
         as ``num_images`` says.
     """
-    first = sweep(points, os.path.join(output_dir, "subset"), subset)
+    first = score(points, os.path.join(output_dir, "subset"), subset)
     # A resumed table may have other points, too.
     names = {point.name for point in points}
     first = [entry for entry in first if entry.name in names]
@@ -211,7 +215,7 @@ def two_stage_sweep(
         len(chosen),
         _counted(points),
     )
-    table = sweep([point for point in points if point.name in chosen], output_dir, 0)
+    table = score([point for point in points if point.name in chosen], output_dir, 0)
     if is_main:
         # A resumed table may have rows of other sweeps: those of more images stay.
         num_images = {entry.name: entry.result.num_images or 0 for entry in table}

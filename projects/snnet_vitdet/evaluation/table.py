@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
@@ -11,9 +11,12 @@ from typing import Any, NoReturn
 
 from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.files import read_json, write_atomically
+from snnet_vitdet.stitching import split_point_name
 
 from .results import (
+    CIRCUMSTANCES,
     COLUMNS,
+    IDENTITY,
     MEASURED,
     METRICS,
     SCORES,
@@ -148,11 +151,42 @@ class StitchTable:
     def _find(self, stitch: int | str) -> StitchEntry | None:
         if isinstance(stitch, bool):
             return None
-        if isinstance(stitch, str) and stitch.isdecimal():
-            stitch = int(stitch)
-        if not isinstance(stitch, str):
-            return self._entries.get((stitch, 0, 0))
-        return next((entry for entry in self if entry.name == stitch), None)
+        try:
+            name, given = split_point_name(stitch) if isinstance(stitch, str) else (stitch, None)
+        except ValueError:
+            return None
+        if isinstance(name, str) and name.isdecimal():
+            name = int(name)
+        for entry in self:
+            result = entry.result
+            if name in (entry.id, entry.name.partition("@")[0]) and (
+                "@" not in entry.name
+                if given is None
+                else given == (result.image_size, result.num_proposals)
+            ):
+                return entry
+        return None
+
+    def check_trained_with(self, trained_with: Callable[[int], tuple[int, int]]) -> None:
+        """Checks that the sweep ran the stitches as a model runs them.
+
+        Args:
+            trained_with: Returns image size and number of proposals that the model runs a stitch
+                with, by its id.
+
+        Raises:
+            InputError: If the sweep had other ones, by overrides of its config or of the model's.
+        """
+        for entry in self:
+            swept = (entry.result.image_size, entry.result.num_proposals)
+            if "@" in entry.name or None in swept or swept == (own := trained_with(entry.id)):
+                continue
+            raise InputError(
+                f"{self._source} scored {entry.name} at {swept[0]} pixels with {swept[1]} "
+                f"proposals, but the config has {own[0]} and {own[1]}: give the same "
+                "data.image_size and model.proposal_generator.post_nms_topk, or sweep this config "
+                "into another train.output_dir"
+            )
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat row per operating point: the keys of ``COLUMNS``, then those of ``MEASURED``.
@@ -162,10 +196,10 @@ class StitchTable:
         """
         rows = [
             {
-                **{name: getattr(entry.result, name) for name in COLUMNS[:6]},
+                **{name: getattr(entry.result, name) for name in IDENTITY},
                 **entry.result.metrics,
                 "on_pareto": False,
-                **{name: getattr(entry.result, name) for name in COLUMNS[-4:]},
+                **{name: getattr(entry.result, name) for name in CIRCUMSTANCES},
                 **{name: getattr(entry, name) for name in MEASURED},
             }
             for entry in self
@@ -235,7 +269,7 @@ class StitchTable:
         curve = entry and entry.curve
         if curve is None:
             raise InputError(
-                f"{self._source} has no score curve of stitch {stitch}: sweep it with "
+                f"{self._source} has no score curve of stitch {stitch}: sweep it, with "
                 "sweep.mode=one_pass, or give a score"
             )
         return curve.threshold(criterion)

@@ -6,7 +6,14 @@ from .cost import anchor_alone, baseline_cost, point_costs, stitch_costs
 from .extracted import ExtractedViT, extracted_state
 from .families import anchor_arguments, plain_vit_names
 from .joined import HeadsPerExit, JoinedRCNN, PerExit, is_joined, join_configs
-from .operating import operating_at, point_of, take_position_grids, trained_with
+from .operating import (
+    most_proposals,
+    operating_at,
+    point_of,
+    resized_positions,
+    take_position_grids,
+    trained_with,
+)
 from .pyramid import PyramidPerExit, pyramid_from_features, pyramid_of_exit
 from .roi_heads import detect_with_counts, running_in, train_on_given_masks
 from .stitched_vit import StitchedViT, find_stitched_vit
@@ -30,12 +37,14 @@ __all__ = [
     "is_joined",
     "join_configs",
     "load_anchor_weights",
+    "most_proposals",
     "operating_at",
     "plain_vit_names",
     "point_costs",
     "point_of",
     "pyramid_from_features",
     "pyramid_of_exit",
+    "resized_positions",
     "running_in",
     "stitch_costs",
     "take_position_grids",

@@ -9,7 +9,7 @@ scaled_dot_product_attention. ``reference`` writes out q·kᵀ, softmax and ·v;
 (fvcore has no handler for fused attention and drops it).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial, wraps
 
@@ -24,6 +24,7 @@ __all__ = [
     "Attention",
     "attention_implementation",
     "resize_rel_pos",
+    "resize_rel_pos_table",
 ]
 
 ATTENTION_IMPLEMENTATIONS = ("fused", "reference")
@@ -173,8 +174,7 @@ class Attention(nn.Module):
         """Bias of every query and key, (heads, H*W, H*W)."""
         table: torch.Tensor = self.rel_pos_table
         sides = [2 * side - 1 for side in grid]
-        if list(table.shape[1:]) != sides:
-            table = F.interpolate(table[None], sides, mode="bicubic", align_corners=False)[0]
+        table = resize_rel_pos_table(table, sides)
         rows, columns = (_offsets(side, table.device) for side in grid)
         # (heads, query row, key row, query column, key column)
         bias = table[:, rows][..., columns]
@@ -199,6 +199,21 @@ def resize_rel_pos(rel_pos: torch.Tensor, length: int) -> torch.Tensor:
     if len(rel_pos) == length:
         return rel_pos
     return F.interpolate(rel_pos.T[None], length, mode="linear")[0].T
+
+
+def resize_rel_pos_table(table: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
+    """Interpolates a table of relative positions.
+
+    Args:
+        table: A bias for each head and offset, (heads, rows, columns).
+        sides: Numbers of offsets of the result.
+
+    Returns:
+        (heads, *sides); ``table`` itself if it has these sides.
+    """
+    if list(table.shape[1:]) == list(sides):
+        return table
+    return F.interpolate(table[None], list(sides), mode="bicubic", align_corners=False)[0]
 
 
 def _kept(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

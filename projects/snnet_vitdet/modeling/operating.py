@@ -15,11 +15,19 @@ from torch import nn
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.stitching import OperatingPoint, Stitch, split_point_name
 
-from .anchor import Block
+from .anchor import AnchorViT, Block
+from .attention import resize_rel_pos, resize_rel_pos_table
 from .joined import PerExit
 from .stitched_vit import find_stitched_vit
 
-__all__ = ["operating_at", "point_of", "take_position_grids", "trained_with"]
+__all__ = [
+    "most_proposals",
+    "operating_at",
+    "point_of",
+    "resized_positions",
+    "take_position_grids",
+    "trained_with",
+]
 
 
 def trained_with(model: GeneralizedRCNN, stitch: Stitch) -> tuple[int, int]:
@@ -37,10 +45,18 @@ def trained_with(model: GeneralizedRCNN, stitch: Stitch) -> tuple[int, int]:
         raise InputError(
             "model.backbone.square_pad is 0, so the model has no image size of its own"
         )
+    return side, _rpn_of(model, stitch).post_nms_topk[False]
+
+
+def most_proposals(model: GeneralizedRCNN, stitch: Stitch) -> int:
+    """Largest number of proposals that the RPN of a stitch can give: those before its NMS."""
+    rpn = _rpn_of(model, stitch)
+    return rpn.pre_nms_topk[False] * len(rpn.in_features)
+
+
+def _rpn_of(model: GeneralizedRCNN, stitch: Stitch) -> RPN:
     rpn = model.get_submodule("proposal_generator")
-    if isinstance(rpn, PerExit):
-        rpn = rpn[stitch.exit]
-    return side, rpn.post_nms_topk[False]
+    return rpn[stitch.exit] if isinstance(rpn, PerExit) else rpn
 
 
 def point_of(model: GeneralizedRCNN, name: str) -> OperatingPoint:
@@ -99,26 +115,63 @@ def operating_at(
 def take_position_grids(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """Gives the relative positions of global blocks the sizes that they have in a state dict.
 
-    So weights of one image size fit a model that is built for another. A ViT whose tables in the
-    state dict are not those of one square grid stays as it is.
+    So weights of one image size are loaded as they are into a model that is built for another.
 
     Args:
         model: A model on a ViT. Its optimizer keeps the parameters.
-        state: State dict of the same model, built for any image size.
+        state: State dict of the same model, built for any image size. If it is that of another
+            model, such as one with other windows, nothing changes.
     """
-    tables: dict[str, list[tuple[nn.Parameter, torch.Tensor]]] = {}
+    for _, table, saved in _other_grids(model, state):
+        table.data = table.new_empty(saved.shape)
+
+
+def resized_positions(
+    model: nn.Module, state: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Interpolates the relative positions of global blocks to the image size of a model.
+
+    The result is what attention makes of them at this size, so a training can start from it.
+
+    Args:
+        model: A model on a ViT.
+        state: As for :func:`take_position_grids`.
+
+    Returns:
+        The state dict with these tables resized.
+    """
+    resized = {
+        key: resize_rel_pos(saved, len(table))
+        if table.ndim == 2
+        else resize_rel_pos_table(saved, table.shape[1:])
+        for key, table, saved in _other_grids(model, state)
+    }
+    return {**state, **resized}
+
+
+def _other_grids(
+    model: nn.Module, state: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, nn.Parameter, torch.Tensor]]:
+    """Name, parameter and saved value of the tables that are saved for another grid."""
+    tables: dict[str, list[tuple[str, nn.Parameter, torch.Tensor]]] = {}
+    with_windows = set()
     for name, block in model.named_modules():
-        if not isinstance(block, Block) or block.window_size:
+        if not isinstance(block, Block):
             continue
         vit = name.rpartition(".blocks.")[0]
+        if block.window_size:
+            with_windows.add(vit)
+            continue
         for key, table in block.attn.named_parameters(f"{name}.attn", recurse=False):
             if key in state:
-                tables.setdefault(vit, []).append((table, state[key]))
-    for pairs in tables.values():
-        lengths = {_offsets(*pair) for pair in pairs}
-        if len(lengths) == 1 and None not in lengths:
-            for table, saved in pairs:
-                table.data = table.new_empty(saved.shape)
+                tables.setdefault(vit, []).append((key, table, state[key]))
+    for vit, group in tables.items():
+        lengths = {_offsets(table, saved) for _, table, saved in group}
+        # In a ViT with windows, a table of their size may be that of a block with windows.
+        windows = {2 * b.window_size - 1 for b in model.modules() if isinstance(b, AnchorViT)}
+        if len(lengths) > 1 or None in lengths or (vit not in with_windows and lengths & windows):
+            continue
+        yield from (each for each in group if each[1].shape != each[2].shape)
 
 
 def _offsets(table: torch.Tensor, saved: torch.Tensor) -> int | None:
