@@ -322,7 +322,8 @@ class Predictor:
         with self._lock:
             if given is None or given == (own := trained_with(self.model, stitch)):
                 return stitch, None
-            if not 0 < given[1] <= (most := most_proposals(self.model, stitch)):
+            most = most_proposals(self.model, stitch)
+            if not 0 < given[1] <= most:
                 raise InputError(f"{point}: the RPN gives 1 to {most} proposals")
             if given[0] != own[0] and given[0] not in self._resizing:
                 self._resizing[given[0]] = self._loaded.resizing_at(given[0])
