@@ -61,16 +61,13 @@ def page(open_page):
 
 
 def points(page, selector=".point"):
-    """Place of each point of the plot, by stitch id."""
-    return {
-        int(key): place
-        for key, place in page.execute_script(
-            "return Object.fromEntries([...document.querySelectorAll('#chart ' + arguments[0])]"
-            ".map(p => { const t = p.transform.baseVal[0].matrix; "
-            "return [p.dataset.id, [t.e, t.f]]; }))",
-            selector,
-        ).items()
-    }
+    """Place of each point of the plot, by name."""
+    return page.execute_script(
+        "return Object.fromEntries([...document.querySelectorAll('#chart ' + arguments[0])]"
+        ".map(p => { const t = p.transform.baseVal[0].matrix; "
+        "return [p.dataset.name, [t.e, t.f]]; }))",
+        selector,
+    )
 
 
 def shown_names(page):
@@ -92,7 +89,7 @@ def chosen(page):
 def expected_front(rows, x, y):
     full = [row for row in rows if row["num_images"] == 5000]
     on = pareto_front([row[x] for row in full], [row[y] for row in full])
-    return {row["stitch_id"] for row, is_on in zip(full, on, strict=True) if is_on}
+    return {row["name"] for row, is_on in zip(full, on, strict=True) if is_on}
 
 
 def choose(page, element_id, value):
@@ -106,23 +103,23 @@ def test_points_and_frontier_are_those_of_the_chosen_axes(page, rows, x, y):
     choose(page, "y-axis", y)
     places = points(page)
     scored = [row for row in rows if row["stitch_id"] != 50]
-    assert set(places) == {row["stitch_id"] for row in scored}
+    assert set(places) == {row["name"] for row in scored}
     for axis, key, sign in ((0, x, 1), (1, y, -1)):
         low, high = (choice(scored, key=lambda row: row[key]) for choice in (min, max))
-        start, end = (places[row["stitch_id"]][axis] for row in (low, high))
+        start, end = (places[row["name"]][axis] for row in (low, high))
         for row in scored:
             share = (row[key] - low[key]) / (high[key] - low[key])
             place = start + share * (end - start)
             # Places are written with two decimals of a pixel.
-            assert places[row["stitch_id"]][axis] == pytest.approx(place, abs=0.02)
+            assert places[row["name"]][axis] == pytest.approx(place, abs=0.02)
         assert sign * (end - start) > 200
     front = expected_front(rows, x, y)
     assert set(points(page, ".point.on-front")) == front
     marked = page.execute_script(
         "return [...document.querySelectorAll('#results tr.front')].map(r => +r.dataset.row)"
     )
-    assert set(marked) == front
-    assert set(points(page, ".point.pale")) == set(FEWER)
+    assert {rows[i]["name"] for i in marked} == front
+    assert set(points(page, ".point.pale")) == {rows[i]["name"] for i in FEWER}
 
 
 def test_leaving_a_kind_out_gives_the_frontier_of_the_others(page, rows):
@@ -132,7 +129,7 @@ def test_leaving_a_kind_out_gives_the_frontier_of_the_others(page, rows):
             assert button.get_attribute("aria-pressed") == "false"
     # SN-Netv1's space.
     rest = [row for row in rows if row["kind"] in ("S", "L", "FS")]
-    assert set(points(page)) == {row["stitch_id"] for row in rest}
+    assert set(points(page)) == {row["name"] for row in rest}
     assert set(points(page, ".point.on-front")) == expected_front(rest, "gflops", "bbox_AP")
 
 
@@ -163,10 +160,10 @@ def test_the_table_is_filtered_by_kind_name_and_frontier(page, rows):
     choose(page, "filter-kind", "")
     page.find_element(By.ID, "filter-front").click()
     front = expected_front(rows, "gflops", "bbox_AP")
-    assert shown_names(page) == [row["name"] for row in rows if row["stitch_id"] in front]
+    assert shown_names(page) == [row["name"] for row in rows if row["name"] in front]
     choose(page, "x-axis", "latency_ms")
     front = expected_front(rows, "latency_ms", "bbox_AP")
-    assert shown_names(page) == [row["name"] for row in rows if row["stitch_id"] in front]
+    assert shown_names(page) == [row["name"] for row in rows if row["name"] in front]
 
 
 def test_arrow_keys_go_from_point_to_point_in_plot_and_table(page, rows):
@@ -195,7 +192,7 @@ def test_a_click_selects_and_hovering_shows_without_selecting(page, rows):
     page.find_element(By.CSS_SELECTOR, "#results tr[data-row='7'] td").click()
     assert chosen(page) == [rows[7]["name"]] * 3
     cheapest = min(rows, key=lambda row: row["gflops"])
-    point = page.find_element(By.CSS_SELECTOR, f".point[data-id='{cheapest['stitch_id']}']")
+    point = page.find_element(By.CSS_SELECTOR, f".point[data-name='{cheapest['name']}']")
     page.execute_script("arguments[0].scrollIntoView({block: 'center'})", point)
     ActionChains(page).move_to_element(point).perform()
     name = cheapest["name"]
@@ -313,7 +310,7 @@ def test_a_phone_scrolls_down_and_not_sideways(open_page, browser, width):
             == width
         )
         # A finger does not hit the middle of a point.
-        point = page.find_element(By.CSS_SELECTOR, ".point[data-id='0'] use")
+        point = page.find_element(By.CSS_SELECTOR, ".point[data-name='S'] use")
         page.execute_script("arguments[0].scrollIntoView({block: 'center'})", point)
         box = page.execute_script(
             "const r = arguments[0].getBoundingClientRect(); return [r.x - 6, r.y + 18]", point

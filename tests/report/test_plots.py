@@ -22,6 +22,7 @@ def _rows(tasks=("bbox", "segm"), seed=0):
     return [
         {
             "stitch_id": stitch_id,
+            "name": kind,
             "kind": kind,
             "gflops": 1.0 + rng.random(),
             "bbox_AP": rng.uniform(30, 50) if "bbox" in tasks else math.nan,
@@ -87,9 +88,9 @@ def test_a_sweep_of_the_anchors_alone_is_drawn(tmp_path, count):
 
 def test_each_panel_has_the_frontier_of_its_own_score():
     rows = [
-        {"kind": "S", "gflops": 1.0, "bbox_AP": 30.0, "segm_AP": 30.0},
-        {"kind": "FS", "gflops": 2.0, "bbox_AP": 29.0, "segm_AP": 35.0},
-        {"kind": "SF", "gflops": 3.0, "bbox_AP": 40.0, "segm_AP": 34.0},
+        {"name": "S", "kind": "S", "gflops": 1.0, "bbox_AP": 30.0, "segm_AP": 30.0},
+        {"name": "FS", "kind": "FS", "gflops": 2.0, "bbox_AP": 29.0, "segm_AP": 35.0},
+        {"name": "SF", "kind": "SF", "gflops": 3.0, "bbox_AP": 40.0, "segm_AP": 34.0},
     ]
     box, mask = pareto_figure(rows).axes
 
@@ -103,10 +104,10 @@ def test_each_panel_has_the_frontier_of_its_own_score():
 
 def test_stitches_scored_on_fewer_images_are_pale_and_not_on_the_frontier():
     rows = [
-        {"kind": "S", "gflops": 1.0, "bbox_AP": 30.0, "num_images": 5000},
-        {"kind": "FS", "gflops": 2.0, "bbox_AP": 60.0, "num_images": 500},
-        {"kind": "FS", "gflops": 3.0, "bbox_AP": 40.0, "num_images": 5000},
-        {"kind": "SF", "gflops": 0.5, "bbox_AP": 10.0, "num_images": 500},
+        {"name": "S", "kind": "S", "gflops": 1.0, "bbox_AP": 30.0, "num_images": 5000},
+        {"name": "FS", "kind": "FS", "gflops": 2.0, "bbox_AP": 60.0, "num_images": 500},
+        {"name": "FS", "kind": "FS", "gflops": 3.0, "bbox_AP": 40.0, "num_images": 5000},
+        {"name": "SF", "kind": "SF", "gflops": 0.5, "bbox_AP": 10.0, "num_images": 500},
     ]
     (box,) = pareto_figure(rows).axes
 
@@ -162,7 +163,10 @@ def test_legend_names_the_kinds_that_are_there_and_lies_outside_the_panels():
 
 
 def test_a_kind_with_more_cuts_is_drawn_as_well():
-    rows = [*_rows(), {"kind": "FSFS", "gflops": 1.5, "bbox_AP": 60.0, "segm_AP": 60.0}]
+    rows = [
+        *_rows(),
+        {"name": "FSFS", "kind": "FSFS", "gflops": 1.5, "bbox_AP": 60.0, "segm_AP": 60.0},
+    ]
     figure = pareto_figure(rows)
 
     assert ("FSFS", 1.5, 60.0) in _dots(figure.axes[0])

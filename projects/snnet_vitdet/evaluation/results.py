@@ -27,6 +27,7 @@ __all__ = [
     "TASKS",
     "Row",
     "StitchResult",
+    "as_trained",
     "best_row",
     "comparable",
     "counted_points",
@@ -159,6 +160,11 @@ def _number(label: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{label} must be a number, got {value!r}")
     return float(value)
+
+
+def as_trained(row: Row) -> bool:
+    """Whether a row is of a stitch at the training's own image size and number of proposals."""
+    return "@" not in row["name"]
 
 
 def counted_points(names: Collection[str]) -> str:

@@ -20,8 +20,10 @@ from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.results import (
     TASKS,
     Row,
+    as_trained,
     best_row,
     comparable,
+    counted_points,
     num_images,
     on_frontier,
 )
@@ -41,7 +43,10 @@ __all__ = [
     "write_report",
 ]
 
-_SCRIPTS = ("svg.js", "plot.js", "table.js", "bands.js", "training.js", "pictures.js", "main.js")
+_SCRIPTS = (
+    *("svg.js", "filters.js", "plot.js", "table.js", "bands.js", "training.js", "pictures.js"),
+    "main.js",
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,9 @@ def report_html(
     columns, compared = present_columns(rows), comparable(rows)
     styles = kind_styles(str(row["kind"]) for row in rows)
     marker_ids = {kind: f"marker-{index}" for index, kind in enumerate(styles)}
+    what = "stitches" if all(map(as_trained, rows)) else "operating points"
     data = {
+        "what": what,
         "columns": [asdict(column) for column in columns],
         "kinds": [
             {
@@ -156,6 +163,7 @@ def report_html(
     template = string.Template((assets / "page.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=escaped(title),
+        what=what,
         policy=(
             "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
             f"style-src '{_hash(style)}'; script-src '{_hash(script)}'"
@@ -208,12 +216,12 @@ def _facts(rows: Sequence[Row], columns: Sequence[Column]) -> list[tuple[str, st
     by_key = {column.key: column for column in columns}
     kinds = Counter(str(row["kind"]) for row in rows)
     by_kind = ", ".join(f"{count}\u00a0{kind}" for kind, count in kinds.items())
-    what = "Operating points" if any("@" in row["name"] for row in rows) else "Stitches"
-    facts = [(what, f"{len(rows):,} ({by_kind})")]
+    what = "stitches" if all(map(as_trained, rows)) else "operating points"
+    facts = [(what.capitalize(), f"{len(rows):,} ({by_kind})")]
     full = comparable(rows)
     if num_images(full[0]):
         fewer = len(rows) - len(full)
-        rest = f"; fewer for {fewer} of the stitches" if fewer else ""
+        rest = f"; fewer for {fewer} of the {what}" if fewer else ""
         facts.append(("Images scored", f"{num_images(full[0]):,}{rest}"))
     iterations = {row.get("iteration") for row in rows} - {None}
     if len(iterations) == 1:
@@ -223,15 +231,20 @@ def _facts(rows: Sequence[Row], columns: Sequence[Column]) -> list[tuple[str, st
     for task, word in TASKS.items():
         if best := best_row(rows, f"{task}_AP"):
             facts.append((f"Best {word} AP", f"{best[f'{task}_AP']:.1f} ({best['name']})"))
-    front = [row for row, is_on in zip(rows, on_frontier(rows, "bbox_AP"), strict=True) if is_on]
-    if front:
-        front.sort(key=lambda row: row["gflops"])
-        ranges = [
-            f"{cell_text(front[0], column)} to {cell_text(front[-1], column)} {column.label}"
-            for column in (by_key["gflops"], by_key["bbox_AP"])
-        ]
-        size = counted(len(front), "stitch", "stitches")
-        facts.append(("Pareto frontier", f"{size}, {', '.join(ranges)}"))
+    frontiers = [("Pareto frontier", rows)]
+    stitches = [row for row in rows if as_trained(row)]
+    if len(stitches) < len(rows):
+        frontiers.append(("Pareto frontier of the stitches alone", stitches))
+    for label, part in frontiers:
+        on = on_frontier(part, "bbox_AP")
+        if front := [row for row, is_on in zip(part, on, strict=True) if is_on]:
+            front.sort(key=lambda row: row["gflops"])
+            ranges = [
+                f"{cell_text(front[0], column)} to {cell_text(front[-1], column)} {column.label}"
+                for column in (by_key["gflops"], by_key["bbox_AP"])
+            ]
+            size = counted_points([row["name"] for row in front])
+            facts.append((label, f"{size}, {', '.join(ranges)}"))
     return facts
 
 
