@@ -8,7 +8,7 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
-from sweep_rows import sweep_rows
+from sweep_rows import COUNTS, SIZES, point_rows, sweep_rows
 
 from snnet_vitdet.evaluation import pareto_front
 from snnet_vitdet.report import (
@@ -58,6 +58,16 @@ def open_page(browser, rows, tmp_path_factory):
 @pytest.fixture
 def page(open_page):
     return open_page()
+
+
+@pytest.fixture(scope="module")
+def many():
+    return point_rows()
+
+
+@pytest.fixture
+def page_of_points(open_page, many):
+    return open_page(many)
 
 
 def points(page, selector=".point"):
@@ -204,6 +214,120 @@ def test_a_click_selects_and_hovering_shows_without_selecting(page, rows):
     assert chosen(page) == [name] * 3
 
 
+def corners(page, selector):
+    """Number of points that a stepped line goes through; 0 if it is not drawn."""
+    return page.execute_script(
+        "const d = document.querySelector('#chart ' + arguments[0]).getAttribute('d');"
+        "return d && (d.split(/[ML]/).length) / 2",
+        selector,
+    )
+
+
+def test_thousands_of_points_have_their_frontier_and_that_of_stitches_alone(page_of_points, many):
+    page = page_of_points
+    stitches = [row for row in many if "@" not in row["name"]]
+    assert (len(points(page)), len(many), len(stitches)) == (2010, 2010, 134)
+    front, alone = (expected_front(rows, "gflops", "bbox_AP") for rows in (many, stitches))
+    assert set(points(page, ".point.on-front")) == front
+    assert corners(page, ".front:not(.alone)") == len(front)
+    assert corners(page, ".front.alone") == len(alone) != len(front)
+    assert "stitches alone, as trained" in page.find_element(By.ID, "front-legend").text
+    # Two large stars with their names, not one for each size.
+    assert set(points(page, ".point.anchor")) == {"S", "L"}
+    assert len(page.find_elements(By.CSS_SELECTOR, "#chart .label")) == 2
+    # Nothing lies above the frontier but its own points and the anchors.
+    above = page.execute_script(
+        "let node = document.querySelector('#chart .front:not(.alone)'); const above = [];"
+        "while (node = node.nextElementSibling) above.push(node.dataset.name); return above"
+    )
+    assert set(above) == front | {"S", "L"}
+
+
+def test_points_are_filtered_by_size_proposals_and_kind(page_of_points, many):
+    page = page_of_points
+    choose(page, "plot-filters-image_size", "512")
+    part = [row for row in many if row["image_size"] == 512]
+    assert set(points(page)) == {row["name"] for row in part}
+    assert set(points(page, ".point.on-front")) == expected_front(part, "gflops", "bbox_AP")
+    assert not page.find_element(By.ID, "front-legend").is_displayed()
+    choose(page, "plot-filters-num_proposals", "300")
+    assert len(points(page)) == 134
+    # The table has filters of its own.
+    assert page.find_element(By.ID, "filter-count").text == "2010 of 2010 shown"
+    choose(page, "filter-image_size", "384")
+    choose(page, "filter-num_proposals", "100")
+    choose(page, "filter-kind", "FS")
+    assert shown_names(page) == [f"FS-{cut}@384/100" for cut in range(1, 12)]
+
+
+def test_sizes_and_proposals_are_offered_where_they_differ(open_page):
+    page = open_page(point_rows((512, 1024), (1000,)))
+    found = page.find_elements(By.CSS_SELECTOR, "select[id*='-']")
+    assert {each.get_attribute("id") for each in found} >= {
+        *("plot-filters-image_size", "band-filters-image_size", "filter-image_size", "filter-kind")
+    }
+    assert not [each for each in found if "proposals" in each.get_attribute("id")]
+    page = open_page(sweep_rows((4, 8))[:1])
+    assert not page.find_elements(By.CSS_SELECTOR, "[id^='filter-kind'], [id$='image_size']")
+    assert not page.find_element(By.ID, "legend").is_displayed()
+
+
+def test_a_long_table_is_complete_sorted_and_searched(page_of_points, many):
+    page = page_of_points
+    page.find_element(By.CSS_SELECTOR, "th[data-key=bbox_AP] button").click()
+    names = [row["name"] for row in sorted(many, key=lambda row: -row["bbox_AP"])]
+    # Further lines come when they are scrolled to.
+    for _ in range(4):
+        shown = shown_names(page)
+        assert shown == names[: len(shown)]
+        page.execute_script(
+            "const frame = document.querySelector('.tall'); frame.scrollTop = frame.scrollHeight;"
+            "frame.dispatchEvent(new Event('scroll'))"
+        )
+    assert shown_names(page) == names
+    page.find_element(By.ID, "filter-name").send_keys("FS-3@640/3")
+    expected = [name for name in names if "FS-3@640/3" in name]
+    assert shown_names(page) == expected and "FS-3@640/300" in expected
+
+
+def test_a_point_is_selected_by_its_own_name(page_of_points, many):
+    """All points of a stitch have its id."""
+    page = page_of_points
+    page.find_element(By.ID, "filter-name").send_keys("SFS-3-9@640/300")
+    page.find_element(By.CSS_SELECTOR, "#results tbody td").click()
+    assert chosen(page) == ["SFS-3-9@640/300"] * 3
+    assert len(page.find_elements(By.CSS_SELECTOR, ".point[aria-selected=true]")) == 1
+    details = page.find_element(By.ID, "details").text
+    assert "--stitch SFS-3-9@640/300" in details and "image size\n640" in details
+    # From the plot to a line that the table has not shown yet.
+    page.find_element(By.ID, "filter-name").send_keys(Keys.CONTROL, "a", Keys.DELETE)
+    page.find_element(By.CSS_SELECTOR, "th[data-key=gflops] button").click()
+    start = page.find_element(By.CSS_SELECTOR, "#chart [tabindex='0']")
+    page.execute_script("arguments[0].focus()", start)
+    start.send_keys(Keys.END)
+    costliest = max(many, key=lambda row: row["gflops"])["name"]
+    assert chosen(page) == [costliest] * 3
+
+
+def test_bands_compare_the_stitches_as_trained_and_other_points_on_demand(page_of_points):
+    page = page_of_points
+    summary = page.find_element(By.ID, "band-summary")
+    chosen_points = [
+        Select(page.find_element(By.ID, f"band-filters-{key}"))
+        for key in ("image_size", "num_proposals")
+    ]
+    said = [each.first_selected_option.text for each in chosen_points]
+    assert said == [str(SIZES[-1]), str(COUNTS[-1])]
+    assert summary.text.startswith("The costs of 132 operating points")
+    chosen_points[0].select_by_value("640")
+    table = page.find_element(By.ID, "band-table").text
+    assert table.startswith("GFLOPs")
+    for each in chosen_points:
+        each.select_by_value("")
+    assert summary.text.startswith("The costs of 1980 operating points")
+    assert page.find_element(By.ID, "band-table").text != table
+
+
 def test_kinds_are_compared_within_bands_of_cost(page, rows):
     """Eight bands of equal width; the first row of the table is counted here again."""
     full = [row for row in rows if row["cuts"] and row["num_images"] == 5000]
@@ -297,12 +421,14 @@ def test_without_javascript_table_and_pictures_are_there(open_page, browser):
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
-@pytest.mark.parametrize("width", [320, 360, 400])
-def test_a_phone_scrolls_down_and_not_sideways(open_page, browser, width):
+@pytest.mark.parametrize("width", [320, 360, 390])
+@pytest.mark.parametrize("of_points", [False, True], ids=["stitches", "points"])
+def test_a_phone_scrolls_down_and_not_sideways(open_page, browser, rows, many, width, of_points):
     size = {"width": width, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
-        page = open_page(title="output/a_folder_with_a_name_that_is_far_longer_than_a_phone_is")
+        title = "output/a_folder_with_a_name_that_is_far_longer_than_a_phone_is"
+        page = open_page(many if of_points else rows, title=title)
         assert (
             page.execute_script(
                 "return document.documentElement.scrollWidth <= innerWidth && innerWidth"
