@@ -182,7 +182,10 @@ def test_points_have_the_frontier_of_all_and_that_of_the_stitches_alone():
         {"name": "L", "kind": "L", "gflops": 4.0, "bbox_AP": 40.0},
         {"name": "S@64/5", "kind": "S", "gflops": 1.0, "bbox_AP": 20.0},
         {"name": "L@64/5", "kind": "L", "gflops": 3.0, "bbox_AP": 45.0},
+        # On fewer images: on no frontier.
+        {"name": "FS-1", "kind": "FS", "gflops": 1.0, "bbox_AP": 99.0, "num_images": 3},
     ]
+    rows = [{"num_images": 9} | row for row in rows]
     figure = pareto_figure(rows)
     (box,) = figure.axes
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from matplotlib.ticker import MaxNLocator
 
 from snnet_vitdet.evaluation import pareto_front
-from snnet_vitdet.evaluation.results import Row, as_trained, counted_points
-from snnet_vitdet.report.kinds import ANCHORS, MARKERS, kind_label, kind_styles
+from snnet_vitdet.evaluation.results import Row, counted_points
+from snnet_vitdet.report.kinds import ANCHORS, MARKERS, is_anchor, kind_label, kind_styles
 from snnet_vitdet.text import escaped
 
 __all__ = ["amount", "plot_svg"]
@@ -73,9 +73,7 @@ def plot_svg(
     with_marker = points
     if len(points) > _CROWD:
         with_marker = [
-            point
-            for point, is_on in zip(points, on, strict=True)
-            if is_on or (point[0]["kind"] in ANCHORS and as_trained(point[0]))
+            point for point, is_on in zip(points, on, strict=True) if is_on or is_anchor(point[0])
         ]
         for kind, (colour, _) in styles.items():
             dots = "".join(
@@ -92,8 +90,8 @@ def plot_svg(
     for row, x, y in sorted(with_marker, key=lambda point: -kinds.count(point[0]["kind"])):
         title = f"{row['name']} ({kind_label(row['kind'])}): {amount(y)} at {amount(x)}"
         place = f"{x_of(x):.1f} {y_of(y):.1f}"
-        # A ViT at another size is one of many points, and a star is larger than other markers.
-        is_small = row["kind"] in ANCHORS and not as_trained(row)
+        # A star is larger than other markers, and a ViT at another size is one of many points.
+        is_small = row["kind"] in ANCHORS and not is_anchor(row)
         scale = f'transform="scale(0.55)" transform-origin="{place}" ' if is_small else ""
         parts.append(
             f'<use href="#snnet-{row["kind"]}" x="{x_of(x):.1f}" y="{y_of(y):.1f}" {scale}'

@@ -37,6 +37,7 @@ __all__ = [
     "on_frontier",
     "pareto_front",
     "results_of",
+    "stitches_alone",
     "to_csv",
     "to_json",
 ]
@@ -189,6 +190,13 @@ def comparable(rows: Sequence[Row]) -> list[Row]:
     """The rows scored on the most images; scores on fewer images cannot be compared with these."""
     most = max(map(num_images, rows), default=0)
     return [row for row in rows if num_images(row) == most]
+
+
+def stitches_alone(rows: Sequence[Row]) -> list[Row]:
+    """The comparable stitches as trained, if rows are of other operating points too; else none."""
+    if all(map(as_trained, rows)):
+        return []
+    return [row for row in comparable(rows) if as_trained(row)]
 
 
 def on_frontier(rows: Sequence[Row], score: str, cost: str = "gflops") -> list[bool]:

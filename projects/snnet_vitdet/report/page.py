@@ -26,6 +26,7 @@ from snnet_vitdet.evaluation.results import (
     counted_points,
     num_images,
     on_frontier,
+    stitches_alone,
 )
 from snnet_vitdet.files import write_atomically
 from snnet_vitdet.text import counted, escaped, neutral
@@ -44,8 +45,8 @@ __all__ = [
 ]
 
 _SCRIPTS = (
-    *("svg.js", "filters.js", "plot.js", "table.js", "bands.js", "training.js", "pictures.js"),
-    "main.js",
+    *("svg.js", "filters.js", "plot.js", "table.js"),
+    *("bands.js", "training.js", "pictures.js", "main.js"),
 )
 
 
@@ -177,7 +178,7 @@ def report_html(
         ),
         facts="".join(
             f"<div><dt>{escaped(label)}</dt><dd>{escaped(text)}</dd></div>"
-            for label, text in [*_facts(rows, columns), *facts]
+            for label, text in [*_facts(rows, columns, what), *facts]
         ),
         table=table_html(rows, columns, marker_ids),
         samples=_samples_html(samples, marker_ids)
@@ -211,12 +212,11 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _facts(rows: Sequence[Row], columns: Sequence[Column]) -> list[tuple[str, str]]:
-    """Facts from the rows, as (label, text)."""
+def _facts(rows: Sequence[Row], columns: Sequence[Column], what: str) -> list[tuple[str, str]]:
+    """Facts from the rows, which are stitches or operating points, as (label, text)."""
     by_key = {column.key: column for column in columns}
     kinds = Counter(str(row["kind"]) for row in rows)
     by_kind = ", ".join(f"{count}\u00a0{kind}" for kind, count in kinds.items())
-    what = "stitches" if all(map(as_trained, rows)) else "operating points"
     facts = [(what.capitalize(), f"{len(rows):,} ({by_kind})")]
     full = comparable(rows)
     if num_images(full[0]):
@@ -231,11 +231,10 @@ def _facts(rows: Sequence[Row], columns: Sequence[Column]) -> list[tuple[str, st
     for task, word in TASKS.items():
         if best := best_row(rows, f"{task}_AP"):
             facts.append((f"Best {word} AP", f"{best[f'{task}_AP']:.1f} ({best['name']})"))
-    frontiers = [("Pareto frontier", rows)]
-    stitches = [row for row in rows if as_trained(row)]
-    if len(stitches) < len(rows):
-        frontiers.append(("Pareto frontier of the stitches alone", stitches))
-    for label, part in frontiers:
+    for label, part in (
+        ("Pareto frontier", rows),
+        ("Pareto frontier of the stitches alone", stitches_alone(rows)),
+    ):
         on = on_frontier(part, "bbox_AP")
         if front := [row for row, is_on in zip(part, on, strict=True) if is_on]:
             front.sort(key=lambda row: row["gflops"])

@@ -14,15 +14,15 @@ from snnet_vitdet.evaluation import Candidate
 from snnet_vitdet.evaluation.results import (
     TASKS,
     Row,
-    as_trained,
     comparable,
     has_value,
     on_frontier,
+    stitches_alone,
 )
 from snnet_vitdet.files import replacing
 from snnet_vitdet.text import plot_text
 
-from .kinds import ANCHORS, kind_label, kind_styles
+from .kinds import ANCHORS, is_anchor, kind_label, kind_styles
 
 __all__ = ["comparison_figure", "drawing", "pareto_figure", "plot_comparison", "plot_pareto"]
 
@@ -112,7 +112,7 @@ def pareto_figure(rows: Sequence[Row], *, title: str | None = None) -> Figure:
     for axes, task in zip(panels, tasks, strict=True):
         _draw_panel(axes, rows, task, kinds)
     figure.legend(
-        handles=_legend_handles(kinds, with_points=not all(map(as_trained, rows))),
+        handles=_legend_handles(kinds, with_alone=bool(stitches_alone(rows))),
         loc="outside lower center",
         ncols=4 if len(tasks) == 2 else 3,
         fontsize=10,
@@ -149,11 +149,11 @@ def _draw_panel(
         return
 
     _draw_frontier(axes, rows, score, label="frontier")
-    stitches = [row for row in rows if as_trained(row)]
-    if len(stitches) < len(rows):
+    if stitches := stitches_alone(rows):
         _draw_frontier(axes, stitches, score, label="stitches alone", **_ALONE)
     crowded = len(points) > _CROWD
     dot_size = 7 if crowded else 32 if len(points) > 40 else 70
+    edges = (0.0, 0.8) if crowded else (0.6, 1.2)
     for kind, (colour, marker) in kinds.items():
         chosen = [point for point in points if point[0]["kind"] == kind]
         for role, size, opacity, zorder in (
@@ -162,7 +162,7 @@ def _draw_panel(
             ("frontier", 20 if crowded else dot_size, 1.0, 4.6),
             ("anchor", 330, 1.0, 5),
         ):
-            drawn = [point for point in chosen if _role(*point[:2]) == role]
+            drawn = [point for point in chosen if role == _role(*point[:2])]
             if not drawn:
                 continue
             axes.scatter(
@@ -173,10 +173,7 @@ def _draw_panel(
                 c=colour,
                 alpha=[opacity if is_compared else 0.3 * opacity for *_, is_compared in drawn],
                 edgecolors=[_INK if on else "white" for _, on, _ in drawn],
-                linewidths=[
-                    (0.8 if crowded else 1.2) if on else 0.0 if crowded else 0.6
-                    for _, on, _ in drawn
-                ],
+                linewidths=[edges[on] for _, on, _ in drawn],
                 zorder=zorder,
                 label=kind,
             )
@@ -204,13 +201,10 @@ def _draw_frontier(axes: Axes, rows: Sequence[Row], score: str, **look: object) 
 
 
 def _role(row: Row, on_front: bool) -> str:
-    """How a point is drawn. A ViT at another size is one of many points, not an anchor."""
-    if row["kind"] in ANCHORS and as_trained(row):
-        return "anchor"
-    return "frontier" if on_front else "other"
+    return "anchor" if is_anchor(row) else "frontier" if on_front else "other"
 
 
-def _legend_handles(kinds: Mapping[str, tuple[str, str]], with_points: bool) -> list[Line2D]:
+def _legend_handles(kinds: Mapping[str, tuple[str, str]], with_alone: bool) -> list[Line2D]:
     handles = [
         Line2D(
             *([], []),
@@ -232,12 +226,12 @@ def _legend_handles(kinds: Mapping[str, tuple[str, str]], with_points: bool) -> 
         markersize=7,
         markerfacecolor="white",
         markeredgewidth=1.2,
-        label="frontier of all points" if with_points else "on the frontier",
+        label="frontier of all points" if with_alone else "on the frontier",
     )
     stitches = Line2D(
         [], [], color=_INK, label="frontier of the stitches alone, as trained", **_ALONE
     )
-    return [*handles, frontier, *[stitches] * with_points]
+    return [*handles, frontier, *[stitches] * with_alone]
 
 
 def plot_comparison(

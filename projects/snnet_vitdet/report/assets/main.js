@@ -54,8 +54,9 @@ function update() {
   state.stitchFront = stitches.length < state.rows.length ? frontier(stitches, state.x.key, state.y.key) : [];
   // At first the best stitch is selected, so that the details are not empty.
   state.selected ||= state.front.at(-1) || null;
-  plot.redraw();
+  // The table first: charts measure their places, and a browser would lay out all its lines for it.
   table.redraw();
+  plot.redraw();
   bands.redraw();
   details();
 }

@@ -66,6 +66,7 @@ function makeTable(state, data) {
     body.append(...matching.slice(body.rows.length, count).map((row) => lines.get(row)));
   }
 
+  window.addEventListener("beforeprint", () => show(matching.length));
   frame.addEventListener("scroll", () => {
     if (frame.scrollTop + 2 * frame.clientHeight > frame.scrollHeight) show(body.rows.length + BATCH);
   });
