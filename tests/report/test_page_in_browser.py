@@ -8,6 +8,7 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
+from selenium.webdriver.support.ui import WebDriverWait
 from sweep_rows import COUNTS, SIZES, point_rows, sweep_rows
 
 from snnet_vitdet.evaluation import pareto_front
@@ -50,6 +51,10 @@ def open_page(browser, rows, tmp_path_factory):
         for kind in ("browser", "performance"):
             browser.get_log(kind)
         browser.get((folder / "report.html").as_uri())
+        # On a busy machine, the driver goes on while a page of thousands of points is still read.
+        WebDriverWait(browser, 60).until(
+            lambda page: page.execute_script("return document.readyState") == "complete"
+        )
         return browser
 
     return open_it
