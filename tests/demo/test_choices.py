@@ -107,3 +107,20 @@ def test_the_plot_has_every_point_and_marks_the_chosen(swept):
 def test_a_plot_of_one_point_is_drawn(swept):
     point = swept.points("gflops", "box")[0]
     assert "nan" not in plot_svg([point], "GFLOPs", "box AP", chosen="S", limit=1000)
+
+
+def test_of_thousands_of_points_the_frontier_has_markers_and_all_are_dots():
+    stitch = {"stitch_id": 2, "name": "FS-1", "kind": "FS"}
+    points = [(stitch | {"name": f"FS-1@{i}/9"}, i, i % 1500) for i in range(1, 2011)]
+    points.append(({"stitch_id": 0, "name": "S", "kind": "S"}, 2000, 3))
+    points.append(({"stitch_id": 0, "name": "S@64/9", "kind": "S"}, 2000, 2))
+    svg = plot_svg(points, "GFLOPs", "box AP", chosen="FS-1@1700/9").partition("<ul")[0]
+    root = ElementTree.fromstring(svg)
+    named = {use.get("data-stitch") for use in root.iter("use")}
+    assert named == {"S"} | {f"FS-1@{i}/9" for i in range(1, 1500)}
+    dots = [path.get("d") for path in root.iter("path") if path.get("class") == "dots"]
+    assert [path.count("M") for path in dots] == [2, 2010]
+    # What is chosen has its ring, on the frontier or off it.
+    (ring,) = [c for c in root.iter("circle") if c.get("class") == "ring"]
+    assert f"M{ring.get('cx')} {ring.get('cy')}h0" in dots[1]
+    assert root.get("aria-label").startswith("2,012 operating points, box AP over GFLOPs; chosen")

@@ -17,6 +17,7 @@ from snnet_vitdet.evaluation.results import (
     comparable,
     on_frontier,
     pareto_front,
+    stitches_alone,
 )
 
 
@@ -72,6 +73,13 @@ def test_rows_are_compared_with_those_of_the_most_images(missing):
     # The rows of the most images may be those without a score.
     assert best_row(rows[1:2] + rows[4:], "bbox_AP") is None
     assert on_frontier(rows[1:2] + rows[4:], "bbox_AP") == [False, False]
+
+
+def test_stitches_are_set_apart_from_points_scored_on_as_many_images():
+    stitch, fewer, point = ({"name": name} | row(1.0, 2.0) for name in ("S", "L", "S@64/5"))
+    fewer["num_images"] = 5
+    assert stitches_alone([stitch, fewer, point]) == [stitch]
+    assert stitches_alone([stitch, fewer]) == []
 
 
 def test_of_equally_good_rows_the_cheaper_is_the_best():

@@ -8,9 +8,10 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from sweep_rows import sweep_rows
+from sweep_rows import point_rows, sweep_rows
 
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.evaluation.results import on_frontier
 from snnet_vitdet.report import (
     SampleColumn,
     SamplePicture,
@@ -157,6 +158,22 @@ def test_facts_are_of_the_stitches_scored_on_all_images():
     assert "5,000; fewer for 1 of the stitches" in text["dd"] and "1,000 iterations" in text["dd"]
     assert "14 (1 S, 1 L, 3 FS, 3 SF, 3 SFS, 3 FSF)" in text["dd"].replace("\u00a0", " ")
     assert "Device" in text["dt"] and "a card" in text["dd"]
+
+
+def test_points_show_their_size_and_the_frontier_of_stitches_alone():
+    rows = point_rows()
+    page = Page(report_html(rows, title="t"))
+    head, *lines = page.lines
+    assert head[4:7] == ["image size", "proposals", "GFLOPs"] and len(lines) == 2010
+    assert ["S@512/300", "0", "S", "–", "512", "300"] in [line[:6] for line in lines]
+    facts = page.texts["dd"]
+    assert "2,010 (15\u00a0S, 15\u00a0L, 165\u00a0FS" in facts
+    front = sum(row["on_pareto"] for row in rows)
+    stitches = [row for row in rows if "@" not in row["name"]]
+    alone = sum(on_frontier(stitches, "bbox_AP"))
+    assert f"{front} operating points, {min(row['gflops'] for row in rows):.1f} to" in facts
+    assert f"{alone} stitches, {min(row['gflops'] for row in stitches):.1f} to" in facts
+    assert "All operating points" in page.texts["h2"]
 
 
 @pytest.mark.parametrize(

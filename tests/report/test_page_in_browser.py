@@ -8,7 +8,8 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
-from sweep_rows import sweep_rows
+from selenium.webdriver.support.ui import WebDriverWait
+from sweep_rows import COUNTS, SIZES, point_rows, sweep_rows
 
 from snnet_vitdet.evaluation import pareto_front
 from snnet_vitdet.report import (
@@ -50,6 +51,10 @@ def open_page(browser, rows, tmp_path_factory):
         for kind in ("browser", "performance"):
             browser.get_log(kind)
         browser.get((folder / "report.html").as_uri())
+        # On a busy machine, the driver goes on while a page of thousands of points is still read.
+        WebDriverWait(browser, 60).until(
+            lambda page: page.execute_script("return document.readyState") == "complete"
+        )
         return browser
 
     return open_it
@@ -60,17 +65,24 @@ def page(open_page):
     return open_page()
 
 
+@pytest.fixture(scope="module")
+def many():
+    return point_rows()
+
+
+@pytest.fixture
+def page_of_points(open_page, many):
+    return open_page(many)
+
+
 def points(page, selector=".point"):
-    """Place of each point of the plot, by stitch id."""
-    return {
-        int(key): place
-        for key, place in page.execute_script(
-            "return Object.fromEntries([...document.querySelectorAll('#chart ' + arguments[0])]"
-            ".map(p => { const t = p.transform.baseVal[0].matrix; "
-            "return [p.dataset.id, [t.e, t.f]]; }))",
-            selector,
-        ).items()
-    }
+    """Place of each point of the plot, by name."""
+    return page.execute_script(
+        "return Object.fromEntries([...document.querySelectorAll('#chart ' + arguments[0])]"
+        ".map(p => { const t = p.transform.baseVal[0].matrix; "
+        "return [p.dataset.name, [t.e, t.f]]; }))",
+        selector,
+    )
 
 
 def shown_names(page):
@@ -92,7 +104,7 @@ def chosen(page):
 def expected_front(rows, x, y):
     full = [row for row in rows if row["num_images"] == 5000]
     on = pareto_front([row[x] for row in full], [row[y] for row in full])
-    return {row["stitch_id"] for row, is_on in zip(full, on, strict=True) if is_on}
+    return {row["name"] for row, is_on in zip(full, on, strict=True) if is_on}
 
 
 def choose(page, element_id, value):
@@ -106,23 +118,23 @@ def test_points_and_frontier_are_those_of_the_chosen_axes(page, rows, x, y):
     choose(page, "y-axis", y)
     places = points(page)
     scored = [row for row in rows if row["stitch_id"] != 50]
-    assert set(places) == {row["stitch_id"] for row in scored}
+    assert set(places) == {row["name"] for row in scored}
     for axis, key, sign in ((0, x, 1), (1, y, -1)):
         low, high = (choice(scored, key=lambda row: row[key]) for choice in (min, max))
-        start, end = (places[row["stitch_id"]][axis] for row in (low, high))
+        start, end = (places[row["name"]][axis] for row in (low, high))
         for row in scored:
             share = (row[key] - low[key]) / (high[key] - low[key])
             place = start + share * (end - start)
             # Places are written with two decimals of a pixel.
-            assert places[row["stitch_id"]][axis] == pytest.approx(place, abs=0.02)
+            assert places[row["name"]][axis] == pytest.approx(place, abs=0.02)
         assert sign * (end - start) > 200
     front = expected_front(rows, x, y)
     assert set(points(page, ".point.on-front")) == front
     marked = page.execute_script(
         "return [...document.querySelectorAll('#results tr.front')].map(r => +r.dataset.row)"
     )
-    assert set(marked) == front
-    assert set(points(page, ".point.pale")) == set(FEWER)
+    assert {rows[i]["name"] for i in marked} == front
+    assert set(points(page, ".point.pale")) == {rows[i]["name"] for i in FEWER}
 
 
 def test_leaving_a_kind_out_gives_the_frontier_of_the_others(page, rows):
@@ -132,7 +144,7 @@ def test_leaving_a_kind_out_gives_the_frontier_of_the_others(page, rows):
             assert button.get_attribute("aria-pressed") == "false"
     # SN-Netv1's space.
     rest = [row for row in rows if row["kind"] in ("S", "L", "FS")]
-    assert set(points(page)) == {row["stitch_id"] for row in rest}
+    assert set(points(page)) == {row["name"] for row in rest}
     assert set(points(page, ".point.on-front")) == expected_front(rest, "gflops", "bbox_AP")
 
 
@@ -163,10 +175,10 @@ def test_the_table_is_filtered_by_kind_name_and_frontier(page, rows):
     choose(page, "filter-kind", "")
     page.find_element(By.ID, "filter-front").click()
     front = expected_front(rows, "gflops", "bbox_AP")
-    assert shown_names(page) == [row["name"] for row in rows if row["stitch_id"] in front]
+    assert shown_names(page) == [row["name"] for row in rows if row["name"] in front]
     choose(page, "x-axis", "latency_ms")
     front = expected_front(rows, "latency_ms", "bbox_AP")
-    assert shown_names(page) == [row["name"] for row in rows if row["stitch_id"] in front]
+    assert shown_names(page) == [row["name"] for row in rows if row["name"] in front]
 
 
 def test_arrow_keys_go_from_point_to_point_in_plot_and_table(page, rows):
@@ -195,7 +207,7 @@ def test_a_click_selects_and_hovering_shows_without_selecting(page, rows):
     page.find_element(By.CSS_SELECTOR, "#results tr[data-row='7'] td").click()
     assert chosen(page) == [rows[7]["name"]] * 3
     cheapest = min(rows, key=lambda row: row["gflops"])
-    point = page.find_element(By.CSS_SELECTOR, f".point[data-id='{cheapest['stitch_id']}']")
+    point = page.find_element(By.CSS_SELECTOR, f".point[data-name='{cheapest['name']}']")
     page.execute_script("arguments[0].scrollIntoView({block: 'center'})", point)
     ActionChains(page).move_to_element(point).perform()
     name = cheapest["name"]
@@ -205,6 +217,120 @@ def test_a_click_selects_and_hovering_shows_without_selecting(page, rows):
         assert text in details
     ActionChains(page).move_to_element(point).click().perform()
     assert chosen(page) == [name] * 3
+
+
+def corners(page, selector):
+    """Number of points that a stepped line goes through; 0 if it is not drawn."""
+    return page.execute_script(
+        "const d = document.querySelector('#chart ' + arguments[0]).getAttribute('d');"
+        "return d && (d.split(/[ML]/).length) / 2",
+        selector,
+    )
+
+
+def test_thousands_of_points_have_their_frontier_and_that_of_stitches_alone(page_of_points, many):
+    page = page_of_points
+    stitches = [row for row in many if "@" not in row["name"]]
+    assert (len(points(page)), len(many), len(stitches)) == (2010, 2010, 134)
+    front, alone = (expected_front(rows, "gflops", "bbox_AP") for rows in (many, stitches))
+    assert set(points(page, ".point.on-front")) == front
+    assert corners(page, ".front:not(.alone)") == len(front)
+    assert corners(page, ".front.alone") == len(alone) != len(front)
+    assert "stitches alone, as trained" in page.find_element(By.ID, "front-legend").text
+    # Two large stars with their names, not one for each size.
+    assert set(points(page, ".point.anchor")) == {"S", "L"}
+    assert len(page.find_elements(By.CSS_SELECTOR, "#chart .label")) == 2
+    # Nothing lies above the frontier but its own points and the anchors.
+    above = page.execute_script(
+        "let node = document.querySelector('#chart .front:not(.alone)'); const above = [];"
+        "while (node = node.nextElementSibling) above.push(node.dataset.name); return above"
+    )
+    assert set(above) == front | {"S", "L"}
+
+
+def test_points_are_filtered_by_size_proposals_and_kind(page_of_points, many):
+    page = page_of_points
+    choose(page, "plot-filters-image_size", "512")
+    part = [row for row in many if row["image_size"] == 512]
+    assert set(points(page)) == {row["name"] for row in part}
+    assert set(points(page, ".point.on-front")) == expected_front(part, "gflops", "bbox_AP")
+    assert not page.find_element(By.ID, "front-legend").is_displayed()
+    choose(page, "plot-filters-num_proposals", "300")
+    assert len(points(page)) == 134
+    # The table has filters of its own.
+    assert page.find_element(By.ID, "filter-count").text == "2010 of 2010 shown"
+    choose(page, "filter-image_size", "384")
+    choose(page, "filter-num_proposals", "100")
+    choose(page, "filter-kind", "FS")
+    assert shown_names(page) == [f"FS-{cut}@384/100" for cut in range(1, 12)]
+
+
+def test_sizes_and_proposals_are_offered_where_they_differ(open_page):
+    page = open_page(point_rows((512, 1024), (1000,)))
+    found = page.find_elements(By.CSS_SELECTOR, "select[id*='-']")
+    assert {each.get_attribute("id") for each in found} >= {
+        *("plot-filters-image_size", "band-filters-image_size", "filter-image_size", "filter-kind")
+    }
+    assert not [each for each in found if "proposals" in each.get_attribute("id")]
+    page = open_page(sweep_rows((4, 8))[:1])
+    assert not page.find_elements(By.CSS_SELECTOR, "[id^='filter-kind'], [id$='image_size']")
+    assert not page.find_element(By.ID, "legend").is_displayed()
+
+
+def test_a_long_table_is_complete_sorted_and_searched(page_of_points, many):
+    page = page_of_points
+    page.find_element(By.CSS_SELECTOR, "th[data-key=bbox_AP] button").click()
+    names = [row["name"] for row in sorted(many, key=lambda row: -row["bbox_AP"])]
+    # Further lines come when they are scrolled to.
+    for _ in range(4):
+        shown = shown_names(page)
+        assert shown == names[: len(shown)]
+        page.execute_script(
+            "const frame = document.querySelector('.tall'); frame.scrollTop = frame.scrollHeight;"
+            "frame.dispatchEvent(new Event('scroll'))"
+        )
+    assert shown_names(page) == names
+    page.find_element(By.ID, "filter-name").send_keys("FS-3@640/3")
+    expected = [name for name in names if "FS-3@640/3" in name]
+    assert shown_names(page) == expected and "FS-3@640/300" in expected
+
+
+def test_a_point_is_selected_by_its_own_name(page_of_points, many):
+    """All points of a stitch have its id."""
+    page = page_of_points
+    page.find_element(By.ID, "filter-name").send_keys("SFS-3-9@640/300")
+    page.find_element(By.CSS_SELECTOR, "#results tbody td").click()
+    assert chosen(page) == ["SFS-3-9@640/300"] * 3
+    assert len(page.find_elements(By.CSS_SELECTOR, ".point[aria-selected=true]")) == 1
+    details = page.find_element(By.ID, "details").text
+    assert "--stitch SFS-3-9@640/300" in details and "image size\n640" in details
+    # From the plot to a line that the table has not shown yet.
+    page.find_element(By.ID, "filter-name").send_keys(Keys.CONTROL, "a", Keys.DELETE)
+    page.find_element(By.CSS_SELECTOR, "th[data-key=gflops] button").click()
+    start = page.find_element(By.CSS_SELECTOR, "#chart [tabindex='0']")
+    page.execute_script("arguments[0].focus()", start)
+    start.send_keys(Keys.END)
+    costliest = max(many, key=lambda row: row["gflops"])["name"]
+    assert chosen(page) == [costliest] * 3
+
+
+def test_bands_compare_the_stitches_as_trained_and_other_points_on_demand(page_of_points):
+    page = page_of_points
+    summary = page.find_element(By.ID, "band-summary")
+    chosen_points = [
+        Select(page.find_element(By.ID, f"band-filters-{key}"))
+        for key in ("image_size", "num_proposals")
+    ]
+    said = [each.first_selected_option.text for each in chosen_points]
+    assert said == [str(SIZES[-1]), str(COUNTS[-1])]
+    assert summary.text.startswith("The costs of 132 operating points")
+    chosen_points[0].select_by_value("640")
+    table = page.find_element(By.ID, "band-table").text
+    assert table.startswith("GFLOPs")
+    for each in chosen_points:
+        each.select_by_value("")
+    assert summary.text.startswith("The costs of 1980 operating points")
+    assert page.find_element(By.ID, "band-table").text != table
 
 
 def test_kinds_are_compared_within_bands_of_cost(page, rows):
@@ -300,12 +426,14 @@ def test_without_javascript_table_and_pictures_are_there(open_page, browser):
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
-@pytest.mark.parametrize("width", [320, 360, 400])
-def test_a_phone_scrolls_down_and_not_sideways(open_page, browser, width):
+@pytest.mark.parametrize("width", [320, 360, 390])
+@pytest.mark.parametrize("of_points", [False, True], ids=["stitches", "points"])
+def test_a_phone_scrolls_down_and_not_sideways(open_page, browser, rows, many, width, of_points):
     size = {"width": width, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
-        page = open_page(title="output/a_folder_with_a_name_that_is_far_longer_than_a_phone_is")
+        title = "output/a_folder_with_a_name_that_is_far_longer_than_a_phone_is"
+        page = open_page(many if of_points else rows, title=title)
         assert (
             page.execute_script(
                 "return document.documentElement.scrollWidth <= innerWidth && innerWidth"
@@ -313,7 +441,7 @@ def test_a_phone_scrolls_down_and_not_sideways(open_page, browser, width):
             == width
         )
         # A finger does not hit the middle of a point.
-        point = page.find_element(By.CSS_SELECTOR, ".point[data-id='0'] use")
+        point = page.find_element(By.CSS_SELECTOR, ".point[data-name='S'] use")
         page.execute_script("arguments[0].scrollIntoView({block: 'center'})", point)
         box = page.execute_script(
             "const r = arguments[0].getBoundingClientRect(); return [r.x - 6, r.y + 18]", point

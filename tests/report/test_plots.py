@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from sweep_rows import point_rows
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import Candidate
@@ -22,6 +23,7 @@ def _rows(tasks=("bbox", "segm"), seed=0):
     return [
         {
             "stitch_id": stitch_id,
+            "name": kind,
             "kind": kind,
             "gflops": 1.0 + rng.random(),
             "bbox_AP": rng.uniform(30, 50) if "bbox" in tasks else math.nan,
@@ -40,8 +42,8 @@ def _dots(axes):
     )
 
 
-def _frontier(axes):
-    (line,) = (line for line in axes.lines if line.get_label() == "frontier")
+def _frontier(axes, label="frontier"):
+    (line,) = (line for line in axes.lines if line.get_label() == label)
     return [tuple(map(float, point)) for point in line.get_xydata()]
 
 
@@ -87,9 +89,9 @@ def test_a_sweep_of_the_anchors_alone_is_drawn(tmp_path, count):
 
 def test_each_panel_has_the_frontier_of_its_own_score():
     rows = [
-        {"kind": "S", "gflops": 1.0, "bbox_AP": 30.0, "segm_AP": 30.0},
-        {"kind": "FS", "gflops": 2.0, "bbox_AP": 29.0, "segm_AP": 35.0},
-        {"kind": "SF", "gflops": 3.0, "bbox_AP": 40.0, "segm_AP": 34.0},
+        {"name": "S", "kind": "S", "gflops": 1.0, "bbox_AP": 30.0, "segm_AP": 30.0},
+        {"name": "FS", "kind": "FS", "gflops": 2.0, "bbox_AP": 29.0, "segm_AP": 35.0},
+        {"name": "SF", "kind": "SF", "gflops": 3.0, "bbox_AP": 40.0, "segm_AP": 34.0},
     ]
     box, mask = pareto_figure(rows).axes
 
@@ -103,10 +105,10 @@ def test_each_panel_has_the_frontier_of_its_own_score():
 
 def test_stitches_scored_on_fewer_images_are_pale_and_not_on_the_frontier():
     rows = [
-        {"kind": "S", "gflops": 1.0, "bbox_AP": 30.0, "num_images": 5000},
-        {"kind": "FS", "gflops": 2.0, "bbox_AP": 60.0, "num_images": 500},
-        {"kind": "FS", "gflops": 3.0, "bbox_AP": 40.0, "num_images": 5000},
-        {"kind": "SF", "gflops": 0.5, "bbox_AP": 10.0, "num_images": 500},
+        {"name": "S", "kind": "S", "gflops": 1.0, "bbox_AP": 30.0, "num_images": 5000},
+        {"name": "FS", "kind": "FS", "gflops": 2.0, "bbox_AP": 60.0, "num_images": 500},
+        {"name": "FS", "kind": "FS", "gflops": 3.0, "bbox_AP": 40.0, "num_images": 5000},
+        {"name": "SF", "kind": "SF", "gflops": 0.5, "bbox_AP": 10.0, "num_images": 500},
     ]
     (box,) = pareto_figure(rows).axes
 
@@ -162,13 +164,54 @@ def test_legend_names_the_kinds_that_are_there_and_lies_outside_the_panels():
 
 
 def test_a_kind_with_more_cuts_is_drawn_as_well():
-    rows = [*_rows(), {"kind": "FSFS", "gflops": 1.5, "bbox_AP": 60.0, "segm_AP": 60.0}]
+    rows = [
+        *_rows(),
+        {"name": "FSFS", "kind": "FSFS", "gflops": 1.5, "bbox_AP": 60.0, "segm_AP": 60.0},
+    ]
     figure = pareto_figure(rows)
 
     assert ("FSFS", 1.5, 60.0) in _dots(figure.axes[0])
     assert "FSFS: small→large→small→large" in [
         text.get_text() for text in figure.legends[0].get_texts()
     ]
+
+
+def test_points_have_the_frontier_of_all_and_that_of_the_stitches_alone():
+    rows = [
+        {"name": "S", "kind": "S", "gflops": 2.0, "bbox_AP": 30.0},
+        {"name": "L", "kind": "L", "gflops": 4.0, "bbox_AP": 40.0},
+        {"name": "S@64/5", "kind": "S", "gflops": 1.0, "bbox_AP": 20.0},
+        {"name": "L@64/5", "kind": "L", "gflops": 3.0, "bbox_AP": 45.0},
+        # On fewer images: on no frontier.
+        {"name": "FS-1", "kind": "FS", "gflops": 1.0, "bbox_AP": 99.0, "num_images": 3},
+    ]
+    rows = [{"num_images": 9} | row for row in rows]
+    figure = pareto_figure(rows)
+    (box,) = figure.axes
+
+    assert _frontier(box) == [(1.0, 20.0), (2.0, 30.0), (3.0, 45.0)]
+    assert _frontier(box, "stitches alone") == [(2.0, 30.0), (4.0, 40.0)]
+    assert [text.get_text() for text in figure.legends[0].get_texts()][-2:] == [
+        "frontier of all points",
+        "frontier of the stitches alone, as trained",
+    ]
+    # The stars and letters of anchors are those of the stitches.
+    assert sorted(_labels(box)) == ["L", "S"]
+    large = [each for each in box.collections if each.get_sizes()[0] > 300]
+    assert sum(len(each.get_offsets()) for each in large) == 2
+
+
+def test_thousands_of_points_are_small_and_pale_below_their_frontier():
+    rows = point_rows()
+    for axes in pareto_figure(rows).axes:
+        (line,) = (line for line in axes.lines if line.get_label() == "frontier")
+        below = [each for each in axes.collections if each.get_zorder() < line.get_zorder()]
+        above = [each for each in axes.collections if each.get_zorder() > line.get_zorder()]
+        assert sum(len(each.get_offsets()) for each in [*below, *above]) == len(rows) == 2010
+        drawn_above = {tuple(p) for each in above for p in each.get_offsets().tolist()}
+        assert set(_frontier(axes)) <= drawn_above and len(drawn_above) < 60
+        assert max(each.get_sizes()[0] for each in below) < 10
+        assert max(float(each.get_facecolor()[:, 3].max()) for each in below) < 0.5
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,7 @@ _CSS = """
 .snnet-plot .frontier { stroke: currentColor; stroke-width: 1.4; stroke-opacity: .75; fill: none; }
 .snnet-plot .beyond { fill: currentColor; fill-opacity: .07; }
 .snnet-plot .limit { stroke: currentColor; stroke-width: 1.4; stroke-dasharray: 4 3; fill: none; }
+.snnet-plot .dots { stroke-width: 3; stroke-linecap: round; stroke-opacity: .4; fill: none; }
 .snnet-plot use { stroke: var(--background-fill-primary); stroke-width: .7; }
 .snnet-plot .ring { fill: none; stroke: currentColor; stroke-width: 2.5; }
 .snnet-plot .halo { stroke: var(--background-fill-primary); stroke-width: 5.5; }

@@ -5,15 +5,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from matplotlib.ticker import MaxNLocator
 
 from snnet_vitdet.evaluation import pareto_front
-from snnet_vitdet.evaluation.results import Row
-from snnet_vitdet.report.kinds import MARKERS, kind_label, kind_styles
-from snnet_vitdet.text import counted, escaped
+from snnet_vitdet.evaluation.results import Row, counted_points
+from snnet_vitdet.report.kinds import ANCHORS, MARKERS, is_anchor, kind_label, kind_styles
+from snnet_vitdet.text import escaped
 
 __all__ = ["amount", "plot_svg"]
 
 # Units of the picture; pages scale it, and its text with it.
 _WIDTH, _HEIGHT = 460, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, _WIDTH - 14, 16, _HEIGHT - 44
+# Of more points, only the frontier has markers: a plot is sent at each step of a slider.
+_CROWD = 1000
 
 
 def plot_svg(
@@ -26,10 +28,11 @@ def plot_svg(
 ) -> str:
     """Draws all points, with a legend below.
 
-    Each kind has its own colour; everything else has the page's (``currentColor``).
+    Each kind has its own colour; everything else has the page's (``currentColor``). Of thousands of
+    points, those off the frontier are pale dots without a name.
 
     Args:
-        points: At least one stitch: its row, cost and score.
+        points: At least one point: its row, cost and score.
         x_label: Label of the cost axis.
         y_label: Label of the score axis.
         chosen: Name of the point to mark.
@@ -44,7 +47,7 @@ def plot_svg(
     y_of, y_ticks = _scale(scores, _BOTTOM, _TOP, 5)
     kinds = [row["kind"] for row in rows]
     styles = kind_styles(kinds)
-    said = f"{counted(len(points), 'stitch', 'stitches')}, {y_label} over {x_label}"
+    said = f"{counted_points([row['name'] for row in rows])}, {y_label} over {x_label}"
     marked = next((point for point in points if point[0]["name"] == chosen), None)
     if marked:
         row, x, y = marked
@@ -66,19 +69,33 @@ def plot_svg(
             f'height="{_BOTTOM - _TOP}"/>',
             f'<path class="limit" d="M{at:.1f} {_TOP}V{_BOTTOM}"/>',
         ]
+    on = pareto_front(costs, scores)
+    with_marker = points
+    if len(points) > _CROWD:
+        with_marker = [
+            point for point, is_on in zip(points, on, strict=True) if is_on or is_anchor(point[0])
+        ]
+        for kind, (colour, _) in styles.items():
+            dots = "".join(
+                f"M{x_of(x):.1f} {y_of(y):.1f}h0" for row, x, y in points if row["kind"] == kind
+            )
+            parts.append(f'<path class="dots" stroke="{colour}" d="{dots}"/>')
     if frontier:
-        on = pareto_front(costs, scores)
         corners = sorted(p[1:] for p, is_on in zip(points, on, strict=True) if is_on)
         # In steps: a budget between two points buys what the cheaper one gives.
         steps = "".join(f"H{x_of(x):.1f}V{y_of(y):.1f}" for x, y in corners[1:])
         start = f"M{x_of(corners[0][0]):.1f} {y_of(corners[0][1]):.1f}"
         parts.append(f'<path class="frontier" d="{start}{steps}"/>')
     # Rare kinds are drawn last, above the others.
-    for row, x, y in sorted(points, key=lambda point: -kinds.count(point[0]["kind"])):
+    for row, x, y in sorted(with_marker, key=lambda point: -kinds.count(point[0]["kind"])):
         title = f"{row['name']} ({kind_label(row['kind'])}): {amount(y)} at {amount(x)}"
+        place = f"{x_of(x):.1f} {y_of(y):.1f}"
+        # A star is larger than other markers, and a ViT at another size is one of many points.
+        is_small = row["kind"] in ANCHORS and not is_anchor(row)
+        scale = f'transform="scale(0.55)" transform-origin="{place}" ' if is_small else ""
         parts.append(
-            f'<use href="#snnet-{row["kind"]}" x="{x_of(x):.1f}" y="{y_of(y):.1f}" '
-            f'data-stitch="{row["name"]}">'
+            f'<use href="#snnet-{row["kind"]}" x="{x_of(x):.1f}" y="{y_of(y):.1f}" {scale}'
+            f'data-stitch="{escaped(row["name"])}">'
             f"<title>{escaped(title)}</title></use>"
         )
     if marked:

@@ -29,6 +29,7 @@ __all__ = [
     "TASKS",
     "Row",
     "StitchResult",
+    "as_trained",
     "best_row",
     "comparable",
     "counted_points",
@@ -38,6 +39,7 @@ __all__ = [
     "on_frontier",
     "pareto_front",
     "results_of",
+    "stitches_alone",
     "to_csv",
     "to_json",
 ]
@@ -165,6 +167,11 @@ def _number(label: str, value: Any) -> float:
     return float(value)
 
 
+def as_trained(row: Row) -> bool:
+    """Whether a row is of a stitch at the training's own image size and number of proposals."""
+    return "@" not in row["name"]
+
+
 def counted_points(names: Collection[str]) -> str:
     """Returns such as ``3 stitches``; ``6 operating points`` if one has a size of its own."""
     if any("@" in name for name in names):
@@ -187,6 +194,13 @@ def comparable(rows: Sequence[Row]) -> list[Row]:
     """The rows scored on the most images; scores on fewer images cannot be compared with these."""
     most = max(map(num_images, rows), default=0)
     return [row for row in rows if num_images(row) == most]
+
+
+def stitches_alone(rows: Sequence[Row]) -> list[Row]:
+    """The comparable stitches as trained, if rows are of other operating points too; else none."""
+    if all(map(as_trained, rows)):
+        return []
+    return [row for row in comparable(rows) if as_trained(row)]
 
 
 def on_frontier(rows: Sequence[Row], score: str, cost: str = "gflops") -> list[bool]:

@@ -3,7 +3,9 @@
 import math
 from collections.abc import Iterable
 
-__all__ = ["ANCHORS", "MARKERS", "kind_label", "kind_styles"]
+from snnet_vitdet.evaluation.results import Row, as_trained
+
+__all__ = ["ANCHORS", "MARKERS", "is_anchor", "kind_label", "kind_styles"]
 
 ANCHORS = {"S": "small anchor", "L": "large anchor"}
 """The kinds that are a single ViT."""
@@ -52,6 +54,11 @@ def kind_styles(kinds: Iterable[str]) -> dict[str, tuple[str, str]]:
     return known | {
         kind: _SPARE_STYLES[index % len(_SPARE_STYLES)] for index, kind in enumerate(others)
     }
+
+
+def is_anchor(row: Row) -> bool:
+    """Whether a row is of a single ViT as trained; at another size, it is one of many points."""
+    return row["kind"] in ANCHORS and as_trained(row)
 
 
 def kind_label(kind: str) -> str:

@@ -20,10 +20,13 @@ from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.results import (
     TASKS,
     Row,
+    as_trained,
     best_row,
     comparable,
+    counted_points,
     num_images,
     on_frontier,
+    stitches_alone,
 )
 from snnet_vitdet.files import write_atomically
 from snnet_vitdet.text import counted, escaped, neutral
@@ -41,7 +44,10 @@ __all__ = [
     "write_report",
 ]
 
-_SCRIPTS = ("svg.js", "plot.js", "table.js", "bands.js", "training.js", "pictures.js", "main.js")
+_SCRIPTS = (
+    *("svg.js", "filters.js", "plot.js", "table.js"),
+    *("bands.js", "training.js", "pictures.js", "main.js"),
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,9 @@ def report_html(
     columns, compared = present_columns(rows), comparable(rows)
     styles = kind_styles(str(row["kind"]) for row in rows)
     marker_ids = {kind: f"marker-{index}" for index, kind in enumerate(styles)}
+    what = "stitches" if all(map(as_trained, rows)) else "operating points"
     data = {
+        "what": what,
         "columns": [asdict(column) for column in columns],
         "kinds": [
             {
@@ -156,6 +164,7 @@ def report_html(
     template = string.Template((assets / "page.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=escaped(title),
+        what=what,
         policy=(
             "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
             f"style-src '{_hash(style)}'; script-src '{_hash(script)}'"
@@ -169,7 +178,7 @@ def report_html(
         ),
         facts="".join(
             f"<div><dt>{escaped(label)}</dt><dd>{escaped(text)}</dd></div>"
-            for label, text in [*_facts(rows, columns), *facts]
+            for label, text in [*_facts(rows, columns, what), *facts]
         ),
         table=table_html(rows, columns, marker_ids),
         samples=_samples_html(samples, marker_ids)
@@ -203,17 +212,16 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _facts(rows: Sequence[Row], columns: Sequence[Column]) -> list[tuple[str, str]]:
-    """Facts from the rows, as (label, text)."""
+def _facts(rows: Sequence[Row], columns: Sequence[Column], what: str) -> list[tuple[str, str]]:
+    """Facts from the rows, which are stitches or operating points, as (label, text)."""
     by_key = {column.key: column for column in columns}
     kinds = Counter(str(row["kind"]) for row in rows)
     by_kind = ", ".join(f"{count}\u00a0{kind}" for kind, count in kinds.items())
-    what = "Operating points" if any("@" in row["name"] for row in rows) else "Stitches"
-    facts = [(what, f"{len(rows):,} ({by_kind})")]
+    facts = [(what.capitalize(), f"{len(rows):,} ({by_kind})")]
     full = comparable(rows)
     if num_images(full[0]):
         fewer = len(rows) - len(full)
-        rest = f"; fewer for {fewer} of the stitches" if fewer else ""
+        rest = f"; fewer for {fewer} of the {what}" if fewer else ""
         facts.append(("Images scored", f"{num_images(full[0]):,}{rest}"))
     iterations = {row.get("iteration") for row in rows} - {None}
     if len(iterations) == 1:
@@ -223,15 +231,19 @@ def _facts(rows: Sequence[Row], columns: Sequence[Column]) -> list[tuple[str, st
     for task, word in TASKS.items():
         if best := best_row(rows, f"{task}_AP"):
             facts.append((f"Best {word} AP", f"{best[f'{task}_AP']:.1f} ({best['name']})"))
-    front = [row for row, is_on in zip(rows, on_frontier(rows, "bbox_AP"), strict=True) if is_on]
-    if front:
-        front.sort(key=lambda row: row["gflops"])
-        ranges = [
-            f"{cell_text(front[0], column)} to {cell_text(front[-1], column)} {column.label}"
-            for column in (by_key["gflops"], by_key["bbox_AP"])
-        ]
-        size = counted(len(front), "stitch", "stitches")
-        facts.append(("Pareto frontier", f"{size}, {', '.join(ranges)}"))
+    for label, part in (
+        ("Pareto frontier", rows),
+        ("Pareto frontier of the stitches alone", stitches_alone(rows)),
+    ):
+        on = on_frontier(part, "bbox_AP")
+        if front := [row for row, is_on in zip(part, on, strict=True) if is_on]:
+            front.sort(key=lambda row: row["gflops"])
+            ranges = [
+                f"{cell_text(front[0], column)} to {cell_text(front[-1], column)} {column.label}"
+                for column in (by_key["gflops"], by_key["bbox_AP"])
+            ]
+            size = counted_points([row["name"] for row in front])
+            facts.append((label, f"{size}, {', '.join(ranges)}"))
     return facts
 
 

@@ -11,11 +11,18 @@ from matplotlib.ticker import MaxNLocator
 
 from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.evaluation import Candidate
-from snnet_vitdet.evaluation.results import TASKS, Row, comparable, has_value, on_frontier
+from snnet_vitdet.evaluation.results import (
+    TASKS,
+    Row,
+    comparable,
+    has_value,
+    on_frontier,
+    stitches_alone,
+)
 from snnet_vitdet.files import replacing
 from snnet_vitdet.text import plot_text
 
-from .kinds import ANCHORS, kind_label, kind_styles
+from .kinds import ANCHORS, is_anchor, kind_label, kind_styles
 
 __all__ = ["comparison_figure", "drawing", "pareto_figure", "plot_comparison", "plot_pareto"]
 
@@ -23,6 +30,9 @@ _INK = "#333333"
 _DPI = 160
 _HEIGHT_INCHES = 4.375
 _WIDTH_INCHES = {1: 6.25, 2: 10.0}
+# More points are drawn smaller and paler, or they would be one cloud.
+_CROWD = 1000
+_ALONE = {"linestyle": (0, (4, 2))}
 
 # Okabe and Ito's palette without its yellow, which is too pale for lines. More candidates than
 # colours repeat colour and marker.
@@ -73,8 +83,9 @@ def pareto_figure(rows: Sequence[Row], *, title: str | None = None) -> Figure:
     """Draws a panel each for box AP and mask AP over GFLOPs.
 
     A task without any score gets no panel. In a panel, each kind of stitch is a scatter labelled
-    with its kind, and the frontier by this panel's AP is a line labelled ``frontier``. Only
-    stitches scored on the most images are on the frontier; the others are pale. Stitches without a
+    with its kind, and the frontier by this panel's AP is a line labelled ``frontier``. With points
+    at other sizes, a dashed line ``stitches alone`` is the frontier of the stitches as trained.
+    Only points scored on the most images are on a frontier; the others are pale. Points without a
     score are left out and counted in the panel's title.
 
     Args:
@@ -101,7 +112,7 @@ def pareto_figure(rows: Sequence[Row], *, title: str | None = None) -> Figure:
     for axes, task in zip(panels, tasks, strict=True):
         _draw_panel(axes, rows, task, kinds)
     figure.legend(
-        handles=_legend_handles(kinds),
+        handles=_legend_handles(kinds, with_alone=bool(stitches_alone(rows))),
         loc="outside lower center",
         ncols=4 if len(tasks) == 2 else 3,
         fontsize=10,
@@ -122,10 +133,10 @@ def _draw_panel(
         for row, on in zip(rows, on_frontier(rows, score), strict=True)
         if has_value(row, score)
     ]
-    frontier = sorted((row["gflops"], row[score]) for row, on, _ in points if on)
+    num_on = sum(on for _, on, _ in points)
     num_compared = sum(is_compared for *_, is_compared in points)
 
-    heading = f"{label.capitalize()} AP: {len(frontier)} of {num_compared} on the frontier"
+    heading = f"{label.capitalize()} AP: {num_on} of {num_compared} on the frontier"
     if num_compared < len(points):
         heading += f"\n({len(points) - num_compared} on a subset of the images, pale)"
     if missing := len(rows) - len(points):
@@ -137,42 +148,63 @@ def _draw_panel(
         axes.text(0.5, 0.5, "no stitch has a score", ha="center", transform=axes.transAxes)
         return
 
-    # Stepped: between two points of the frontier, a budget buys the cheaper one.
+    _draw_frontier(axes, rows, score, label="frontier")
+    if stitches := stitches_alone(rows):
+        _draw_frontier(axes, stitches, score, label="stitches alone", **_ALONE)
+    crowded = len(points) > _CROWD
+    dot_size = 7 if crowded else 32 if len(points) > 40 else 70
+    edges = (0.0, 0.8) if crowded else (0.6, 1.2)
+    for kind, (colour, marker) in kinds.items():
+        chosen = [point for point in points if point[0]["kind"] == kind]
+        for role, size, opacity, zorder in (
+            # Small groups above large ones, which would hide them; the line of the frontier at 4.5.
+            ("other", dot_size, 0.4 if crowded else 1.0, 3 + 1 / max(1, len(chosen))),
+            ("frontier", 20 if crowded else dot_size, 1.0, 4.6),
+            ("anchor", 330, 1.0, 5),
+        ):
+            drawn = [point for point in chosen if role == _role(*point[:2])]
+            if not drawn:
+                continue
+            axes.scatter(
+                [row["gflops"] for row, _, _ in drawn],
+                [row[score] for row, _, _ in drawn],
+                s=size,
+                marker=marker,
+                c=colour,
+                alpha=[opacity if is_compared else 0.3 * opacity for *_, is_compared in drawn],
+                edgecolors=[_INK if on else "white" for _, on, _ in drawn],
+                linewidths=[edges[on] for _, on, _ in drawn],
+                zorder=zorder,
+                label=kind,
+            )
+            if role == "anchor":
+                place = (drawn[0][0]["gflops"], drawn[0][0][score])
+                look = {"ha": "center", "va": "center", "fontsize": 7.5, "fontweight": "bold"}
+                axes.text(*place, kind, color="white", zorder=6, **look)
+
+
+def _draw_frontier(axes: Axes, rows: Sequence[Row], score: str, **look: object) -> None:
+    """Draws a stepped line: between two points of the frontier, a budget buys the cheaper one."""
+    on = on_frontier(rows, score)
+    corners = sorted(
+        (row["gflops"], row[score]) for row, is_on in zip(rows, on, strict=True) if is_on
+    )
     axes.plot(
-        [cost for cost, _ in frontier],
-        [ap for _, ap in frontier],
+        [cost for cost, _ in corners],
+        [ap for _, ap in corners],
         drawstyle="steps-post",
         color=_INK,
         linewidth=1.4,
-        zorder=2,
-        label="frontier",
+        zorder=4.5,
+        **look,
     )
-    dot_size = 32 if len(points) > 40 else 70
-    for kind, (colour, marker) in kinds.items():
-        chosen = [point for point in points if point[0]["kind"] == kind]
-        if not chosen:
-            continue
-        anchor = kind in ANCHORS
-        axes.scatter(
-            [row["gflops"] for row, _, _ in chosen],
-            [row[score] for row, _, _ in chosen],
-            s=330 if anchor else dot_size,
-            marker=marker,
-            c=colour,
-            alpha=[1.0 if is_compared else 0.3 for *_, is_compared in chosen],
-            edgecolors=[_INK if on else "white" for _, on, _ in chosen],
-            linewidths=[1.2 if on else 0.6 for _, on, _ in chosen],
-            # Small groups above large ones, which would hide them.
-            zorder=5 if anchor else 3 + 1 / len(chosen),
-            label=kind,
-        )
-        if anchor:
-            place = (chosen[0][0]["gflops"], chosen[0][0][score])
-            look = {"ha": "center", "va": "center", "fontsize": 7.5, "fontweight": "bold"}
-            axes.text(*place, kind, color="white", zorder=6, **look)
 
 
-def _legend_handles(kinds: Mapping[str, tuple[str, str]]) -> list[Line2D]:
+def _role(row: Row, on_front: bool) -> str:
+    return "anchor" if is_anchor(row) else "frontier" if on_front else "other"
+
+
+def _legend_handles(kinds: Mapping[str, tuple[str, str]], with_alone: bool) -> list[Line2D]:
     handles = [
         Line2D(
             *([], []),
@@ -194,9 +226,12 @@ def _legend_handles(kinds: Mapping[str, tuple[str, str]]) -> list[Line2D]:
         markersize=7,
         markerfacecolor="white",
         markeredgewidth=1.2,
-        label="on the frontier",
+        label="frontier of all points" if with_alone else "on the frontier",
     )
-    return [*handles, frontier]
+    stitches = Line2D(
+        [], [], color=_INK, label="frontier of the stitches alone, as trained", **_ALONE
+    )
+    return [*handles, frontier, *[stitches] * with_alone]
 
 
 def plot_comparison(

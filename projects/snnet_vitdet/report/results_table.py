@@ -35,6 +35,14 @@ _TEXTS = (
     Column("kind", "kind", "kind", "text"),
     Column("cuts", "cuts", "cuts", "text"),
 )
+_POINT = (
+    Column("image_size", "image size", "image size", "number"),
+    Column("num_proposals", "proposals", "proposals", "number"),
+)
+_COUNTS = (
+    Column("num_images", "images", "images", "number"),
+    Column("iteration", "iteration", "iteration", "number"),
+)
 _COSTS = (
     ("gflops", "GFLOPs", "GFLOPs (multiply–accumulates / 1e9)"),
     ("params_m", "params, M", "parameters, millions"),
@@ -58,7 +66,7 @@ def present_columns(rows: Sequence[Row]) -> list[Column]:
     Image size and the numbers of proposals, images and iterations are columns only if rows differ
     in them.
     """
-    columns = list(_TEXTS)
+    columns = [*_TEXTS, *_differing(rows, _POINT)]
     for key, label, title in _COSTS:
         if values := [row[key] for row in rows if has_value(row, key)]:
             # The p90 is not an axis: it says how far to trust the median.
@@ -69,21 +77,17 @@ def present_columns(rows: Sequence[Row]) -> list[Column]:
             if any(has_value(row, f"{task}_{ap}") for row in rows):
                 title = f"{word} {_WORDS[ap]}"
                 columns.append(Column(f"{task}_{ap}", f"{word} {ap}", title, "score", 1))
-    for key, label in (
-        ("image_size", "image size"),
-        ("num_proposals", "proposals"),
-        ("num_images", "images"),
-        ("iteration", "iteration"),
-    ):
-        if len({row.get(key) for row in rows}) > 1:
-            columns.append(Column(key, label, label, "number"))
-    return columns
+    return [*columns, *_differing(rows, _COUNTS)]
+
+
+def _differing(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
+    return [column for column in columns if len({row.get(column.key) for row in rows}) > 1]
 
 
 def table_html(
     rows: Sequence[Row], columns: Sequence[Column], marker_ids: Mapping[str, str]
 ) -> str:
-    """The ``<table>`` with one line per stitch, whose ``data-row`` is the index of its row.
+    """The ``<table>`` with one line per point, whose ``data-row`` is the index of its row.
 
     Args:
         rows: The rows of a sweep.

@@ -9,12 +9,15 @@ function makeBands(state, data) {
   const kinds = data.kinds.filter(({ kind, anchor }) => !anchor && data.rows.some((row) => row.kind === kind));
   byId("band-legend").append(...kinds.map((kind) => element("span", {}, marker(kind.marker), `${kind.kind}: ${kind.label}`)));
   value.addEventListener("change", () => redraw());
+  // At first of the stitches as trained: other sizes would mix their costs with those of the kinds.
+  const preset = data.rows.some(asTrained) && !data.rows.every(asTrained) ? data.rows.find(asTrained) : {};
+  const chosenPoints = makeFilters(byId("band-filters"), data, ["image_size", "num_proposals"], () => redraw(), preset);
 
   function compute() {
     const { key: xKey } = state.x;
     const { key: yKey } = state.y;
     const rows = data.rows.filter(
-      (row) => row.compared && row[xKey] != null && row[yKey] != null && kinds.some(({ kind }) => kind === row.kind),
+      (row) => row.compared && chosenPoints(row) && row[xKey] != null && row[yKey] != null && kinds.some(({ kind }) => kind === row.kind),
     );
     const costs = rows.map((row) => row[xKey]);
     const low = costs.reduce((a, b) => Math.min(a, b), Infinity);
@@ -34,7 +37,7 @@ function makeBands(state, data) {
         })
         .filter((group) => group.count);
       groups.sort((a, b) => b[value.value] - a[value.value]);
-      return { from, to: from + width, groups };
+      return { from, to: from + width, groups, count: inside.length };
     });
   }
 
@@ -42,7 +45,7 @@ function makeBands(state, data) {
     const bands = compute();
     byId("band-table").hidden = byId("band-legend").hidden = !bands;
     if (!bands) {
-      byId("band-summary").textContent = "There are not two kinds of stitches with these values to compare.";
+      byId("band-summary").textContent = "There are not two kinds with these values to compare.";
       place.replaceChildren();
       return;
     }
@@ -58,7 +61,8 @@ function makeBands(state, data) {
     const leaders = [...wins].sort((a, b) => b[1] - a[1]).map(([kind, count], i) => `${kind} ${i ? "" : "is first "}in ${count}`);
     const what = value.value === "mean" ? "mean" : "best";
     return (
-      `The costs are cut into ${bands.length} bands of equal width (${state.x.label}). By the ${what} ${state.y.title}, ` +
+      `The costs of ${bands.reduce((sum, { count }) => sum + count, 0)} ${data.what} are cut into ${bands.length} bands ` +
+      `of equal width (${state.x.label}). By the ${what} ${state.y.title}, ` +
       (leaders.length ? `${leaders.join(", ")} of ${compared.length} ${compared.length === 1 ? "band" : "bands"} with several kinds.` : "no band has several kinds.")
     );
   }

@@ -6,11 +6,13 @@ const costs = data.columns.filter(({ role }) => role === "cost");
 const scores = data.columns.filter(({ role }) => role === "score");
 
 const state = {
+  rows: data.rows,
   x: costs[0],
   y: scores[0] || { key: "bbox_AP", label: "box AP", title: "box AP" },
   hidden: new Set(),
   front: [],
   frontSet: new Set(),
+  stitchFront: [],
   selected: null,
   hovered: null,
   select(row) {
@@ -43,14 +45,18 @@ function mark() {
 }
 
 function update() {
-  // The frontier of the kinds that are shown.
-  const rows = data.rows.filter(({ kind }) => !state.hidden.has(kind));
-  state.front = frontier(rows, state.x.key, state.y.key);
+  // The frontier of what is shown.
+  state.rows = data.rows.filter((row) => !state.hidden.has(row.kind) && chosenPoints(row));
+  state.front = frontier(state.rows, state.x.key, state.y.key);
   state.frontSet = new Set(state.front);
+  // That of stitches alone, if it is another one.
+  const stitches = state.rows.filter(asTrained);
+  state.stitchFront = stitches.length < state.rows.length ? frontier(stitches, state.x.key, state.y.key) : [];
   // At first the best stitch is selected, so that the details are not empty.
   state.selected ||= state.front.at(-1) || null;
-  plot.redraw();
+  // The table first: charts measure their places, and a browser would lay out all its lines for it.
   table.redraw();
+  plot.redraw();
   bands.redraw();
   details();
 }
@@ -63,6 +69,9 @@ for (const [id, columns, axis] of [["x-axis", costs, "x"], ["y-axis", scores, "y
   });
 }
 
+const chosenPoints = makeFilters(byId("plot-filters"), data, ["image_size", "num_proposals"], update);
+
+byId("legend").hidden = data.kinds.length < 2;
 for (const { kind, label, marker: shapeId } of data.kinds) {
   const count = data.rows.filter((row) => row.kind === kind).length;
   const button = element("button", { type: "button", "aria-pressed": "true", "data-kind": kind }, marker(shapeId), kind);

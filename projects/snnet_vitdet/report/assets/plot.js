@@ -14,16 +14,19 @@ function frontier(rows, xKey, yKey) {
   return front;
 }
 
+// More points are drawn smaller and paler, or they would be one cloud.
+const CROWD = 1000;
+
 function makePlot(state, data) {
   const place = byId("chart");
   const kinds = new Map(data.kinds.map((kind) => [kind.kind, kind]));
+  // A single ViT at another size is one of many points.
+  const isAnchor = (row) => kinds.get(row.kind).anchor && asTrained(row);
   let points = []; // {row, px, py, node}, by cost
   let guides;
 
   function shown() {
-    return data.rows.filter(
-      (row) => !state.hidden.has(row.kind) && row[state.x.key] != null && row[state.y.key] != null,
-    );
+    return state.rows.filter((row) => row[state.x.key] != null && row[state.y.key] != null);
   }
 
   function draw() {
@@ -32,7 +35,7 @@ function makePlot(state, data) {
     points = [];
     guides = null;
     if (!rows.length) {
-      place.replaceChildren(element("p", { class: "note" }, "No stitch of the kinds shown has both values."));
+      place.replaceChildren(element("p", { class: "note" }, "Nothing that is shown has both values."));
       return;
     }
     const { x: xColumn, y: yColumn } = state;
@@ -46,43 +49,54 @@ function makePlot(state, data) {
       role: "group",
     });
     const { svg, x, y, box } = chart;
-    const corners = [];
-    state.front.forEach((row, i) => {
-      // Stepped: between two of its points, a budget buys no more than the cheaper one gives.
-      if (i) corners.push([x(row[xColumn.key]), y(state.front[i - 1][yColumn.key])]);
-      corners.push([x(row[xColumn.key]), y(row[yColumn.key])]);
-    });
-    svg.append(shape("path", { class: "front", d: path(corners), "aria-hidden": "true" }));
+    // Stepped: between two of its points, a budget buys no more than the cheaper one gives.
+    const stepped = (front) =>
+      path(front.flatMap((row, i) => {
+        const corner = [x(row[xColumn.key]), y(row[yColumn.key])];
+        return i ? [[corner[0], y(front[i - 1][yColumn.key])], corner] : [corner];
+      }));
+    const lines = [["front alone", state.stitchFront], ["front", state.front]].map(([css, front]) =>
+      shape("path", { class: css, d: stepped(front), "aria-hidden": "true" }),
+    );
+    byId("front-legend").hidden = !state.stitchFront.length;
     guides = shape("path", { class: "guide", fill: "none", "aria-hidden": "true" });
-    const list = shape("g", { role: "listbox", "aria-label": `Stitches by ${xColumn.title}` });
+    const list = shape("g", { role: "listbox", "aria-label": `By ${xColumn.title}` });
     svg.append(guides, list);
 
     const sizes = new Map();
     for (const row of rows) sizes.set(row.kind, (sizes.get(row.kind) || 0) + 1);
-    const dot = rows.length > 60 ? (chart.narrow ? 0.72 : 0.86) : 1.1;
+    const crowded = rows.length > CROWD;
+    list.classList.toggle("crowded", crowded);
+    const dot = crowded ? (chart.narrow ? 0.4 : 0.5) : rows.length > 60 ? (chart.narrow ? 0.72 : 0.86) : 1.1;
     points = rows
       .map((row) => ({ row, px: x(row[xColumn.key]), py: y(row[yColumn.key]) }))
       .sort((a, b) => a.px - b.px || b.py - a.py);
     for (const point of points) {
       const { row } = point;
       const kind = kinds.get(row.kind);
-      const size = kind.anchor ? 1 : dot;
+      const anchor = isAnchor(row);
+      // The star of an anchor is twice as large as other markers.
+      const star = kind.anchor ? 0.55 : 1;
+      const size = anchor ? 1 : star * (crowded && state.frontSet.has(row) ? 1.6 * dot : dot);
       point.node = shape(
         "g",
         {
-          class: "point", role: "option", "data-id": row.stitch_id, tabindex: -1,
+          class: "point", role: "option", "data-name": row.name, tabindex: -1,
           transform: `translate(${point.px.toFixed(2)} ${point.py.toFixed(2)})`,
           "aria-label": spoken(row),
         },
-        shape("circle", { class: "ring", r: kind.anchor ? 15 : 10 }),
+        shape("circle", { class: "ring", r: anchor ? 15 : 10 }),
         shape("use", { href: `#${kind.marker}`, transform: `scale(${size})` }),
       );
+      point.node.classList.toggle("anchor", anchor);
       point.node.classList.toggle("on-front", state.frontSet.has(row));
       point.node.classList.toggle("pale", !row.compared);
     }
-    // Small kinds above large ones, which would hide them in a crowd; the frontier above all.
-    const rank = ({ row }) => (kinds.get(row.kind).anchor ? 3000 : 0) + (state.frontSet.has(row) ? 1500 : 0) - sizes.get(row.kind);
-    list.append(...[...points].sort((a, b) => rank(a) - rank(b)).map((point) => point.node));
+    // Small kinds above large ones, which would hide them in a crowd; then the frontier.
+    const isAbove = ({ row }) => isAnchor(row) || state.frontSet.has(row);
+    const below = points.filter((point) => !isAbove(point)).sort((a, b) => sizes.get(b.row.kind) - sizes.get(a.row.kind));
+    const above = points.filter(isAbove).sort((a, b) => isAnchor(a.row) - isAnchor(b.row));
+    list.append(...below.map(({ node }) => node), ...lines, ...above.map(({ node }) => node));
     labelAnchors(svg, box);
     mark();
   }
@@ -97,7 +111,7 @@ function makePlot(state, data) {
 
   // Each anchor's name below its star, or above it where there is no room.
   function labelAnchors(svg, box) {
-    for (const { row, px, py } of points.filter(({ row }) => kinds.get(row.kind).anchor)) {
+    for (const { row, px, py } of points.filter(({ row }) => isAnchor(row))) {
       const x = Math.min(Math.max(px, box.left + 45), box.right - 45);
       const y = py + 28 < box.bottom ? py + 28 : py - 18;
       const look = { class: "label halo", "text-anchor": "middle", "aria-hidden": "true" };
@@ -107,11 +121,10 @@ function makePlot(state, data) {
 
   function writeNote(rows) {
     const parts = [];
-    const visible = data.rows.filter((row) => !state.hidden.has(row.kind));
     const fewer = rows.filter((row) => !row.compared).length;
-    parts.push(`On the frontier of ${state.y.title} over ${state.x.label}: ${state.front.length} of ${visible.length}.`);
+    parts.push(`On the frontier of ${state.y.title} over ${state.x.label}: ${state.front.length} of ${state.rows.length}.`);
     if (fewer) parts.push(`${fewer} are pale: scored on fewer images, they take no part.`);
-    if (rows.length < visible.length) parts.push(`${visible.length - rows.length} without one of the values are not shown.`);
+    if (rows.length < state.rows.length) parts.push(`${state.rows.length - rows.length} without one of the values are not shown.`);
     byId("chart-note").textContent = parts.join(" ");
   }
 
@@ -165,6 +178,10 @@ function makePlot(state, data) {
     state.select(next.row);
     next.node.focus();
   });
+  for (const [css, text] of [["front", "frontier of all points"], ["front alone", "frontier of the stitches alone, as trained"]]) {
+    const swatch = shape("svg", { class: "swatch" }, shape("path", { class: css, d: "M0 5H22" }));
+    byId("front-legend").append(element("span", {}, swatch, text));
+  }
   const redraw = drawnToFit(place, draw);
   return { redraw, mark };
 }
@@ -172,7 +189,7 @@ function makePlot(state, data) {
 // The details of a stitch.
 function showDetails(place, row, state, data) {
   if (!row) {
-    place.replaceChildren(element("p", { class: "note" }, "No stitch is selected."));
+    place.replaceChildren(element("p", { class: "note" }, "Nothing is selected."));
     return;
   }
   const kind = data.kinds.find((each) => each.kind === row.kind);

@@ -1,11 +1,17 @@
 // Sorting, filtering and selecting in the table that the page comes with.
 
+// A browser lays out so many lines without a pause; further ones follow when they are scrolled to.
+const BATCH = 600;
+
 function makeTable(state, data) {
   const table = byId("results");
   const body = table.tBodies[0];
-  const lines = [...body.rows];
+  const frame = table.parentElement;
+  const lines = new Map([...body.rows].map((line) => [data.rows[line.dataset.row], line]));
   const heads = [...table.tHead.rows[0].cells];
-  const rowOf = (line) => data.rows[line.dataset.row];
+  const collator = new Intl.Collator("en", { numeric: true });
+  let sorted = [...data.rows];
+  let matching = sorted;
 
   for (const head of heads) {
     const button = element("button", { type: "button" }, head.textContent);
@@ -24,56 +30,61 @@ function makeTable(state, data) {
     const now = before === first ? other : first;
     for (const each of heads) each.setAttribute("aria-sort", each === head ? now : "none");
     const sign = now === "ascending" ? 1 : -1;
-    const ordered = [...lines].sort((a, b) => {
-      const [one, two] = [rowOf(a)[column.key], rowOf(b)[column.key]];
+    sorted.sort((a, b) => {
+      const [one, two] = [a[column.key], b[column.key]];
       // Rows without a value are last in both directions.
       if (one == null || two == null) return (one == null) - (two == null);
-      return sign * compare(one, two) || rowOf(a).stitch_id - rowOf(b).stitch_id;
+      return sign * compare(one, two) || a.stitch_id - b.stitch_id;
     });
-    body.append(...ordered);
+    filter();
   }
 
   function compare(one, two) {
     if (Array.isArray(one)) return one.length - two.length || one.reduce((d, cut, i) => d || cut - two[i], 0);
-    if (typeof one === "string") return one.localeCompare(two, "en", { numeric: true });
+    if (typeof one === "string") return collator.compare(one, two);
     return one - two;
   }
 
   const name = byId("filter-name");
-  const kind = byId("filter-kind");
   const onlyFront = byId("filter-front");
-  kind.append(element("option", { value: "" }, "all"), ...data.kinds.map((each) => element("option", { value: each.kind }, each.kind)));
+  const isChosen = makeFilters(byId("filter"), data, ["kind", "image_size", "num_proposals"], filter);
   name.addEventListener("input", filter);
-  for (const control of [kind, onlyFront]) control.addEventListener("change", filter);
+  onlyFront.addEventListener("change", filter);
 
   function filter() {
     const wanted = name.value.trim().toLowerCase();
-    let count = 0;
-    for (const line of lines) {
-      const row = rowOf(line);
-      line.hidden =
-        !row.name.toLowerCase().includes(wanted) ||
-        (kind.value !== "" && row.kind !== kind.value) ||
-        (onlyFront.checked && !state.frontSet.has(row));
-      count += !line.hidden;
-    }
-    byId("filter-count").textContent = `${count} of ${lines.length} shown`;
+    matching = sorted.filter(
+      (row) => row.name.toLowerCase().includes(wanted) && isChosen(row) && (!onlyFront.checked || state.frontSet.has(row)),
+    );
+    body.replaceChildren();
+    show(BATCH);
+    byId("filter-count").textContent = `${matching.length} of ${data.rows.length} shown`;
   }
+
+  // Adds lines until so many are in the page.
+  function show(count) {
+    body.append(...matching.slice(body.rows.length, count).map((row) => lines.get(row)));
+  }
+
+  window.addEventListener("beforeprint", () => show(matching.length));
+  frame.addEventListener("scroll", () => {
+    if (frame.scrollTop + 2 * frame.clientHeight > frame.scrollHeight) show(body.rows.length + BATCH);
+  });
 
   body.addEventListener("click", (event) => {
     const line = event.target.closest("tr");
     // Marking text to copy it is not a selection.
-    if (line && !String(getSelection())) state.select(rowOf(line));
+    if (line && !String(getSelection())) state.select(data.rows[line.dataset.row]);
   });
 
   function mark() {
-    for (const line of lines) line.classList.toggle("chosen", rowOf(line) === state.selected);
+    for (const [row, line] of lines) line.classList.toggle("chosen", row === state.selected);
   }
 
   function redraw() {
-    for (const line of lines) {
-      line.classList.toggle("front", state.frontSet.has(rowOf(line)));
-      line.classList.toggle("pale", !rowOf(line).compared);
+    for (const [row, line] of lines) {
+      line.classList.toggle("front", state.frontSet.has(row));
+      line.classList.toggle("pale", !row.compared);
     }
     filter();
     mark();
@@ -81,9 +92,10 @@ function makeTable(state, data) {
 
   // Scrolls its own frame, not the page.
   function reveal() {
-    const line = lines.find((each) => rowOf(each) === state.selected);
-    const frame = table.parentElement;
-    if (!line || line.hidden) return;
+    const place = matching.indexOf(state.selected);
+    if (place < 0) return;
+    if (place >= body.rows.length) show(place + BATCH);
+    const line = body.rows[place];
     const top = line.offsetTop - table.tHead.offsetHeight;
     if (top < frame.scrollTop) frame.scrollTop = top;
     else if (line.offsetTop + line.offsetHeight > frame.scrollTop + frame.clientHeight) {
