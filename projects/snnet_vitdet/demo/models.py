@@ -62,7 +62,7 @@ def from_training(config_file: str, args: argparse.Namespace) -> tuple[Answers, 
         int(args.max_megapixels * 1e6),
     )
     name = Path(config.train.output_dir).name
-    heading = f"{name}: {len(predictor.stitches)} detectors in one model"
+    heading = f"{name}: {len(choices.rows)} detectors in one model"
     return answers, heading, _examples(args.examples, config)
 
 

@@ -72,7 +72,8 @@ class LoadedDetector:
         """
         if self.config is None:
             raise InputError(
-                f"for images of {image_size} pixels, load the model by the config of its training"
+                "this model runs at its own image size only: load it by its training's config for "
+                f"{image_size} pixels"
             )
         check_image_size(self.config, image_size)
         return resizing(at_image_size(self.config, image_size).dataloader.test.mapper)[0]

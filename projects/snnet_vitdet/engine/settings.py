@@ -144,7 +144,7 @@ class SweepSettings(Settings, key="sweep"):
         "one_pass", "each image through all stitches in turn, or one stitch after another"
     )
     subset: int = _setting(
-        0, "above 0: all stitches on so many images, then the best on all images", lowest=0
+        0, "above 0: score all stitches on this many images, then the best on all images", lowest=0
     )
     precision: Literal["float32", "float16", "bfloat16"] = _setting(
         "float32", "below float32, autocast on a GPU: faster, with slightly other APs"
@@ -196,7 +196,9 @@ class AccumulationSettings(Settings, key="train.accumulation"):
 class EndsSettings(Settings, key="train.ends"):
     """Stitches that take turns with those of the sampler; null is off, as in the paper."""
 
-    period: int = _setting(0, "each of these stitches once in so many draws; 0: off", lowest=0)
+    period: int = _setting(
+        0, "draw each of these stitches once in this many draws; 0: off", lowest=0
+    )
     first: int = _setting(0, "iterations at the start that train these stitches alone", lowest=0)
     stitches: Stitches = _setting("S,L", "which stitches, as in `sweep.stitch_ids`")
 
@@ -238,7 +240,7 @@ class TrainSettings(Settings, key="train"):
         None, "images an iteration that the schedule is [written for](#one-gpu)", lowest=1
     )
     freeze_anchors: int = _setting(0, "iterations at the start with frozen ViTs", lowest=0)
-    rehearsal: bool = _setting(True, "on a GPU, try first whether the largest stitch fits")
+    rehearsal: bool = _setting(True, "on a GPU, first check that the largest stitch fits")
     amp: AmpSettings = field(default_factory=AmpSettings)
     ddp: DdpSettings = field(default_factory=DdpSettings)
     checkpointer: CheckpointerSettings = field(default_factory=CheckpointerSettings)
