@@ -60,8 +60,8 @@ def arguments():
     parser.add_argument(
         "--threshold",
         default="0.5",
-        help="lowest score that is shown (default 0.5); f1 or precision=0.9 for the score that gives "
-        "this in the sweep",
+        help="lowest score that is shown (default 0.5); f1 or precision=0.9 for the score that "
+        "gives this in the sweep",
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument(
