@@ -194,21 +194,12 @@ def export_stitch(
         InputError: If the model has parts that cannot be exported, or the file cannot be written.
     """
     size, num_proposals = operation or (None, None)
-    # The weights are those of the training's image size.
-    own_config = copy.deepcopy(config.model)
-    own_config.roi_heads.num_classes = model.roi_heads.num_classes
-    counts = dict(image_size=size, num_proposals=num_proposals)
-    cost = (
-        stitch_costs(own_config, **counts)[stitch.id]
-        if stitch
-        else baseline_cost(own_config, **counts)
-    )
-    if size is not None:
-        config = at_image_size(config, size)
-    mapper = config.dataloader.test.mapper
-    # The trained model's number of classes, whatever the config says.
-    model_config = copy.deepcopy(config.model)
-    model_config.roi_heads.num_classes = model.roi_heads.num_classes
+    at_point = config if size is None else at_image_size(config, size)
+    mapper = at_point.dataloader.test.mapper
+    own_config, model_config = copy.deepcopy(config.model), copy.deepcopy(at_point.model)
+    for each in (own_config, model_config):
+        # The trained model's number of classes, whatever the config says.
+        each.roi_heads.num_classes = model.roi_heads.num_classes
     plan = plan_of_stitch(model_config, stitch)
     if num_proposals is not None:
         plan["proposal_generator"]["post_nms_topk"][1] = num_proposals
@@ -216,12 +207,19 @@ def export_stitch(
         build_detector(plan)
     except InputError as error:
         raise InputError(f"the model cannot be exported: {error}") from error
+    # The weights are those of the training's image size.
+    counts = dict(image_size=size, num_proposals=num_proposals)
+    cost = (
+        stitch_costs(own_config, **counts)[stitch.id]
+        if stitch
+        else baseline_cost(own_config, **counts)
+    )
     info = ExportInfo(
         stitch=stitch,
         class_names=tuple(class_names),
         gflops=cost.gflops,
         params_m=cost.params_m,
-        image_size=int(config.data.image_size),
+        image_size=int(at_point.data.image_size),
         image_format=str(mapper.image_format),
         augmentations=plan_of(mapper.augmentations),
         model=plan,

@@ -87,7 +87,7 @@ def operating_at(
     """Runs a detector on other images, and with other numbers of proposals, inside the context.
 
     Args:
-        model: A detector on a ViT, in evaluation mode.
+        model: A detector on a ViT.
         image_size: Side in pixels of the square that images are padded to; a multiple of the
             patch size. The images must be resized to it. None changes nothing.
         num_proposals: Largest number of proposals that reach the box head. None changes nothing.
