@@ -336,7 +336,7 @@ def test_the_memory_probe_runs_a_stitch_that_is_taught(make, tiny_config, monkey
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_the_teacher_is_the_large_anchor_or_the_dearest():
+def test_the_teacher_is_the_large_anchor_or_the_most_expensive():
     space = StitchSpace((4, 8))
     assert space[teacher_of(space, [1.0] * len(space))].name == "L"
     without = StitchSpace((4, 8), kinds=("S", "FS"))

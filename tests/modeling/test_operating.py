@@ -58,12 +58,17 @@ def test_the_context_ends_with_an_error_in_it_too(trained):
     assert trained.proposal_generator.post_nms_topk[False] == 100
 
 
+def built_for_two_sizes(table):
+    """A detector built for SIZE and one for SMALLER, with relative positions of one kind."""
+    configs = nano_config(6), nano_config(6, image_size=SMALLER)
+    for each in configs:
+        each.backbone.net.large.rel_pos_table = table
+    return map(build, configs)
+
+
 @pytest.mark.parametrize("table", [False, True], ids=["decomposed", "table"])
 def test_weights_of_one_image_size_are_loaded_into_a_model_of_another(table):
-    config, smaller = nano_config(6), nano_config(6, image_size=SMALLER)
-    for each in (config, smaller):
-        each.backbone.net.large.rel_pos_table = table
-    trained, other = build(config), build(smaller)
+    trained, other = built_for_two_sizes(table)
     state = trained.state_dict()
     parameters = dict(other.named_parameters())
     take_position_grids(other, state)
@@ -106,10 +111,7 @@ def test_positions_of_windows_are_not_taken_for_those_of_a_global_block():
 
 @pytest.mark.parametrize("table", [False, True], ids=["decomposed", "table"])
 def test_resized_positions_are_those_that_attention_makes_of_them(table):
-    config, smaller = nano_config(6), nano_config(6, image_size=SMALLER)
-    for each in (config, smaller):
-        each.backbone.net.large.rel_pos_table = table
-    trained, other = build(config), build(smaller)
+    trained, other = built_for_two_sizes(table)
     other.load_state_dict(resized_positions(other, trained.state_dict()))
     with operating_at(trained, SMALLER, None):
         expected = detect(trained, SMALLER)

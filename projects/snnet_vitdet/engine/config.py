@@ -50,7 +50,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         config_file: A LazyConfig ``.py`` file, or a ``.yaml`` that a run saved.
-        overrides: In detectron2's (hydra's) syntax. A key must exist in the config, or be a
+        overrides: Changes in detectron2's (hydra's) syntax. A key must exist in the config, or be a
             parameter of the callable its node describes; ``+key=value`` adds any other.
 
     Raises:

@@ -176,7 +176,7 @@ def detect(
     """What each of many stitches detects in a batch of images.
 
     Args:
-        model: In evaluation mode.
+        model: The detector, in evaluation mode.
         batch: Mapped images, as the model takes them.
         tree: The prefix tree of the stitches.
         counts: Numbers of proposals by stitch id, at most that of the RPN; None for the RPN's own.

@@ -180,7 +180,7 @@ def differences(
 
     Args:
         state: The state dict.
-        target: That of the model.
+        target: The state dict of the model.
         optional: Keys that may be missing.
     """
     both = sorted(state.keys() & target.keys())

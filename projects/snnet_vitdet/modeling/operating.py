@@ -92,6 +92,10 @@ def operating_at(
             patch size. The images must be resized to it. None changes nothing.
         num_proposals: Largest number of proposals that reach the box head. None changes nothing.
     """
+    if image_size is None and num_proposals is None:
+        # A training enters here in each iteration: it need not search the model.
+        yield
+        return
     pyramids = [m for m in model.modules() if isinstance(m, SimpleFeaturePyramid)]
     # A joined detector has two.
     rpns = [module for module in model.modules() if isinstance(module, RPN)]
@@ -165,10 +169,10 @@ def _other_grids(
         for key, table in block.attn.named_parameters(f"{name}.attn", recurse=False):
             if key in state:
                 tables.setdefault(vit, []).append((key, table, state[key]))
+    # In a ViT with windows, a table of their size may be that of a block with windows.
+    windows = {2 * m.window_size - 1 for m in model.modules() if isinstance(m, AnchorViT)}
     for vit, group in tables.items():
         lengths = {_offsets(table, saved) for _, table, saved in group}
-        # In a ViT with windows, a table of their size may be that of a block with windows.
-        windows = {2 * b.window_size - 1 for b in model.modules() if isinstance(b, AnchorViT)}
         if len(lengths) > 1 or None in lengths or (vit not in with_windows and lengths & windows):
             continue
         yield from (each for each in group if each[1].shape != each[2].shape)
