@@ -154,7 +154,7 @@ def test_detections_are_bitwise_those_of_the_model_with_the_stitch_alone(make_co
     for images in (batch, batch[1:2]):
         found = {
             stitch.id: instances
-            for stitch, _, instances in detect(model, images, PrefixTree(stitches))
+            for stitch, instances in detect(model, images, PrefixTree(stitches))
         }
         for stitch in stitches:
             with model.backbone.net.using_stitch(stitch.id):
@@ -162,6 +162,7 @@ def test_detections_are_bitwise_those_of_the_model_with_the_stitch_alone(make_co
             for one, other in zip(found[stitch.id], alone, strict=True):
                 assert one.image_size == other.image_size
                 fields, expected = one.get_fields(), other.get_fields()
+                assert fields.pop("places").tolist() == [[row] for row in range(len(one))]
                 assert fields.keys() == expected.keys()
                 assert torch.equal(fields.pop("pred_boxes").tensor, expected["pred_boxes"].tensor)
                 assert fields.keys() == {"scores", "pred_classes", "pred_masks"}

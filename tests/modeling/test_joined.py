@@ -246,7 +246,7 @@ def test_one_pass_gives_what_each_stitch_gives(heads):
     _, joined = two_and_joined(heads)
     joined.eval()
     net = joined.backbone.net
-    for stitch, _, found in detect(joined, batch(), PrefixTree(net.space)):
+    for stitch, found in detect(joined, batch(), PrefixTree(net.space)):
         with net.using_stitch(stitch.id):
             assert_same([{"instances": each} for each in found], outputs(joined, batch()))
 

@@ -6,7 +6,7 @@ from detectors import SIZE, cascade_config, nano_config, picture
 from detectron2.config import instantiate
 
 from snnet_vitdet.modeling import operating_at, resized_positions, take_position_grids
-from snnet_vitdet.modeling.roi_heads import detect_with_counts
+from snnet_vitdet.modeling.roi_heads import detect_with_counts, rows_with_count
 
 SMALLER = 64
 
@@ -137,8 +137,15 @@ def test_several_numbers_of_proposals_detect_what_each_detects_alone(make):
         features = model.backbone(images.tensor)
         proposals, _ = model.proposal_generator(images, features, None)
         counts = [5, 40, 100]
-        together = list(detect_with_counts(model.roi_heads, images, features, proposals, counts))
-        for count, results in zip(counts, together, strict=True):
+        rows_of_mask_head = []
+        model.roi_heads.mask_head.register_forward_pre_hook(
+            lambda head, given: rows_of_mask_head.append(len(given[0]))
+        )
+        together = detect_with_counts(model.roi_heads, images, features, proposals, counts)
+        lengths = []
+        for index, count in enumerate(counts):
+            results = [found[rows_with_count(found, index)] for found in together]
+            lengths.append(sum(map(len, results)))
             with operating_at(model, None, count):
                 fewer, _ = model.proposal_generator(images, features, None)
                 expected, _ = model.roi_heads(images, features, fewer, None)
@@ -150,7 +157,9 @@ def test_several_numbers_of_proposals_detect_what_each_detects_alone(make):
                     found.pred_boxes.tensor, alone.pred_boxes.tensor, atol=1e-4, rtol=1e-5
                 )
                 torch.testing.assert_close(found.pred_masks, alone.pred_masks, atol=1e-5, rtol=1e-4)
-    assert len(together[0][0]) < len(together[2][0])
+    assert lengths[0] < lengths[2]
+    # The mask head ran first for all numbers together, and each detection was in it once.
+    assert lengths[2] <= rows_of_mask_head[0] == sum(map(len, together)) < sum(lengths)
 
 
 def test_a_box_head_of_another_kind_runs_once_for_each_number(trained):
@@ -167,5 +176,7 @@ def test_a_box_head_of_another_kind_runs_once_for_each_number(trained):
     with torch.no_grad():
         features = model.backbone(images.tensor)
         proposals, _ = model.proposal_generator(images, features, None)
-        list(detect_with_counts(model.roi_heads, images, features, proposals, [10, 20]))
-    assert calls == [10, 20]
+        (found,) = detect_with_counts(model.roi_heads, images, features, proposals, [10, 20])
+        (alone,) = model.roi_heads(images, features, [proposals[0][:10]], None)[0]
+    assert calls == [10, 20, 10]
+    assert torch.equal(found[rows_with_count(found, 0)].scores, alone.scores)

@@ -116,7 +116,7 @@ def test_many_stitches_at_once_detect_what_each_detects_alone(net):
     net = model.backbone.net
     batch = [dict(image=picture(), height=SIZE, width=SIZE)]
     count = 0
-    for stitch, _, (found,) in detect(model, batch, PrefixTree(net.space)):
+    for stitch, (found,) in detect(model, batch, PrefixTree(net.space)):
         with net.using_stitch(stitch.id), torch.no_grad():
             alone = model(batch)[0]["instances"]
         assert len(found) == len(alone) > 0

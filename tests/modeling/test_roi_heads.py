@@ -123,7 +123,7 @@ def separately(model):
 
 def in_one_pass(model):
     net = model.backbone.net
-    ((_, _, (found,)),) = detect(model, inputs(), PrefixTree([net.stitch]))
+    ((_, (found,)),) = detect(model, inputs(), PrefixTree([net.stitch]))
     return found
 
 

@@ -31,6 +31,7 @@ from snnet_vitdet.modeling import (
     point_of,
     pyramid_from_features,
     pyramid_of_exit,
+    rows_with_count,
 )
 from snnet_vitdet.stitching import OperatingPoint, PrefixTree, Stitch
 
@@ -134,10 +135,10 @@ def _detect_all(
     points: Sequence[OperatingPoint],
     store: DetectionStore,
 ) -> None:
-    names = {(point.stitch.id, point.num_proposals): point.name for point in points}
-    counts: dict[int, list[int]] = defaultdict(list)
-    for stitch_id, num_proposals in names:
-        counts[stitch_id].append(num_proposals)
+    of_stitch: dict[int, list[OperatingPoint]] = defaultdict(list)
+    for point in points:
+        of_stitch[point.stitch.id].append(point)
+    counts = {i: [point.num_proposals for point in group] for i, group in of_stitch.items()}
     tree = PrefixTree({point.stitch.id: point.stitch for point in points}.values())
     done = store.num_images_done()
     batches = batches_from(data_loader, images, done)
@@ -146,11 +147,13 @@ def _detect_all(
         logger.info("The detections of %d of %d images are there already.", done, total)
     start, count = time.monotonic(), 0
     for batch in batches:
-        for stitch, num_proposals, found in detect(model, batch, tree, counts):
-            name = names[stitch.id, num_proposals]
+        for stitch, found in detect(model, batch, tree, counts):
             for sample, instances in zip(batch, found, strict=True):
-                image_id = sample["image_id"]
-                store.add(name, instances_to_coco_json(instances.to("cpu"), image_id))
+                instances = instances.to("cpu")
+                detections = instances_to_coco_json(instances, sample["image_id"])
+                for index, point in enumerate(of_stitch[stitch.id]):
+                    rows = rows_with_count(instances, index).tolist()
+                    store.add(point.name, [detections[row] for row in rows])
         store.end_batch(sample["image_id"] for sample in batch)
         count += len(batch)
         seconds = (time.monotonic() - start) / count
@@ -172,7 +175,7 @@ def detect(
     batch: Sequence[dict],
     tree: PrefixTree,
     counts: Mapping[int, Sequence[int]] | None = None,
-) -> Iterator[tuple[Stitch, int, list[Instances]]]:
+) -> Iterator[tuple[Stitch, list[Instances]]]:
     """What each of many stitches detects in a batch of images.
 
     Args:
@@ -182,8 +185,8 @@ def detect(
         counts: Numbers of proposals by stitch id, at most that of the RPN; None for the RPN's own.
 
     Yields:
-        A stitch, a number of proposals, and for each image what the model with this stitch and this
-        number alone detects.
+        A stitch, and for each image what the model with this stitch detects. The rows of
+        :func:`.rows_with_count` are what it detects with one number of proposals alone.
 
     Raises:
         InputError: If the model is not one that can be taken apart.
@@ -202,10 +205,9 @@ def detect(
             rpn, heads = model.proposal_generator, model.roi_heads
         numbers = counts[stitch.id] if counts else [rpn.post_nms_topk[False]]
         proposals, _ = rpn(images, levels, None)
-        detected = detect_with_counts(heads, images, levels, proposals, numbers)
-        for number, results in zip(numbers, detected, strict=True):
-            outputs = GeneralizedRCNN._postprocess(results, batch, images.image_sizes)
-            yield stitch, number, [output["instances"] for output in outputs]
+        results = detect_with_counts(heads, images, levels, proposals, numbers)
+        outputs = GeneralizedRCNN._postprocess(results, batch, images.image_sizes)
+        yield stitch, [output["instances"] for output in outputs]
 
 
 def batches_from(

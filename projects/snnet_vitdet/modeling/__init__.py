@@ -15,7 +15,7 @@ from .operating import (
     trained_with,
 )
 from .pyramid import PyramidPerExit, pyramid_from_features, pyramid_of_exit
-from .roi_heads import detect_with_counts, running_in, train_on_given_masks
+from .roi_heads import detect_with_counts, rows_with_count, running_in, train_on_given_masks
 from .stitched_vit import StitchedViT, find_stitched_vit
 from .weights import load_anchor_weights
 
@@ -45,6 +45,7 @@ __all__ = [
     "pyramid_from_features",
     "pyramid_of_exit",
     "resized_positions",
+    "rows_with_count",
     "running_in",
     "stitch_costs",
     "take_position_grids",

@@ -15,7 +15,10 @@ from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
-__all__ = ["detect_with_counts", "running_in", "train_on_given_masks"]
+__all__ = ["detect_with_counts", "rows_with_count", "running_in", "train_on_given_masks"]
+
+# Which class of which proposal a detection is.
+_KEY = "proposal_and_class"
 
 
 def train_on_given_masks(model: nn.Module) -> None:
@@ -99,11 +102,12 @@ def detect_with_counts(
     features: Mapping[str, torch.Tensor],
     proposals: Sequence[Instances],
     counts: Sequence[int],
-) -> Iterator[list[Instances]]:
+) -> list[Instances]:
     """What RoI heads detect with several numbers of proposals.
 
     Proposals are sorted by score, so fewer of them are the first ones. detectron2's box heads treat
-    each proposal alone: they run once, on all of them. NMS and mask head run for each number.
+    each proposal alone: they run once, on all of them. NMS runs for each number. Most detections
+    are the same with several numbers, and their masks are computed once.
 
     Args:
         heads: RoI heads in evaluation mode.
@@ -112,8 +116,10 @@ def detect_with_counts(
         proposals: The RPN's proposals for each image.
         counts: Numbers of proposals.
 
-    Yields:
-        For each number, the detections in each image.
+    Returns:
+        For each image, the detections with any of the numbers, in no order. ``places``,
+        (detections, counts), has their places in the results with each number, -1 where it is not
+        among them; see :func:`rows_with_count`.
     """
     predictors = getattr(heads, "box_predictor", None)
     predictors = list(predictors) if isinstance(predictors, nn.ModuleList) else [predictors]
@@ -121,18 +127,55 @@ def detect_with_counts(
         type(predictor) is FastRCNNOutputLayers for predictor in predictors
     )
     if len(counts) == 1 or not is_known:
-        for count in counts:
-            yield heads(images, features, [each[:count] for each in proposals], None)[0]
-        return
+        found = (heads(images, features, [p[:n] for p in proposals], None)[0] for n in counts)
+        return [_united(of_image) for of_image in zip(*found, strict=True)]
     boxes, scores = _box_outputs(heads, features, proposals, predictors)
     last, sizes = predictors[-1], [each.image_size for each in proposals]
     limits = (last.test_score_thresh, last.test_nms_thresh, last.test_topk_per_image)
+    of_images: list[list[Instances]] = [[] for _ in proposals]
     for count in counts:
         fewer = ([each[:count] for each in part] for part in (boxes, scores))
-        found, _ = fast_rcnn_inference(*fewer, sizes, *limits)
-        results = heads.forward_with_given_boxes(features, found)
-        _turn_to_float32(results)
-        yield results
+        for found, instances, kept in zip(
+            of_images, *fast_rcnn_inference(*fewer, sizes, *limits), strict=True
+        ):
+            instances.set(_KEY, kept * last.num_classes + instances.pred_classes)
+            found.append(instances)
+    results = heads.forward_with_given_boxes(features, [_united(found) for found in of_images])
+    _turn_to_float32(results)
+    return results
+
+
+def rows_with_count(found: Instances, index: int) -> torch.Tensor:
+    """Rows of the detections with one number of proposals, best score first.
+
+    Args:
+        found: Detections of :func:`detect_with_counts`, or some of them.
+        index: Index of the number in ``counts``.
+    """
+    places = found.places[:, index]
+    order = places.argsort()
+    return order[places[order] >= 0]
+
+
+def _united(found: Sequence[Instances]) -> Instances:
+    """The detections in an image with any number of proposals; those of the same key are one."""
+    every = Instances.cat(list(found))
+    device = every.scores.device
+    place = torch.cat([torch.arange(len(each), device=device) for each in found])
+    count = torch.cat([torch.full_like(each.pred_classes, i) for i, each in enumerate(found)])
+    keys = every.get(_KEY) if every.has(_KEY) else torch.arange(len(every), device=device)
+    unique, which = keys.unique(return_inverse=True)
+    # Detections of the same key are equal: any of them will do.
+    one_of_each = torch.empty_like(unique).scatter_(
+        0, which, torch.arange(len(every), device=device)
+    )
+    places = unique.new_full((len(unique), len(found)), -1)
+    places[which, count] = place
+    united = every[one_of_each]
+    united.places = places
+    if united.has(_KEY):
+        united.remove(_KEY)
+    return united
 
 
 def _box_outputs(
