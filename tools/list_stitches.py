@@ -102,7 +102,7 @@ def run(args):
         model = build_on_meta(config.model)
         config.sweep.stitch_ids = "all"
         points = points_of(config, model)
-        rows = rows_of(points, costs_of(config.model, points), shares)
+        rows = rows_of(points, costs_of(config, points), shares)
         baselines = {
             name: baseline_cost(anchor_alone(config.model, name)) for name in ("small", "large")
         }

@@ -110,7 +110,7 @@ def run(args):
         points = chosen_points(args.stitches, config, predictor, sweep_rows)
     except (KeyError, ValueError) as error:
         raise InputError(f"--stitches {args.stitches}: {error.args[0]}") from error
-    costs = costs_of(config.model, points)
+    costs = costs_of(config, points)
     images = images_for(args, config)
     device = predictor.device
     on_gpu = device.type == "cuda"
@@ -124,6 +124,7 @@ def run(args):
         "precision": args.precision,
         "batch": args.batch,
         "image_size": config.data.image_size,
+        **({"padding": "tight"} if predictor.padding == "tight" else {}),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

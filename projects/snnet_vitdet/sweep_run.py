@@ -12,7 +12,6 @@ from functools import cache, partial
 import torch
 from detectron2.config import instantiate
 from detectron2.utils import comm
-from omegaconf import DictConfig
 from torch import nn
 
 from snnet_vitdet.data import category_names
@@ -25,6 +24,7 @@ from snnet_vitdet.engine import (
     build_model,
     check_image_size,
     checkpoint_to_evaluate,
+    cost_aspect_ratio,
     initialise_weights,
 )
 from snnet_vitdet.errors import InputError
@@ -71,7 +71,7 @@ def run_sweep(config: Config, resume: bool) -> StitchTable:
     if find_stitched_vit(model) is not None and config.sweep.mode == "one_pass":
         scorer = CocoScorer(instantiate(config.dataloader.evaluator.dataset_name))
     loader_of = cache(lambda size: instantiate(at_image_size(config, size).dataloader.test))
-    costs = costs_of(config.model, points)
+    costs = costs_of(config, points)
     make_evaluator = evaluators_of(config.dataloader.evaluator)
     provenance = provenance_of(config, checkpoint, averaged)
 
@@ -85,6 +85,7 @@ def run_sweep(config: Config, resume: bool) -> StitchTable:
             folder,
             scorer=scorer,
             subset=subset,
+            padding=config.sweep.padding,
             precision=config.sweep.precision,
             iteration=iteration,
             provenance=provenance,
@@ -130,22 +131,23 @@ def points_of(config: Config, model: nn.Module) -> list[OperatingPoint]:
     return list(operating_points(stitches, sizes, proposals, partial(trained_with, model)))
 
 
-def costs_of(model_config: DictConfig, points: Iterable[OperatingPoint]) -> dict[str, Cost]:
-    """Costs of operating points, by name.
+def costs_of(config: Config, points: Iterable[OperatingPoint]) -> dict[str, Cost]:
+    """Costs of operating points, by name, with the padding of the config's sweep.
 
     Args:
-        model_config: The model's config.
-        points: Points of the model.
+        config: The whole config.
+        points: Points of its model.
     """
-    points = list(points)
+    points, model_config = list(points), config.model
+    ratio = cost_aspect_ratio(config)
     if any(point.stitch is BASELINE for point in points):
         return {
-            point.name: baseline_cost(model_config, point.image_size, 0, point.num_proposals)
+            point.name: baseline_cost(model_config, point.image_size, 0, point.num_proposals, ratio)
             for point in points
         }
     sizes = sorted({point.image_size for point in points})
     counts = sorted({point.num_proposals for point in points})
-    tables = point_costs(model_config, sizes, counts)
+    tables = point_costs(model_config, sizes, counts, aspect_ratio=ratio)
     return {p.name: tables[p.image_size, p.num_proposals][p.stitch.id] for p in points}
 
 
@@ -179,7 +181,9 @@ def report_sweep(config: Config, model: nn.Module) -> None:
         mapper = config.dataloader.test.mapper
         names = category_names(config.data.test_json)
         return Predictor(
-            LoadedDetector(model, names, *resizing(mapper), config=config),
+            LoadedDetector(
+                *(model, names, *resizing(mapper)), config=config, padding=config.sweep.padding
+            ),
             table=table,
             device=config.train.device,
             precision=config.sweep.precision,

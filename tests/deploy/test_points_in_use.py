@@ -154,7 +154,7 @@ def test_a_sweep_of_another_size_by_an_override_is_not_taken(config, trained_tin
 def test_points_are_measured(make, config, image):
     predictor = make(stitch="S")
     points = [point_of(predictor.model, name) for name in ("S", "S@48/5")]
-    costs = costs_of(config.model, points)
+    costs = costs_of(config, points)
     rows = measure_points(predictor, points, lambda p: costs[p.name], [image], 1, 0)
     assert [row["name"] for row in rows] == ["S", "S@48/5"]
     assert rows[1]["memory_mb"] < rows[0]["memory_mb"]

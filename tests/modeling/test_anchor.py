@@ -252,3 +252,28 @@ def test_activation_checkpointing_changes_memory_and_nothing_else():
     anchor.eval()
     with torch.no_grad():
         torch.testing.assert_close(anchor(x)["last_feat"], small_anchor().eval()(x)["last_feat"])
+
+
+@pytest.mark.parametrize("abs_pos", ["interpolated", "win"])
+def test_absolute_positions_of_a_square_are_cropped_to_an_image(abs_pos):
+    torch.manual_seed(0)
+    anchor = plain_anchor(abs_pos=abs_pos, window_size=4)
+    for positions in (anchor.pos_embed, anchor.pos_embed_global):
+        if positions is not None:
+            torch.nn.init.normal_(positions)
+    square = torch.randn(1, 3, 96, 96)
+    expected = anchor.embed(square)
+    image = square[..., :48, :]
+    assert not torch.allclose(anchor.embed(image), expected[:, :3], atol=1e-3)
+    anchor.position_side = 6
+    torch.testing.assert_close(anchor.embed(image), expected[:, :3], atol=1e-6, rtol=0)
+    torch.testing.assert_close(anchor.embed(square), expected, atol=0, rtol=0)
+
+
+def test_an_image_that_patches_do_not_divide_is_padded_at_its_end():
+    torch.manual_seed(0)
+    anchor = plain_anchor()
+    image = torch.randn(1, 3, 90, 77)
+    padded = torch.zeros(1, 3, 96, 80)
+    padded[..., :90, :77] = image
+    assert torch.equal(anchor.embed(image), anchor.embed(padded))

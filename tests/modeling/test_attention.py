@@ -207,3 +207,30 @@ def test_what_is_computed_again_gives_the_gradients_of_the_reference(monkeypatch
     monkeypatch.setattr(attention_module, "_FEW_TOKENS", limit)
     found = output_and_gradients(attention(GRID), tokens())
     assert_same(found, output_and_gradients(attention(GRID, "reference"), tokens()), EXACT)
+
+
+@pytest.mark.parametrize("implementation", ["fused", "reference"])
+@pytest.mark.parametrize("make", [attention, table_attention], ids=["decomposed", "table"])
+def test_positions_of_a_square_are_cropped_to_a_grid_and_not_stretched(make, implementation):
+    """A square whose other tokens nobody looks at gives the same as the grid alone."""
+    side, (rows, columns) = 8, (5, 8)
+    layer = make((6, 6), implementation)
+    x = torch.randn(2, side, side, 32, dtype=torch.float64, generator=torch.Generator())
+    grid = x[:, :rows, :columns]
+    layer.position_side = side
+    found = layer(grid)
+
+    outside = torch.ones(side, side, dtype=torch.bool)
+    outside[:rows, :columns] = False
+    softmax = torch.Tensor.softmax
+    layer.implementation = "reference"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            torch.Tensor,
+            "softmax",
+            lambda logits, dim: softmax(logits.masked_fill(outside.flatten(), -torch.inf), dim),
+        )
+        expected = layer(x)[:, :rows, :columns]
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    layer.position_side = 0
+    assert not torch.allclose(layer(grid), found, atol=1e-3)

@@ -26,9 +26,9 @@ AGREEMENT = 1e-6
 
 
 @torch.no_grad()
-def traced(model, num_proposals, size=SIZE):
+def traced(model, num_proposals, size=SIZE, height=None):
     """detectron2's count of the whole model, and the number of detections."""
-    inputs = [dict(image=picture(size))]
+    inputs = [dict(image=picture(size)[:, :height])]
     images = model.preprocess_image(inputs)
     proposals, _ = model.proposal_generator(images, model.backbone(images.tensor), None)
     # The table counts the nominal number, which a trained RPN reaches.
@@ -261,3 +261,24 @@ def test_the_own_size_and_number_are_those_of_the_config():
     fewer = baseline_cost(small, image_size=64, num_proposals=20)
     assert 0 < fewer.flops < baseline_cost(small, image_size=64).flops < baseline_cost(small).flops
     assert fewer.params == baseline_cost(small).params
+
+
+def test_costs_with_tight_padding_are_those_of_a_whole_image_of_this_ratio():
+    config = nano_config()
+    model = build(config)
+    net = model.backbone.net
+    ratio = 16 / 9
+    table = stitch_costs(config, aspect_ratio=ratio)
+    for name in ("FS-2", "SF-1"):
+        with net.using_stitch(name), merged(net), attention_implementation(net, "reference"):
+            with operating_at(model, None, None, "tight"):
+                # 72 pixels are five rows of patches, of which the last one is not whole.
+                flops, _ = traced(model, 100, SIZE, height=72)
+        assert table[table.space[name].id].flops == pytest.approx(flops, rel=AGREEMENT)
+    for anchor in ("small", "large"):
+        alone = anchor_alone(config, anchor)
+        with attention_implementation(model := build(alone), "reference"):
+            with operating_at(model, None, None, "tight"):
+                flops, _ = traced(model, 100, SIZE, height=72)
+        assert baseline_cost(alone, aspect_ratio=ratio).flops == pytest.approx(flops, rel=AGREEMENT)
+    assert 0.5 < table[0].flops / stitch_costs(config)[0].flops < 0.7

@@ -180,3 +180,32 @@ def test_a_box_head_of_another_kind_runs_once_for_each_number(trained):
         (alone,) = model.roi_heads(images, features, [proposals[0][:10]], None)[0]
     assert calls == [10, 20, 10]
     assert torch.equal(found[rows_with_count(found, 0)].scores, alone.scores)
+
+
+def test_with_tight_padding_a_square_image_gives_the_same_and_others_are_not_squared(trained):
+    own, sizes = detect(trained, SIZE), []
+    watch = trained.backbone.net.register_forward_pre_hook(
+        lambda net, given: sizes.append(tuple(given[0].shape[-2:]))
+    )
+    with operating_at(trained, None, None, "tight"):
+        assert_same(detect(trained, SIZE), own)
+        with torch.no_grad():
+            trained([dict(image=picture(SIZE)[:, :90]), dict(image=picture(SIZE)[:, :, :70])])
+            trained([dict(image=picture(SIZE)[:, :70, :90])])
+    watch.remove()
+    assert sizes == [(SIZE, SIZE), (SIZE, SIZE), (70, 90)]
+    assert_same(detect(trained, SIZE), own)
+
+
+@pytest.mark.parametrize("table", [False, True], ids=["decomposed", "table"])
+def test_tight_padding_takes_the_positions_of_the_square_of_the_image_size(table):
+    model, _ = built_for_two_sizes(table)
+    image = torch.randn(1, 3, 48, SMALLER)
+    net = model.backbone.net
+    with torch.no_grad(), operating_at(model, SMALLER, None, "tight"):
+        tight = net(image)["last_feat"]
+        # Positions of the large ViT, in which the walk ends, are those of the square.
+        sides = {block.attn.position_side for block in net.large.blocks if not block.window_size}
+    assert sides == {SMALLER // 16} and net.large.position_side == 0
+    with torch.no_grad():
+        assert not torch.allclose(net(image)["last_feat"], tight, atol=1e-4)

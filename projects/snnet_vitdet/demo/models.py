@@ -14,7 +14,12 @@ from snnet_vitdet.deploy import (
     image_files,
     read_export,
 )
-from snnet_vitdet.engine import Config, load_config, set_float32_arithmetic
+from snnet_vitdet.engine import (
+    Config,
+    cost_aspect_ratio,
+    load_config,
+    set_float32_arithmetic,
+)
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import StitchTable
 from snnet_vitdet.modeling import stitch_costs
@@ -55,7 +60,8 @@ def from_training(config_file: str, args: argparse.Namespace) -> tuple[Answers, 
             predictor.check_table(table)
     model_config = copy.deepcopy(config.model)
     model_config.roi_heads.num_classes = len(predictor.class_names)
-    choices = Choices(predictor.stitches, stitch_costs(model_config), table)
+    costs = stitch_costs(model_config, aspect_ratio=cost_aspect_ratio(config))
+    choices = Choices(predictor.stitches, costs, table)
     answers = Answers(
         lambda image, name: predictor(image, stitch=name),
         choices,

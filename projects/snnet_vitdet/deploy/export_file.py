@@ -20,9 +20,10 @@ from detectron2.data import transforms as T
 from detectron2.modeling import GeneralizedRCNN
 from torch import nn
 
-from snnet_vitdet.engine import Config, at_image_size
+from snnet_vitdet.engine import Config, at_image_size, cost_aspect_ratio
 from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.evaluation import BASELINE, ScoreCurve, StitchResult, StitchTable
+from snnet_vitdet.evaluation.results import PADDINGS
 from snnet_vitdet.evaluation.score_curves import NUM_SCORES
 from snnet_vitdet.files import replacing
 from snnet_vitdet.modeling import JoinedRCNN, baseline_cost, extracted_state, stitch_costs
@@ -82,6 +83,8 @@ class ExportInfo:
         curve: The detections over their scores, if the sweep counted them.
         point: Name of the operating point, such as ``FS-3@640/300``; empty if image size and number
             of proposals are those of the training.
+        padding: How images are padded: to the ``square``, or ``tight``, to whole patches. GFLOPs
+            with tight padding are those of ``sweep.aspect_ratio``.
     """
 
     stitch: Stitch | None
@@ -95,6 +98,7 @@ class ExportInfo:
     result: StitchResult | None = None
     curve: ScoreCurve | None = None
     point: str = ""
+    padding: str = "square"
 
     @property
     def name(self) -> str:
@@ -110,11 +114,15 @@ class ExportInfo:
         content = {"format_version": _FORMAT_VERSION, **asdict(self)}
         if self.stitch:
             content["stitch"]["name"] = self.stitch.name
+        # Versions without operating points or padding read the files that use neither.
         if not self.point:
-            # Versions without operating points read the file, too.
             del content["point"]
             for key in ("image_size", "num_proposals") if self.result else ():
                 del content["result"][key]
+        if self.padding == "square":
+            del content["padding"]
+            if self.result:
+                del content["result"]["padding"]
         if self.result:
             metrics = self.result.metrics.items()
             content["result"]["metrics"] = {k: v for k, v in metrics if not math.isnan(v)}
@@ -144,7 +152,7 @@ class ExportInfo:
                 f"its format has version {version}, this program reads {_FORMAT_VERSION}: use the "
                 "version of the program that wrote it"
             )
-        values.setdefault("point", "")
+        values = {"point": "", "padding": "square", **values}
         if other := values.keys() ^ cls.__dataclass_fields__.keys():
             raise InputError(
                 f"its description has unknown or missing keys: {listed(sorted(other))}"
@@ -166,6 +174,8 @@ class ExportInfo:
         of_model = stitch == (info.stitch or BASELINE).name
         if not of_model or (operation and operation[0] != info.image_size):
             raise InputError(f"its operating point {info.name} is not that of its model")
+        if info.result and info.result.padding != info.padding:
+            raise InputError("its sweep padded images otherwise than its model does")
         return info
 
 
@@ -185,7 +195,7 @@ def export_stitch(
     Args:
         path: The file.
         model: The detector with trained weights, in evaluation mode; not changed.
-        config: The config of its training.
+        config: The config of its training. The detector pads as ``sweep.padding`` says.
         stitch: A stitch of its space; None for a baseline.
         class_names: Names by ``pred_classes``.
         operation: Image size and number of proposals of the exported detector; None as trained.
@@ -208,7 +218,9 @@ def export_stitch(
     except InputError as error:
         raise InputError(f"the model cannot be exported: {error}") from error
     # The weights are those of the training's image size.
-    counts = dict(image_size=size, num_proposals=num_proposals)
+    counts = dict(
+        image_size=size, num_proposals=num_proposals, aspect_ratio=cost_aspect_ratio(config)
+    )
     cost = (
         stitch_costs(own_config, **counts)[stitch.id]
         if stitch
@@ -224,6 +236,7 @@ def export_stitch(
         augmentations=plan_of(mapper.augmentations),
         model=plan,
         point=OperatingPoint(stitch or BASELINE, *operation).name if operation else "",
+        padding=config.sweep.padding,
     )
     info = _with_sweep(info, Path(config.train.output_dir, "sweep"))
     metadata = {"format": "pt", EXPORT_KEY: info.to_json()}
@@ -318,8 +331,8 @@ def _with_sweep(info: ExportInfo, folder: Path) -> ExportInfo:
     if info.name not in table or table[info.name].id != stitch_id:
         return info
     result = table[info.name].result
-    if result.image_size not in (None, info.image_size):
-        return info  # a sweep of another size, by an override
+    if result.image_size not in (None, info.image_size) or result.padding != info.padding:
+        return info  # a sweep of another size or padding, by an override
     return replace(info, result=result, curve=table[info.name].curve)
 
 
@@ -386,4 +399,5 @@ _VALUES = {
     "image_size": SIDE,
     "image_format": one_of("RGB", "BGR"),
     "point": TEXT,
+    "padding": one_of(*PADDINGS),
 }

@@ -50,6 +50,7 @@ class LoadedDetector:
         iterations: Number of iterations that the weights were trained for, if known.
         config: The training's config, for other image sizes.
         point: Name of the operating point of an exported file that does not run as trained.
+        padding: How images are padded: ``square`` or ``tight``.
     """
 
     model: nn.Module
@@ -63,6 +64,7 @@ class LoadedDetector:
     iterations: int | None = None
     config: Config | None = None
     point: str = ""
+    padding: str = "square"
 
     def resizing_at(self, image_size: int) -> Sequence[T.Augmentation]:
         """The augmentations that resize images to another size than the training's.
@@ -130,6 +132,7 @@ def load_training(
         source=weights,
         iterations=iterations,
         config=config,
+        padding=OmegaConf.select(config, "sweep.padding", default="square"),
     )
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from snnet_vitdet.engine import Config
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import BASELINE, StitchTable
+from snnet_vitdet.evaluation.results import PADDINGS
 from snnet_vitdet.evaluation.score_curves import wanted_precision
 from snnet_vitdet.modeling import (
     find_stitched_vit,
@@ -74,6 +75,7 @@ class Predictor:
         score_threshold: float | str = 0.0,
         device: str = "auto",
         precision: str = "float32",
+        padding: str | None = None,
     ) -> None:
         """
         Args:
@@ -94,12 +96,17 @@ class Predictor:
                 (:meth:`StitchTable.threshold`).
             device: ``cuda``, ``cpu``, or ``auto``: the GPU if there is one.
             precision: ``float32``, ``float16`` or ``bfloat16``; the last two by autocast.
+            padding: ``square`` as in the training, or ``tight``: an image is padded to multiples of
+                the patch size only, and a batch to its largest height and width. None for
+                ``sweep.padding`` of the config, or for that of the exported file.
 
         Raises:
             InputError: If config, weights, stitch or budget do not fit.
         """
         if precision not in ("float32", "float16", "bfloat16"):
             raise InputError(f"precision must be float32, float16 or bfloat16, got {precision!r}")
+        if padding not in (None, *PADDINGS):
+            raise InputError(f"padding must be {' or '.join(PADDINGS)}, got {padding!r}")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -119,6 +126,8 @@ class Predictor:
             raise InputError(f"the model has {classes} classes, and {names} class names are given")
         self.model = loaded.model.eval().to(self.device)
         self.precision = getattr(torch, precision)
+        self.padding = padding or loaded.padding
+        """How images are padded: ``square`` or ``tight``."""
         self.class_names = list(loaded.class_names)
         """Names by ``pred_classes``."""
         self.source = loaded.source
@@ -166,6 +175,7 @@ class Predictor:
             table=exported_table([info], source),
             source=source,
             point=info.point,
+            padding=info.padding,
         )
         return cls(detector, **options)
 
@@ -242,7 +252,8 @@ class Predictor:
         """Checks that a sweep ran the stitches at the image size of this model.
 
         Raises:
-            InputError: If it ran them at another one, or with other numbers of proposals.
+            InputError: If it ran them at another one, with other numbers of proposals, or with
+                other padding.
         """
         stitches = {stitch.id: stitch for stitch in self.stitches}
 
@@ -250,7 +261,7 @@ class Predictor:
             with self._lock:
                 return trained_with(self.model, stitches.get(stitch_id, BASELINE))
 
-        table.check_trained_with(trained)
+        table.check_trained_with(trained, self.padding)
 
     @property
     def name(self) -> str:
@@ -454,7 +465,7 @@ class Predictor:
                 if self._backbone
                 else contextlib.nullcontext()
             )
-            operating = operating_at(self.model, *(operation or (None, None)))
+            operating = operating_at(self.model, *(operation or (None, None)), self.padding)
             with switched, operating, running_in(self.model, self.precision):
                 results = self.model.inference(list(inputs), do_postprocess=False)
         return [

@@ -4,7 +4,7 @@ from .checkpoint import checkpoint_to_evaluate, checkpoint_to_resume, saved_fact
 from .checkpointer import ClassNames, StrictCheckpointer
 from .config import load_config
 from .hooks import STOPPED
-from .image_size import at_image_size, check_image_size
+from .image_size import at_image_size, check_image_size, cost_aspect_ratio
 from .initialise import fit_stitching_layers, initialise_weights, load_anchors, load_detectors
 from .launch import AUTO, launch_here, run_in_processes
 from .learning_rate import LayerwiseDecay, apply_linear_scaling
@@ -52,6 +52,7 @@ __all__ = [
     "build_sampler",
     "check_image_size",
     "checkpoint_to_evaluate",
+    "cost_aspect_ratio",
     "checkpoint_to_resume",
     "costs_by_size",
     "crowded_anchors",

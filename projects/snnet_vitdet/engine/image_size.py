@@ -11,7 +11,7 @@ from snnet_vitdet.validators import check
 
 from .settings import SIDE, Config
 
-__all__ = ["at_image_size", "check_image_size", "vary_image_size"]
+__all__ = ["at_image_size", "check_image_size", "cost_aspect_ratio", "vary_image_size"]
 
 
 def at_image_size(config: Config, image_size: int) -> Config:
@@ -66,6 +66,11 @@ def check_image_size(config: Config, image_size: int, loader: str = "test") -> N
 def _resolved(config: Config, key: str) -> object:
     value = OmegaConf.select(config, key)
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def cost_aspect_ratio(config: Config) -> float:
+    """Longer over shorter side of the image that the costs of a sweep are counted for."""
+    return config.sweep.aspect_ratio if config.sweep.padding == "tight" else 1
 
 
 def vary_image_size(config: Config, data_loader: TrainLoader) -> None:

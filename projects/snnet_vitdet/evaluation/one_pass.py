@@ -61,6 +61,7 @@ def evaluate_in_one_pass(
     plan: Mapping[str, object],
     images: Sequence[int] | None = None,
     resume: bool = False,
+    padding: str = "square",
 ) -> Iterator[tuple[OperatingPoint, dict[str, float], ScoreCurve]]:
     """Scores many operating points of one image size in one pass over the images.
 
@@ -78,6 +79,7 @@ def evaluate_in_one_pass(
         plan: What the detections depend on besides the points, as plain JSON.
         images: Indexes of the images to take from the loader's data set; None for all.
         resume: Whether to use detections that are already in the folder.
+        padding: ``square`` or ``tight``, see :func:`.operating_at`.
 
     Yields:
         A point, its AP on 0–100 by the names in ``METRICS``, and its score curve.
@@ -97,7 +99,7 @@ def evaluate_in_one_pass(
     training = model.training
     model.eval()
     try:
-        with operating_at(model, points[0].image_size, most):
+        with operating_at(model, points[0].image_size, most, padding):
             _detect_all(model, data_loader, images, detected, store)
     finally:
         model.train(training)

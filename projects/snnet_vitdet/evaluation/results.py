@@ -25,6 +25,7 @@ __all__ = [
     "IDENTITY",
     "MEASURED",
     "METRICS",
+    "PADDINGS",
     "SCORES",
     "TASKS",
     "Row",
@@ -64,11 +65,14 @@ METRICS = tuple(f"{task}_{ap}" for task in TASKS for ap in AP_NAMES)
 IDENTITY = ("stitch_id", "name", "kind", "cuts", "gflops", "params_m")
 """The columns that say which point a row is of, and what it costs."""
 
-CIRCUMSTANCES = ("iteration", "num_images", "image_size", "num_proposals")
+CIRCUMSTANCES = ("iteration", "num_images", "image_size", "num_proposals", "padding")
 """The columns that say how a row was scored; None where it is not known."""
 
 COLUMNS = (*IDENTITY, *METRICS, "on_pareto", *CIRCUMSTANCES)
 """The columns of ``stitches.csv`` and the keys of each row of ``stitches.json``, in order."""
+
+PADDINGS = ("square", "tight")
+"""How images are padded: to a square, or to whole patches only."""
 
 MEASURED = ("latency_ms", "latency_ms_p90", "memory_mb")
 """The columns that ``tools/measure_latency.py`` adds."""
@@ -98,6 +102,7 @@ class StitchResult:
         num_images: Number of images the metrics were computed on; None if not counted.
         image_size: Side in pixels of the square that images were padded to; None if not known.
         num_proposals: Largest number of proposals that reached the box head; None if not known.
+        padding: How images were padded: to the ``square``, or ``tight``, to whole patches.
 
     Raises:
         TypeError: If a value has the wrong type.
@@ -115,6 +120,7 @@ class StitchResult:
     num_images: int | None = None
     image_size: int | None = None
     num_proposals: int | None = None
+    padding: str = "square"
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.metrics) - set(METRICS)):
@@ -124,6 +130,8 @@ class StitchResult:
         for label in ("name", "kind"):
             if not isinstance(getattr(self, label), str):
                 raise TypeError(f"{label} must be a string, got {getattr(self, label)!r}")
+        if self.padding not in PADDINGS:
+            raise ValueError(f"padding must be square or tight, got {self.padding!r}")
         values: dict[str, Any] = {
             "cuts": tuple(operator.index(cut) for cut in self.cuts),
             "metrics": {name: _ap(name, self.metrics.get(name, math.nan)) for name in METRICS},
@@ -297,13 +305,14 @@ def results_of(rows: object) -> list[StitchResult]:
         raise ValueError("it is not a list of rows")
     results: dict[tuple[int, int, int], StitchResult] = {}
     for position, row in enumerate(rows):
-        if not isinstance(row, dict) or {*row, *_LATER} != set(COLUMNS):
+        if not isinstance(row, dict) or {*row, *_LATER, "padding"} != set(COLUMNS):
             raise ValueError(f"row {position} does not have the columns {', '.join(COLUMNS)}")
         result = StitchResult(
             **{name: row[name] for name in IDENTITY},
             metrics={name: math.nan if row[name] is None else row[name] for name in METRICS},
             iteration=row["iteration"],
             **{name: row.get(name) for name in _LATER},
+            padding=row.get("padding", "square"),
         )
         if result.key in results:
             raise ValueError(f"stitch {result.stitch_id} ({result.name}) has two rows")

@@ -81,6 +81,7 @@ def sweep(
     *,
     scorer: CocoScorer | None = None,
     subset: int = 0,
+    padding: str = "square",
     precision: str = "float32",
     iteration: int | None = None,
     provenance: Mapping[str, object] | None = None,
@@ -98,6 +99,7 @@ def sweep(
         scorer: Scores the detections of one pass over all stitches. None, or a detector without
             stitches, evaluates each point separately.
         subset: Number of images to score on, always the same ones; 0 for all. Needs one pass.
+        padding: ``square`` or ``tight``, see :func:`.operating_at`.
         precision: ``float32``, or ``float16`` or ``bfloat16`` for autocast; masks are pasted in
             float32.
         iteration: Number of training iterations of the weights, if known.
@@ -131,7 +133,7 @@ def sweep(
             count += num_kept
             logger.info("Already scored: %d of %s.", num_kept, _counted(of_size))
         if scorer is None or backbone is None:
-            scores = _evaluate_separately(model, open_points, data_loader, make_evaluator)
+            scores = _evaluate_separately(model, open_points, data_loader, make_evaluator, padding)
         else:
             # A folder for each size, so that a resumed sweep finds those of an interrupted pass.
             trained = any(point.is_trained for point in of_size)
@@ -139,7 +141,7 @@ def sweep(
                 output_dir, "detections" if trained else f"detections_{image_size}"
             )
             scores = evaluate_in_one_pass(
-                model, open_points, data_loader, scorer, folder, provenance, images, resume
+                model, open_points, data_loader, scorer, folder, provenance, images, resume, padding
             )
         with merged(model), running_in(model, getattr(torch, precision)):
             for point, metrics, curve in scores:
@@ -157,6 +159,7 @@ def sweep(
                     num_images=num_images,
                     image_size=point.image_size,
                     num_proposals=point.num_proposals,
+                    padding=padding,
                 )
                 table.put(result, curve)
                 if is_main:
@@ -241,12 +244,13 @@ def _evaluate_separately(
     points: Sequence[OperatingPoint],
     data_loader: Sequence,
     make_evaluator: Callable[[], DatasetEvaluator],
+    padding: str,
 ) -> Iterator[tuple[OperatingPoint, dict[str, float], ScoreCurve | None]]:
     start = time.perf_counter()
     for count, point in enumerate(points, start=1):
         with _quiet():
             evaluator = make_evaluator()
-        with operating_at(model, point.image_size, point.num_proposals):
+        with operating_at(model, point.image_size, point.num_proposals, padding):
             scores = evaluate_stitch(model, point.stitch, data_loader, evaluator)
         yield point, scores, None
         remaining = (time.perf_counter() - start) / count * (len(points) - count)

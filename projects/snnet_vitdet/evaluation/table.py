@@ -167,17 +167,27 @@ class StitchTable:
                 return entry
         return None
 
-    def check_trained_with(self, trained_with: Callable[[int], tuple[int, int]]) -> None:
+    def check_trained_with(
+        self, trained_with: Callable[[int], tuple[int, int]], padding: str
+    ) -> None:
         """Checks that the sweep ran the stitches as a model runs them.
 
         Args:
             trained_with: Returns image size and number of proposals that the model runs a stitch
                 with, by its id.
+            padding: How the model pads images: ``square`` or ``tight``.
 
         Raises:
             InputError: If the sweep had other ones, by overrides of its config or of the model's.
         """
         for entry in self:
+            if padding != entry.result.padding:
+                raise InputError(
+                    f"{self._source} is a sweep with {entry.result.padding} padding, and its costs "
+                    f"and scores are not those of {padding} padding: give "
+                    f"sweep.padding={entry.result.padding}, or in Python "
+                    f'padding="{entry.result.padding}"'
+                )
             swept = (entry.result.image_size, entry.result.num_proposals)
             if "@" in entry.name or None in swept or swept == (own := trained_with(entry.id)):
                 continue

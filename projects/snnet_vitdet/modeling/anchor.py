@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from detectron2.modeling import Backbone
 from detectron2.modeling.backbone.utils import (
     PatchEmbed,
@@ -232,6 +233,9 @@ class AnchorViT(Backbone):
         self.window_size = window_size
         self.abs_pos = abs_pos
         self.activation_checkpointing = activation_checkpointing
+        self.position_side = 0
+        """Side in tokens of the square whose absolute positions are cropped to the grid at hand; 0
+        to interpolate them to the grid instead."""
         self.patch_embed = PatchEmbed(
             kernel_size=(patch_size, patch_size),
             stride=(patch_size, patch_size),
@@ -287,11 +291,15 @@ class AnchorViT(Backbone):
         """Patches with their absolute positions.
 
         Args:
-            images: (B, 3, H, W), normalised; H and W multiples of the patch size.
+            images: (B, 3, H, W), normalised. If the patch size does not divide H and W, zeros are
+                added at the bottom and at the right.
 
         Returns:
-            Tokens, (B, H / patch, W / patch, C).
+            Tokens, (B, H / patch, W / patch, C), rounded up.
         """
+        missing = [-side % self.patch_size for side in images.shape[-2:]]
+        if any(missing):
+            images = F.pad(images, (0, missing[1], 0, missing[0]))
         x = self.patch_embed(images)
         if self.abs_pos:
             x = x + self._positions((x.shape[1], x.shape[2]))
@@ -299,14 +307,17 @@ class AnchorViT(Backbone):
 
     def _positions(self, grid: tuple[int, int]) -> torch.Tensor:
         """Absolute positions of a grid, (1, H, W, C)."""
+        rows, columns = grid
+        if self.position_side:
+            grid = (max(self.position_side, *grid),) * 2
         if self.pos_embed_global is None:
-            return get_abs_pos(self.pos_embed, False, grid)
+            return get_abs_pos(self.pos_embed, False, grid)[:, :rows, :columns]
         # Windows start at the upper left token; the last ones may reach beyond the grid.
         side = self.window_size
-        repeats = [-(-length // side) for length in grid]
+        repeats = [-(-length // side) for length in (rows, columns)]
         windows = get_abs_pos(self.pos_embed, False, (side, side)).tile(1, *repeats, 1)
         stretched = get_abs_pos(self.pos_embed_global, False, grid)
-        return windows[:, : grid[0], : grid[1]] + stretched
+        return windows[:, :rows, :columns] + stretched[:, :rows, :columns]
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """

@@ -81,6 +81,9 @@ class Attention(nn.Module):
         _check(implementation)
         self.num_heads = num_heads
         self.implementation = implementation
+        self.position_side = 0
+        """Side in tokens of the square whose relative positions are cropped to the grid at hand; 0
+        to interpolate them to the grid instead."""
         self.qkv = linear(dim, dim * 3)
         self.proj = linear(dim, dim)
         self.rel_pos: str | None = None
@@ -121,7 +124,8 @@ class Attention(nn.Module):
         q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         if self.rel_pos == "decomposed":
-            logits = add_decomposed_rel_pos(logits, q, self.rel_pos_h, self.rel_pos_w, grid, grid)
+            rel_pos = self._rel_pos(grid)
+            logits = add_decomposed_rel_pos(logits, q, *rel_pos, grid, grid)
         elif self.rel_pos == "table":
             logits = (logits.unflatten(0, (-1, self.num_heads)) + self._table_bias(grid)).flatten(
                 0, 1
@@ -158,8 +162,12 @@ class Attention(nn.Module):
         height, width = grid
         head_dim = q.shape[-1]
         queries = q.unflatten(2, grid)
-        rel_h = torch.einsum("bnhwc,hkc->bnhwk", queries, _vectors(self.rel_pos_h, height))
-        rel_w = torch.einsum("bnhwc,wkc->bnhwk", queries, _vectors(self.rel_pos_w, width))
+        rel_pos = self._rel_pos(grid)
+        by_rows, by_columns = (
+            t[_offsets(side, t.device)] for t, side in zip(rel_pos, grid, strict=True)
+        )
+        rel_h = torch.einsum("bnhwc,hkc->bnhwk", queries, by_rows)
+        rel_w = torch.einsum("bnhwc,wkc->bnhwk", queries, by_columns)
         rel = torch.cat([rel_h, rel_w], dim=-1).flatten(2, 3).to(q.dtype)
         # Flash kernels want one size for q, k and v, a multiple of 8: zeros add nothing to q·kᵀ.
         zeros = rel.new_zeros(()).expand(*rel.shape[:3], -(head_dim + height + width) % 8)
@@ -170,20 +178,38 @@ class Attention(nn.Module):
         v = F.pad(v, (0, codes.shape[-1]))
         return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :head_dim]
 
+    def _stored_for(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """The grid that relative positions are interpolated to, before they are cropped."""
+        if not self.position_side:
+            return grid
+        side = max(self.position_side, *grid)
+        return side, side
+
+    def _rel_pos(self, grid: tuple[int, int]) -> list[torch.Tensor]:
+        """A vector for every row offset, (2 H - 1, C), and for every column offset."""
+        tables = (self.rel_pos_h, self.rel_pos_w)
+        resized = (
+            resize_rel_pos(table, 2 * side - 1)
+            for table, side in zip(tables, self._stored_for(grid), strict=True)
+        )
+        return [_cropped(table, 0, side) for table, side in zip(resized, grid, strict=True)]
+
     def _table_bias(self, grid: tuple[int, int]) -> torch.Tensor:
         """Bias of every query and key, (heads, H*W, H*W)."""
         table: torch.Tensor = self.rel_pos_table
-        sides = [2 * side - 1 for side in grid]
-        table = resize_rel_pos_table(table, sides)
+        table = resize_rel_pos_table(table, [2 * side - 1 for side in self._stored_for(grid)])
+        for dim, side in enumerate(grid, start=1):
+            table = _cropped(table, dim, side)
         rows, columns = (_offsets(side, table.device) for side in grid)
         # (heads, query row, key row, query column, key column)
         bias = table[:, rows][..., columns]
         return bias.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
-def _vectors(rel_pos: torch.Tensor, side: int) -> torch.Tensor:
-    """The vector of every offset between two places among ``side``, (side, side, C)."""
-    return resize_rel_pos(rel_pos, 2 * side - 1)[_offsets(side, rel_pos.device)]
+def _cropped(table: torch.Tensor, dim: int, side: int) -> torch.Tensor:
+    """The offsets between places among ``side``, in the middle of those of a longer side."""
+    length = 2 * side - 1
+    return table.narrow(dim, (table.shape[dim] - length) // 2, length)
 
 
 def resize_rel_pos(rel_pos: torch.Tensor, length: int) -> torch.Tensor:

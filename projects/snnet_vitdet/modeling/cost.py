@@ -1,10 +1,10 @@
 """Costs of a detector's parts, counted on the meta device: no weights, no arithmetic, no memory.
 
-The count is that of the reference attention on one square image. The numbers are those of
-``detectron2.utils.analysis.FlopCountAnalysis`` (a test compares them); fvcore's tracer cannot run
-convolutions on the meta device. The box head is counted at the RPN's ``post_nms_topk`` proposals.
-The mask head runs once per detection; it is counted for ``num_detections``, by default none, which
-is what an untrained detector of 80 classes finds in a random image.
+The count is that of the reference attention on one image, by default a square one. The numbers are
+those of ``detectron2.utils.analysis.FlopCountAnalysis`` (a test compares them); fvcore's tracer
+cannot run convolutions on the meta device. The box head is counted at the RPN's ``post_nms_topk``
+proposals. The mask head runs once per detection; it is counted for ``num_detections``, by default
+none, which is what an untrained detector of 80 classes finds in a random image.
 """
 
 import copy
@@ -81,14 +81,17 @@ def stitch_costs(
     image_size: int | None = None,
     num_detections: int = 0,
     num_proposals: int | None = None,
+    aspect_ratio: float = 1,
 ) -> CostTable:
     """Cost of every stitch of a detector.
 
     Args:
         model_config: A detectron2 R-CNN on a SimpleFeaturePyramid on a StitchedViT.
-        image_size: Side of the square image in pixels; the config's own if None.
+        image_size: Longer side of the image in pixels; the config's own if None.
         num_detections: Number of detections the mask head is counted for.
         num_proposals: Number of proposals the box head is counted for; the config's own if None.
+        aspect_ratio: Longer side of the image over its shorter side. Above 1 it is padded to
+            multiples of the patch size only, as :func:`.operating_at` does with ``tight``.
 
     Returns:
         The cost of every stitch of the model's space, with merged stitching layers.
@@ -96,7 +99,8 @@ def stitch_costs(
     Raises:
         InputError: If the model has no stitched backbone.
     """
-    (table,) = point_costs(model_config, [image_size], [num_proposals], num_detections).values()
+    sizes, counts = [image_size], [num_proposals]
+    (table,) = point_costs(model_config, sizes, counts, num_detections, aspect_ratio).values()
     return table
 
 
@@ -106,14 +110,16 @@ def point_costs(
     image_sizes: Sequence[int | None],
     proposals: Sequence[int | None],
     num_detections: int = 0,
+    aspect_ratio: float = 1,
 ) -> dict[tuple[int | None, int | None], CostTable]:
     """Cost of every stitch at several image sizes, with several numbers of proposals.
 
     Args:
         model_config: A detectron2 R-CNN on a SimpleFeaturePyramid on a StitchedViT.
-        image_sizes: Sides of the square image in pixels; None for the config's own.
+        image_sizes: Longer sides of the image in pixels; None for the config's own.
         proposals: Numbers of proposals; None for the config's own.
         num_detections: Number of detections the mask head is counted for.
+        aspect_ratio: As for :func:`stitch_costs`.
 
     Returns:
         A table by image size and number of proposals, as given.
@@ -129,8 +135,8 @@ def point_costs(
     tables = {}
     for size in image_sizes:
         side = size or image_size_of(model_config)
-        grid = side // backbone.small.patch_size
-        embeddings = tuple(_embedding(anchor, side) for anchor in backbone.anchors)
+        grid = _grid(side, backbone.small.patch_size, aspect_ratio)
+        embeddings = tuple(_embedding(anchor, grid) for anchor in backbone.anchors)
         blocks = tuple(_blocks(anchor, grid) for anchor in backbone.anchors)
         stitching = {key: _stitching_layer(layer, grid) for key, layer in layers.items()}
         for count in proposals:
@@ -148,6 +154,7 @@ def baseline_cost(
     image_size: int | None = None,
     num_detections: int = 0,
     num_proposals: int | None = None,
+    aspect_ratio: float = 1,
 ) -> Cost:
     """Cost of a detector on one anchor; arguments as for :func:`stitch_costs`.
 
@@ -158,10 +165,10 @@ def baseline_cost(
     anchor = model.backbone.net
     if not isinstance(anchor, AnchorViT):
         raise InputError("model.backbone.net is no AnchorViT, so the model is no baseline")
-    grid = image_size // anchor.patch_size
+    grid = _grid(image_size, anchor.patch_size, aspect_ratio)
     counts = (num_detections, num_proposals)
     after = _after_vit(model, model.backbone, anchor.embed_dim, grid, *counts)
-    parts = [_embedding(anchor, image_size), *_blocks(anchor, grid), *after.values()]
+    parts = [_embedding(anchor, grid), *_blocks(anchor, grid), *after.values()]
     return sum(parts, Cost())
 
 
@@ -205,17 +212,24 @@ def _params(module: nn.Module) -> int:
     )
 
 
-def _tokens(grid: int, width: int) -> torch.Tensor:
-    return torch.empty(1, grid, grid, width, device="meta")
+def _grid(image_size: int, patch_size: int, aspect_ratio: float) -> tuple[int, int]:
+    """Height and width in tokens of a landscape image that is padded to whole patches."""
+    # detectron2's ResizeShortestEdge rounds the shorter side in this way.
+    height = max(1, int(image_size / aspect_ratio + 0.5))
+    return -(-height // patch_size), -(-image_size // patch_size)
 
 
-def _embedding(anchor: AnchorViT, image_size: int) -> Cost:
-    image = torch.empty(1, 3, image_size, image_size, device="meta")
+def _tokens(grid: tuple[int, int], width: int) -> torch.Tensor:
+    return torch.empty(1, *grid, width, device="meta")
+
+
+def _embedding(anchor: AnchorViT, grid: tuple[int, int]) -> Cost:
+    image = torch.empty(1, 3, *(side * anchor.patch_size for side in grid), device="meta")
     params = _params(anchor) - _params(anchor.blocks)
     return Cost(_count(anchor.embed, image), params)
 
 
-def _blocks(anchor: AnchorViT, grid: int) -> Sequence[Cost]:
+def _blocks(anchor: AnchorViT, grid: tuple[int, int]) -> Sequence[Cost]:
     # The blocks of an anchor differ only in their window.
     counted: dict[int, Cost] = {}
     costs = []
@@ -229,13 +243,17 @@ def _blocks(anchor: AnchorViT, grid: int) -> Sequence[Cost]:
     return costs
 
 
-def _stitching_layer(layer: StitchingLayer, grid: int) -> Cost:
+def _stitching_layer(layer: StitchingLayer, grid: tuple[int, int]) -> Cost:
     with merged(layer):
         return Cost(_count(layer, _tokens(grid, layer.in_features)), _params(layer))
 
 
 def _exit(
-    model: GeneralizedRCNN, grid: int, anchor: int, num_detections: int, num_proposals: int | None
+    model: GeneralizedRCNN,
+    grid: tuple[int, int],
+    anchor: int,
+    num_detections: int,
+    num_proposals: int | None,
 ) -> dict[str, Cost]:
     """Pyramid, RPN and RoI heads of the stitches that end in an anchor."""
     net, width = model.backbone.net, model.backbone.net.exit_widths[anchor]
@@ -255,7 +273,7 @@ def _after_vit(
     model: GeneralizedRCNN,
     pyramid: nn.Module,
     width: int,
-    grid: int,
+    grid: tuple[int, int],
     num_detections: int,
     num_proposals: int | None,
 ) -> dict[str, Cost]:
@@ -263,7 +281,7 @@ def _after_vit(
     if not isinstance(pyramid, SimpleFeaturePyramid):
         raise InputError(f"costs are counted for a SimpleFeaturePyramid, not {type(pyramid)}")
     rpn, heads = model.proposal_generator, model.roi_heads
-    tokens = torch.empty(1, width, grid, grid, device="meta")
+    tokens = torch.empty(1, width, *grid, device="meta")
     features = pyramid_from_features(pyramid, tokens)
     pooled_channels = features[heads.box_in_features[0]].shape[1]
     # Cascade R-CNN has one head and predictor per stage, Mask R-CNN one.

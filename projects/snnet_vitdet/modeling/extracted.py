@@ -83,7 +83,7 @@ class ExtractedViT(Backbone):
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """
         Args:
-            images: (B, 3, H, W), normalised; H and W multiples of the patch size.
+            images: (B, 3, H, W), normalised; as for :meth:`AnchorViT.embed`.
 
         Returns:
             The features by the name of the output, (B, C, H / patch, W / patch).

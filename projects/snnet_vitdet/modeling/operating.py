@@ -16,7 +16,7 @@ from snnet_vitdet.errors import InputError
 from snnet_vitdet.stitching import OperatingPoint, Stitch, split_point_name
 
 from .anchor import AnchorViT, Block
-from .attention import resize_rel_pos, resize_rel_pos_table
+from .attention import Attention, resize_rel_pos, resize_rel_pos_table
 from .joined import PerExit
 from .stitched_vit import find_stitched_vit
 
@@ -82,7 +82,10 @@ def point_of(model: GeneralizedRCNN, name: str) -> OperatingPoint:
 
 @contextmanager
 def operating_at(
-    model: GeneralizedRCNN, image_size: int | None, num_proposals: int | None
+    model: GeneralizedRCNN,
+    image_size: int | None,
+    num_proposals: int | None,
+    padding: str = "square",
 ) -> Iterator[None]:
     """Runs a detector on other images, and with other numbers of proposals, inside the context.
 
@@ -91,8 +94,11 @@ def operating_at(
         image_size: Side in pixels of the square that images are padded to; a multiple of the
             patch size. The images must be resized to it. None changes nothing.
         num_proposals: Largest number of proposals that reach the box head. None changes nothing.
+        padding: ``square``, or ``tight``: images are padded to multiples of the patch size, and
+            those of a batch to their largest height and width. Positions are those of the square,
+            cropped, so that a square image gives the same as before.
     """
-    if image_size is None and num_proposals is None:
+    if image_size is None and num_proposals is None and padding == "square":
         # A training enters here in each iteration: it need not search the model.
         yield
         return
@@ -101,10 +107,17 @@ def operating_at(
     rpns = [module for module in model.modules() if isinstance(module, RPN)]
     sides = [pyramid._square_pad for pyramid in pyramids]
     counts = [rpn.post_nms_topk for rpn in rpns]
+    with_positions: list[AnchorViT | Attention] = []
     try:
         if image_size is not None:
             for pyramid in pyramids:
                 pyramid._square_pad = image_size
+        if padding == "tight":
+            with_positions = list(_with_positions_of_the_image(model))
+            for module in with_positions:
+                module.position_side = pyramids[0]._square_pad // _patch_size(model)
+            for pyramid in pyramids:
+                pyramid._square_pad = 0
         if num_proposals is not None:
             for rpn in rpns:
                 rpn.post_nms_topk = {**rpn.post_nms_topk, False: num_proposals}
@@ -114,6 +127,21 @@ def operating_at(
             pyramid._square_pad = side
         for rpn, count in zip(rpns, counts, strict=True):
             rpn.post_nms_topk = count
+        for module in with_positions:
+            module.position_side = 0
+
+
+def _with_positions_of_the_image(model: nn.Module) -> Iterator[AnchorViT | Attention]:
+    """The modules with positions of the whole image; those of a window do not depend on it."""
+    for module in model.modules():
+        if isinstance(module, AnchorViT):
+            yield module
+        elif isinstance(module, Block) and not module.window_size:
+            yield module.attn
+
+
+def _patch_size(model: nn.Module) -> int:
+    return next(m.patch_size for m in model.modules() if isinstance(m, AnchorViT))
 
 
 def take_position_grids(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:

@@ -136,7 +136,7 @@ class StitchedViT(Backbone):
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """
         Args:
-            images: (B, 3, H, W), normalised; H and W multiples of the patch size.
+            images: (B, 3, H, W), normalised; as for :meth:`AnchorViT.embed`.
 
         Returns:
             The features of the stitch in effect by the name of the output, (B, D2, H / patch,
@@ -157,7 +157,7 @@ class StitchedViT(Backbone):
         At most ``max_cuts + 2`` sets of tokens are alive at a time, besides what the caller keeps.
 
         Args:
-            images: (B, 3, H, W), normalised; H and W multiples of the patch size.
+            images: (B, 3, H, W), normalised; as for :meth:`AnchorViT.embed`.
             tree: Tree of stitches of this space.
 
         Yields:
