@@ -105,7 +105,7 @@ def test_each_image_size_has_its_activations_and_time_in_the_log(tiny_config, ca
     assert torch.equal(torch.get_rng_state(), state)
     assert {(name, images.shape[-1]) for name, (images,) in ran} == {("L", 96), ("L", 32)}
     told = (
-        r"Most expensive stitch at (\d+) pixels, 1 image: activations take (\d+) MiB, "
+        r"Most expensive step at (\d+) pixels \(L, 1 image\): activations take (\d+) MiB, "
         r"forward and backward pass \d+\.\d\d s\.$"
     )
     found = [re.match(told, line) for line in caplog.messages]

@@ -128,9 +128,10 @@ def log_step_costs(config: Config, model: GeneralizedRCNN, costs: CostTable | No
                 seconds = time.perf_counter() - start
             model.zero_grad(set_to_none=True)
             logger.info(
-                "Most expensive stitch at %d pixels, %s: activations take %.0f MiB, forward and "
+                "Most expensive step at %d pixels (%s, %s): activations take %.0f MiB, forward and "
                 "backward pass %.2f s.",
                 side,
+                "baseline" if costs is None else costs.space[stitch].name,
                 _num_images(batch),
                 kept / 2**20,
                 seconds,
