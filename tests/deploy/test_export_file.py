@@ -295,6 +295,42 @@ def test_backbone_and_pyramid_run_in_onnxruntime_and_as_a_program(exported, tmp_
         export_program(model, tmp_path / "c.pt2", 100)
 
 
+@pytest.mark.parametrize(("batch_size", "numbers"), [(3, [3]), (None, [1, 2, 5])])
+@torch.no_grad()
+def test_a_batch_gives_what_its_images_give_alone(exported, tmp_path, batch_size, numbers):
+    import onnxruntime
+
+    model = load_exported(exported("SF-1"))
+    told = {"point": "SF-1@96/5", "batch_size": str(batch_size)}
+    assert export_onnx(model, tmp_path / "a.onnx", 96, batch_size, told) < 1e-4
+    assert export_program(model, tmp_path / "a.pt2", 96, batch_size, told) < 1e-5
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    assert session.get_modelmeta().custom_metadata_map == told
+    assert session.get_inputs()[0].shape == [batch_size or "batch", 3, 96, 96]
+    found = dict.fromkeys(told, "")
+    program = torch.export.load(tmp_path / "a.pt2", extra_files=found).module()
+    assert found == told
+    for number in numbers:
+        images = 255 * torch.rand(number, 3, 96, 96, generator=torch.Generator().manual_seed(3))
+        alone = [PixelsToPyramid(model)(image[None]) for image in images]
+        expected = [torch.cat(maps) for maps in zip(*alone, strict=True)]
+        of_onnx = [torch.from_numpy(each) for each in session.run(None, {"image": images.numpy()})]
+        for maps in (of_onnx, program(images)):
+            torch.testing.assert_close(list(maps), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_is_compared_on_different_images(exported, tmp_path):
+    module = PixelsToPyramid(load_exported(exported("S")))
+
+    def mixed(images):
+        return module(images.flip(0))
+
+    assert export_graphs.largest_difference(tmp_path, module, mixed, 64) == 0
+    for batch_size in (2, None):
+        with pytest.raises(InputError, match="its features differ"):
+            export_graphs.largest_difference(tmp_path, module, mixed, 64, batch_size)
+
+
 def test_pixels_beyond_an_image_are_the_mean_colour(exported):
     model = load_exported(exported("S"))
     image = 255 * torch.rand(3, 40, 64, generator=torch.Generator().manual_seed(3))
