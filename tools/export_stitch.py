@@ -81,7 +81,8 @@ def arguments():
         type=batch_size,
         default="1",
         metavar="N|dynamic",
-        help="images that --onnx and --torch-export take at once; default: 1",
+        help="images that the files of --onnx, --torch-export and --torchscript take at once; "
+        "dynamic: any number; default: 1",
     )
     parser.add_argument(
         "--images",
@@ -141,10 +142,15 @@ def run(args):
     if args.info:
         print(neutral(_described(read_export(args.info)), keep="\n"))
         return
-    if args.batch_size != 1 and not (args.onnx or args.torch_export):
+    if args.batch_size != 1 and not (args.onnx or args.torch_export or args.torchscript):
         raise InputError(
-            "--batch-size is for --onnx and --torch-export: a .safetensors file runs with any "
-            "number of images, and TorchScript with one"
+            "--batch-size is for --onnx, --torch-export and --torchscript; a .safetensors file "
+            "runs with any number of images"
+        )
+    if args.batch_size is None and args.torchscript:
+        raise InputError(
+            "--torchscript takes a fixed number of images, because tracing makes it a constant: "
+            "give --batch-size N"
         )
     config = load_config(args.config_file, args.opts)
     choices = {name: getattr(args, name) for name in ("stitch", *BUDGETS, "by")}
@@ -167,7 +173,6 @@ def run(args):
     shape = f"{args.batch_size or 'N'} x 3 x {side} x {side}"
     metadata = {
         "point": info.name,
-        "image_size": str(side),
         "image_format": info.image_format,
         "batch_size": str(args.batch_size or "dynamic"),
     }
@@ -177,7 +182,8 @@ def run(args):
     ):
         if wanted:
             path = output.with_suffix(suffix)
-            difference = export(model, path, side, args.batch_size, metadata)
+            of_graph = {**metadata, "image_size": str(side)}
+            difference = export(model, path, side, args.batch_size, of_graph)
             print(
                 f"{path}: {megabytes(path)}, {shape}; largest difference {difference:.1e} of the "
                 "largest feature"
@@ -185,7 +191,8 @@ def run(args):
     if args.torchscript:
         path = output.with_suffix(".ts")
         images = [prepare(image)["image"] for image in images_for(args, config)]
-        compared = export_torchscript(model, path, images)
+        metadata["image_size"] = str(info.image_size)
+        compared = export_torchscript(model, path, images, args.batch_size, metadata)
         print(f"{path}: {megabytes(path)}; {compared} detections are the same")
 
 

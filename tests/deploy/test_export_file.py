@@ -363,3 +363,33 @@ def test_the_whole_detector_is_traced_for_images_of_any_shape(exported, supernet
     assert torch.equal(classes, expected.pred_classes) and size.tolist() == [48, 64]
     torch.testing.assert_close(masks, expected.pred_masks)
     torch.testing.assert_close(scores, expected.scores)
+
+
+@torch.no_grad()
+def test_a_traced_detector_of_a_batch_gives_the_detections_of_each_image(
+    exported, supernet, files, tmp_path
+):
+    model = load_exported(exported("SFS-1-3"))
+    images = [supernet.prepare(file)["image"] for file in files[:3]]
+    empty = torch.zeros(3, 16, 16)
+    (found,) = model.inference([{"image": empty}], do_postprocess=False)
+    model.roi_heads.box_predictor.test_score_thresh = found.scores.max().item() + 1e-3
+    told = {"point": "SFS-1-3", "batch_size": "2"}
+    assert export_torchscript(model, tmp_path / "a.ts", images, 2, told) > 5
+    read = dict.fromkeys(told, "")
+    traced = torch.jit.load(tmp_path / "a.ts", _extra_files=read)
+    assert {name: text.decode() for name, text in read.items()} == told
+    # Images of other shapes than the traced ones, and one without detections.
+    counts = []
+    for batch in ((images[0][:, :48], images[2]), (empty, images[1][:, :, 8:60]), (empty, empty)):
+        tensors = traced(*batch)
+        for image, of_image in zip(batch, (tensors[:5], tensors[5:]), strict=True):
+            (expected,) = model.inference([{"image": image}], do_postprocess=False)
+            boxes, classes, masks, scores, size = of_image
+            assert size.tolist() == list(image.shape[1:])
+            torch.testing.assert_close(boxes, expected.pred_boxes.tensor, rtol=0, atol=1e-2)
+            assert torch.equal(classes, expected.pred_classes)
+            torch.testing.assert_close(masks, expected.pred_masks, rtol=0, atol=1e-3)
+            torch.testing.assert_close(scores, expected.scores, rtol=0, atol=1e-4)
+            counts.append(len(expected))
+    assert counts[0] > 0 and counts[2] == counts[4] == counts[5] == 0

@@ -112,16 +112,21 @@ def test_graphs_take_batches(export, tmp_path):
         "image_format": "RGB",
         "batch_size": "dynamic",
     }
-    printed = export("--stitch", "S", "--torch-export", "--batch-size=2")
+    printed = export("--stitch", "S", "--torch-export", "--torchscript", "--batch-size=2")
     assert "2 x 3 x 64 x 64; largest difference" in printed
-    found = {"point": "", "batch_size": ""}
+    assert "detections are the same" in printed
+    found, other = ({"point": "", "batch_size": "", "image_size": ""} for _ in range(2))
     torch.export.load(tmp_path / "a.pt2", extra_files=found)
-    assert (found["point"], found["batch_size"]) == ("S", "2")
+    torch.jit.load(tmp_path / "a.ts", _extra_files=other)
+    assert (found["point"], found["batch_size"], found["image_size"]) == ("S", "2", "64")
+    assert other == {"point": b"S", "batch_size": b"2", "image_size": b"64"}
 
 
 def test_wrong_choices_are_refused(export, tmp_path):
-    error = export("--stitch", "S", "--torchscript", "--batch-size=2", fails=True)
-    assert "--batch-size is for --onnx and --torch-export" in error
+    error = export("--stitch", "S", "--batch-size=2", fails=True)
+    assert "--batch-size is for --onnx, --torch-export and --torchscript" in error
+    error = export("--stitch", "S", "--onnx", "--torchscript", "--batch-size=dynamic", fails=True)
+    assert "--torchscript takes a fixed number of images" in error
     for number in ("0", "all", "-1"):
         error = export("--onnx", f"--batch-size={number}", fails=True)
         assert f"'{number}' is neither a number of images nor 'dynamic'" in error

@@ -190,18 +190,26 @@ def export_program(
 
 @torch.no_grad()
 def export_torchscript(
-    model: GeneralizedRCNN, path: str | os.PathLike[str], images: Sequence[torch.Tensor]
+    model: GeneralizedRCNN,
+    path: str | os.PathLike[str],
+    images: Sequence[torch.Tensor],
+    batch_size: int = 1,
+    metadata: Mapping[str, str] | None = None,
 ) -> int:
     """Writes the whole detector as a traced TorchScript module, loads it again and compares.
 
     The module takes an image as the model does, (3, H, W), 0 to 255, resized, and gives a tuple:
     boxes in its pixels, classes, masks of 28 x 28 in the boxes (if the model has masks), scores,
-    and the image's size.
+    and the image's size. With several images as arguments, the tuple has these tensors of the
+    first image, then those of the second one, and so on.
 
     Args:
         model: A detector on the CPU, in evaluation mode.
         path: The file.
-        images: Prepared images; the one with the most detections is traced.
+        images: Prepared images; those with the most detections are traced. They are compared in
+            batches, of which each begins with another image.
+        batch_size: Number of images that the module takes; tracing allows no other.
+        metadata: Texts by their names, which ``torch.jit.load`` reads as ``_extra_files``.
 
     Returns:
         The number of detections that were compared.
@@ -210,34 +218,38 @@ def export_torchscript(
         InputError: If nothing is detected in the images, the file cannot be written, or its
             detections differ from the model's; there is then no file.
     """
-    own = [_detect(model, image) for image in images]
-    counts = [len(found) for found in own]
+    count = len(images)
+    batches = [[images[(i + k) % count] for k in range(batch_size)] for i in range(count)]
+    own = [_detect(model, *batch) for batch in batches]
+    counts = [sum(map(len, found)) for found in own]
     if not any(counts):
         raise InputError(
             f"nothing is detected in the {len(images)} images to compare TorchScript on: give "
             "others with --images"
         )
-    image = images[counts.index(max(counts))]
-    adapter = TracingAdapter(model, image, _detect)
+    traced = tuple(batches[counts.index(max(counts))])
+    adapter = TracingAdapter(model, traced, _detect)
     with replacing(path) as temporary, warnings.catch_warnings():
         # torch.jit is deprecated, and tracing warns of every shape that becomes a constant.
         warnings.simplefilter("ignore")
         # torch's own check would run the same image again.
-        torch.jit.trace(adapter, (image,), check_trace=False).save(str(temporary))
+        module = torch.jit.trace(adapter, traced, check_trace=False)
+        module.save(str(temporary), _extra_files=dict(metadata or {}))
         loaded = torch.jit.load(str(temporary))
-        for image, expected in zip(images, own, strict=True):
-            found = adapter.outputs_schema(loaded(image))
-            if not _agree(found, expected):
-                raise InputError(
-                    f"{path} is not kept: on an image of {tuple(image.shape)} its detections "
-                    "differ from the model's"
-                )
+        for batch, expected in zip(batches, own, strict=True):
+            found = adapter.outputs_schema(loaded(*batch))
+            for image, one, other in zip(batch, found, expected, strict=True):
+                if not _agree(one, other):
+                    raise InputError(
+                        f"{path} is not kept: on an image of {tuple(image.shape)} its detections "
+                        "differ from the model's"
+                    )
     return sum(counts)
 
 
-def _detect(model: GeneralizedRCNN, image: torch.Tensor) -> Instances:
+def _detect(model: GeneralizedRCNN, *images: torch.Tensor) -> list[Instances]:
     # Postprocessing pastes the masks into the image, which cannot be traced.
-    return model.inference([{"image": image}], do_postprocess=False)[0]
+    return model.inference([{"image": image} for image in images], do_postprocess=False)
 
 
 def _agree(found: Instances, expected: Instances) -> bool:
