@@ -65,6 +65,7 @@ def probe_memory(
     on_gpu = device.type == "cuda"
     model.train()
     reserved = None
+    side = _sides(config)[0]  # for the error, if even the optimizer's state does not fit
     try:
         if on_gpu:
             accumulates = config.train.accumulation.steps > 1
@@ -88,7 +89,7 @@ def probe_memory(
                 )
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"{_num_images(batch)} of {side} x {side} pixels through the most expensive stitch do "
+            f"{_num_images(config)} of {side} x {side} pixels through the most expensive stitch do "
             f"not fit into the memory of {device} together with the optimizer's state "
             f"({first_line(error)}): try {_REMEDIES}"
         ) from error
@@ -132,7 +133,7 @@ def log_step_costs(config: Config, model: GeneralizedRCNN, costs: CostTable | No
                 "backward pass %.2f s.",
                 side,
                 "baseline" if costs is None else costs.space[stitch].name,
-                _num_images(batch),
+                _num_images(config),
                 kept / 2**20,
                 seconds,
             )
@@ -145,18 +146,24 @@ def _sides(config: Config) -> list[int]:
 
 def _micro_batch(config: Config, model: GeneralizedRCNN, side: int) -> list[dict]:
     """As many images of a size as a process passes through the model at once."""
-    num_parts = comm.get_world_size() * config.train.accumulation.steps
     mask_format = config.dataloader.train.mapper.get("instance_mask_format", "polygon")
     return synthetic_batch(
-        config.dataloader.train.total_batch_size // num_parts,
+        _micro_batch_size(config),
         side,
         model.roi_heads.num_classes,
         mask_format if config.data.masks else None,
     )
 
 
-def _num_images(batch: list[dict]) -> str:
-    return f"{len(batch)} image{'s' if len(batch) > 1 else ''}"
+def _micro_batch_size(config: Config) -> int:
+    num_parts = comm.get_world_size() * config.train.accumulation.steps
+    return config.dataloader.train.total_batch_size // num_parts
+
+
+def _num_images(config: Config) -> str:
+    """Size of a micro-batch as text."""
+    count = _micro_batch_size(config)
+    return f"{count} image{'s' if count > 1 else ''}"
 
 
 def _most_expensive(config: Config, costs: CostTable | None) -> list[int | None]:
