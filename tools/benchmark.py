@@ -29,12 +29,13 @@ from detectron2.utils.events import EventStorage
 from matplotlib.figure import Figure
 from torch import nn
 
-from snnet_vitdet.deploy.latency import bytes_kept_for_backward, measure
+from snnet_vitdet.deploy.latency import measure
 from snnet_vitdet.engine import load_config, synthetic_batch
 from snnet_vitdet.engine.precision import autocast
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.evaluation.one_pass import detect
 from snnet_vitdet.files import write_csv
+from snnet_vitdet.memory import bytes_kept_for_backward
 from snnet_vitdet.modeling import JoinedRCNN, anchor_alone, find_stitched_vit, stitch_costs
 from snnet_vitdet.modeling.anchor import Block
 from snnet_vitdet.report import drawing

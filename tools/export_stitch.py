@@ -41,6 +41,15 @@ BUDGETS = ("max_gflops", "max_latency_ms", "max_memory_mb")
 NUM_IMAGES = 4
 
 
+def batch_size(text):
+    """A number of images, or None for any number."""
+    if text == "dynamic":
+        return None
+    if text.isascii() and text.isdecimal() and int(text):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither a number of images nor 'dynamic'")
+
+
 def arguments():
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -65,7 +74,15 @@ def arguments():
     parser.add_argument("--torch-export", action="store_true", help="backbone and pyramid, too")
     parser.add_argument("--torchscript", action="store_true", help="the whole detector, too")
     parser.add_argument(
-        "--size", type=int, help="side in pixels of the image of --onnx and --torch-export"
+        "--size", type=int, help="side in pixels of the images of --onnx and --torch-export"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=batch_size,
+        default="1",
+        metavar="N|dynamic",
+        help="images that the files of --onnx, --torch-export and --torchscript take at once; "
+        "dynamic: any number; default: 1",
     )
     parser.add_argument(
         "--images",
@@ -125,6 +142,16 @@ def run(args):
     if args.info:
         print(neutral(_described(read_export(args.info)), keep="\n"))
         return
+    if args.batch_size != 1 and not (args.onnx or args.torch_export or args.torchscript):
+        raise InputError(
+            "--batch-size is for --onnx, --torch-export and --torchscript; a .safetensors file "
+            "runs with any number of images"
+        )
+    if args.batch_size is None and args.torchscript:
+        raise InputError(
+            "--torchscript takes a fixed number of images, because tracing makes it a constant: "
+            "give --batch-size N"
+        )
     config = load_config(args.config_file, args.opts)
     choices = {name: getattr(args, name) for name in ("stitch", *BUDGETS, "by")}
     predictor = Predictor(config, args.weights, device="cpu", **choices)
@@ -143,21 +170,29 @@ def run(args):
     # The graphs are made from the exported file.
     prepare, model = predictor.prepare, load_exported(output)
     side = args.size or info.image_size
+    shape = f"{args.batch_size or 'N'} x 3 x {side} x {side}"
+    metadata = {
+        "point": info.name,
+        "image_format": info.image_format,
+        "batch_size": str(args.batch_size or "dynamic"),
+    }
     for wanted, export, suffix in (
         (args.onnx, export_onnx, ".onnx"),
         (args.torch_export, export_program, ".pt2"),
     ):
         if wanted:
             path = output.with_suffix(suffix)
-            difference = export(model, path, side)
+            of_graph = {**metadata, "image_size": str(side)}
+            difference = export(model, path, side, args.batch_size, of_graph)
             print(
-                f"{path}: {megabytes(path)}, 1 x 3 x {side} x {side}; largest "
-                f"difference {difference:.1e} of the largest feature"
+                f"{path}: {megabytes(path)}, {shape}; largest difference {difference:.1e} of the "
+                "largest feature"
             )
     if args.torchscript:
         path = output.with_suffix(".ts")
         images = [prepare(image)["image"] for image in images_for(args, config)]
-        compared = export_torchscript(model, path, images)
+        metadata["image_size"] = str(info.image_size)
+        compared = export_torchscript(model, path, images, args.batch_size, metadata)
         print(f"{path}: {megabytes(path)}; {compared} detections are the same")
 
 

@@ -295,6 +295,42 @@ def test_backbone_and_pyramid_run_in_onnxruntime_and_as_a_program(exported, tmp_
         export_program(model, tmp_path / "c.pt2", 100)
 
 
+@pytest.mark.parametrize(("batch_size", "numbers"), [(3, [3]), (None, [1, 2, 5])])
+@torch.no_grad()
+def test_a_batch_gives_what_its_images_give_alone(exported, tmp_path, batch_size, numbers):
+    import onnxruntime
+
+    model = load_exported(exported("SF-1"))
+    told = {"point": "SF-1@96/5", "batch_size": str(batch_size)}
+    assert export_onnx(model, tmp_path / "a.onnx", 96, batch_size, told) < 1e-4
+    assert export_program(model, tmp_path / "a.pt2", 96, batch_size, told) < 1e-5
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    assert session.get_modelmeta().custom_metadata_map == told
+    assert session.get_inputs()[0].shape == [batch_size or "batch", 3, 96, 96]
+    found = dict.fromkeys(told, "")
+    program = torch.export.load(tmp_path / "a.pt2", extra_files=found).module()
+    assert found == told
+    for number in numbers:
+        images = 255 * torch.rand(number, 3, 96, 96, generator=torch.Generator().manual_seed(3))
+        alone = [PixelsToPyramid(model)(image[None]) for image in images]
+        expected = [torch.cat(maps) for maps in zip(*alone, strict=True)]
+        of_onnx = [torch.from_numpy(each) for each in session.run(None, {"image": images.numpy()})]
+        for maps in (of_onnx, program(images)):
+            torch.testing.assert_close(list(maps), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_is_compared_on_different_images(exported, tmp_path):
+    module = PixelsToPyramid(load_exported(exported("S")))
+
+    def mixed(images):
+        return module(images.flip(0))
+
+    assert export_graphs.largest_difference(tmp_path, module, mixed, 64) == 0
+    for batch_size in (2, None):
+        with pytest.raises(InputError, match="its features differ"):
+            export_graphs.largest_difference(tmp_path, module, mixed, 64, batch_size)
+
+
 def test_pixels_beyond_an_image_are_the_mean_colour(exported):
     model = load_exported(exported("S"))
     image = 255 * torch.rand(3, 40, 64, generator=torch.Generator().manual_seed(3))
@@ -327,3 +363,33 @@ def test_the_whole_detector_is_traced_for_images_of_any_shape(exported, supernet
     assert torch.equal(classes, expected.pred_classes) and size.tolist() == [48, 64]
     torch.testing.assert_close(masks, expected.pred_masks)
     torch.testing.assert_close(scores, expected.scores)
+
+
+@torch.no_grad()
+def test_a_traced_detector_of_a_batch_gives_the_detections_of_each_image(
+    exported, supernet, files, tmp_path
+):
+    model = load_exported(exported("SFS-1-3"))
+    images = [supernet.prepare(file)["image"] for file in files[:3]]
+    empty = torch.zeros(3, 16, 16)
+    (found,) = model.inference([{"image": empty}], do_postprocess=False)
+    model.roi_heads.box_predictor.test_score_thresh = found.scores.max().item() + 1e-3
+    told = {"point": "SFS-1-3", "batch_size": "2"}
+    assert export_torchscript(model, tmp_path / "a.ts", images, 2, told) > 5
+    read = dict.fromkeys(told, "")
+    traced = torch.jit.load(tmp_path / "a.ts", _extra_files=read)
+    assert {name: text.decode() for name, text in read.items()} == told
+    # Images of other shapes than the traced ones, and one without detections.
+    counts = []
+    for batch in ((images[0][:, :48], images[2]), (empty, images[1][:, :, 8:60]), (empty, empty)):
+        tensors = traced(*batch)
+        for image, of_image in zip(batch, (tensors[:5], tensors[5:]), strict=True):
+            (expected,) = model.inference([{"image": image}], do_postprocess=False)
+            boxes, classes, masks, scores, size = of_image
+            assert size.tolist() == list(image.shape[1:])
+            torch.testing.assert_close(boxes, expected.pred_boxes.tensor, rtol=0, atol=1e-2)
+            assert torch.equal(classes, expected.pred_classes)
+            torch.testing.assert_close(masks, expected.pred_masks, rtol=0, atol=1e-3)
+            torch.testing.assert_close(scores, expected.scores, rtol=0, atol=1e-4)
+            counts.append(len(expected))
+    assert counts[0] > 0 and counts[2] == counts[4] == counts[5] == 0

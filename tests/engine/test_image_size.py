@@ -49,6 +49,8 @@ def test_a_resumed_training_goes_on_with_the_sizes_and_stitches_to_come(make, tm
 def test_one_size_trains_what_a_training_of_that_size_trains(make, tmp_path):
     only = make(tmp_path / "only", "train.image_sizes=[64]")
     train_net.main(default_argument_parser().parse_args([]), only)
+    # The step that is measured before the training changes nothing.
+    assert "Most expensive step at 64 pixels" in (tmp_path / "only/log.txt").read_text()
     plain = make(tmp_path / "plain", "train.image_sizes=null")
     train_net.main(default_argument_parser().parse_args([]), plain)
     assert_same_tensors(weights(tmp_path / "only"), weights(tmp_path / "plain"))

@@ -1,9 +1,11 @@
+import re
+
 import pytest
 import torch
 from detectron2.config import instantiate
 
 from snnet_vitdet.engine import synthetic_batch
-from snnet_vitdet.engine.memory_probe import memory_to_come, probe_memory
+from snnet_vitdet.engine.memory_probe import log_step_costs, memory_to_come, probe_memory
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import stitch_costs
 
@@ -88,3 +90,27 @@ def test_the_memory_to_come_is_that_of_the_state_of_all_parameters(tiny_config):
     assert memory_to_come(model, optimizer) == 0
     plain = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     assert memory_to_come(model, plain) == trained
+
+
+def test_each_image_size_has_its_activations_and_time_in_the_log(tiny_config, caplog):
+    config = tiny_config("train.image_sizes=[32,96]", "dataloader.train.total_batch_size=1")
+    model, _ = detector(config)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    backbone, ran = model.backbone.net, []
+    backbone.set_stitch("FS-2")
+    backbone.register_forward_hook(lambda net, given, _: ran.append((net.stitch.name, given)))
+    state = torch.get_rng_state()
+    with caplog.at_level("INFO"):
+        log_step_costs(config, model, stitch_costs(config.model))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert {(name, images.shape[-1]) for name, (images,) in ran} == {("L", 96), ("L", 32)}
+    told = (
+        r"Most expensive step at (\d+) pixels \(L, 1 image\): activations take (\d+) MiB, "
+        r"forward and backward pass \d+\.\d\d s\.$"
+    )
+    found = [re.match(told, line) for line in caplog.messages]
+    (large, much), (small, little) = (map(int, match.groups()) for match in found)
+    assert (large, small) == (96, 32) and much > little > 0
+    assert backbone.stitch.name == "FS-2" and all(p.grad is None for p in model.parameters())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name

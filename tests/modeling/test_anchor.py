@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from detectron2.modeling import ViT
 from vits import images, randomise, small_anchor
 
-from snnet_vitdet.deploy.latency import bytes_kept_for_backward
 from snnet_vitdet.errors import InputError
+from snnet_vitdet.memory import bytes_kept_for_backward
 from snnet_vitdet.modeling import AnchorViT
 from snnet_vitdet.modeling.anchor import last_of_each_quarter
 from snnet_vitdet.modeling.conversion import convert_timm_state_dict

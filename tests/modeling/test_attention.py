@@ -5,7 +5,7 @@ import torch
 from detectron2.modeling.backbone.vit import Attention as Detectron2Attention
 from vits import randomise
 
-from snnet_vitdet.deploy.latency import bytes_kept_for_backward
+from snnet_vitdet.memory import bytes_kept_for_backward
 from snnet_vitdet.modeling import attention as attention_module
 from snnet_vitdet.modeling import attention_implementation
 from snnet_vitdet.modeling.attention import Attention

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from in_process import run_program
 
 pytestmark = pytest.mark.slow
@@ -99,7 +100,36 @@ def test_graphs_are_written_beside_it(export, tmp_path):
     assert {path.name for path in tmp_path.glob("a.*")} == {"a.safetensors", "a.pt2", "a.ts"}
 
 
+def test_graphs_take_batches(export, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    printed = export("--stitch", "S@96/5", "--onnx", "--torch-export", "--batch-size", "dynamic")
+    assert printed.count("N x 3 x 96 x 96; largest difference") == 2
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    assert session.get_inputs()[0].shape == ["batch", 3, 96, 96]
+    assert session.get_modelmeta().custom_metadata_map == {
+        "point": "S@96/5",
+        "image_size": "96",
+        "image_format": "RGB",
+        "batch_size": "dynamic",
+    }
+    printed = export("--stitch", "S", "--torch-export", "--torchscript", "--batch-size=2")
+    assert "2 x 3 x 64 x 64; largest difference" in printed
+    assert "detections are the same" in printed
+    found, other = ({"point": "", "batch_size": "", "image_size": ""} for _ in range(2))
+    torch.export.load(tmp_path / "a.pt2", extra_files=found)
+    torch.jit.load(tmp_path / "a.ts", _extra_files=other)
+    assert (found["point"], found["batch_size"], found["image_size"]) == ("S", "2", "64")
+    assert other == {"point": b"S", "batch_size": b"2", "image_size": b"64"}
+
+
 def test_wrong_choices_are_refused(export, tmp_path):
+    error = export("--stitch", "S", "--batch-size=2", fails=True)
+    assert "--batch-size is for --onnx, --torch-export and --torchscript" in error
+    error = export("--stitch", "S", "--onnx", "--torchscript", "--batch-size=dynamic", fails=True)
+    assert "--torchscript takes a fixed number of images" in error
+    for number in ("0", "all", "-1"):
+        error = export("--onnx", f"--batch-size={number}", fails=True)
+        assert f"'{number}' is neither a number of images nor 'dynamic'" in error
     assert "give a stitch or budgets" in export("--stitch", "S", "--max-gflops", "3", fails=True)
     assert "no stitch 'FS-9'" in export("--stitch", "FS-9", fails=True)
     error = export("--stitch", "S", "--output", str(tmp_path / "a.pth"), fails=True)

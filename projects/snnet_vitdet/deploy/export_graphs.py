@@ -4,7 +4,8 @@ whole detector as TorchScript. Each is compared with the model before it is kept
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from detectron2.export import TracingAdapter
@@ -35,7 +36,7 @@ _ONNX_BYTES = 2_000_000_000
 
 
 class PixelsToPyramid(nn.Module):
-    """From the pixels of a square image to the maps of the feature pyramid, normalisation included.
+    """From the pixels of square images to the maps of the feature pyramid, normalisation included.
 
     An image that is not square has to be padded with ``pixel_mean``, as the detector does.
     """
@@ -51,19 +52,19 @@ class PixelsToPyramid(nn.Module):
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """
         Args:
-            image: (1, 3, side, side), 0 to 255, in the model's order of colours.
+            image: (B, 3, side, side), 0 to 255, in the model's order of colours.
 
         Returns:
-            A map for each of ``names``, (1, C, side / stride, side / stride).
+            A map for each of ``names``, (B, C, side / stride, side / stride).
         """
         features = self.backbone((image - self.pixel_mean) / self.pixel_std)
         return tuple(features[name] for name in self.names)
 
 
-def noise_image(side: int, seed: int) -> torch.Tensor:
-    """Random pixels, (1, 3, side, side), 0 to 255."""
+def noise_images(batch_size: int, side: int, seed: int) -> torch.Tensor:
+    """Random pixels, (batch_size, 3, side, side), 0 to 255."""
     generator = torch.Generator().manual_seed(seed)
-    return 255 * torch.rand(1, 3, side, side, generator=generator)
+    return 255 * torch.rand(batch_size, 3, side, side, generator=generator)
 
 
 @torch.no_grad()
@@ -72,6 +73,7 @@ def largest_difference(
     module: PixelsToPyramid,
     other: Callable[[torch.Tensor], Sequence[torch.Tensor]],
     side: int,
+    batch_size: int | None = 1,
 ) -> float:
     """Compares the maps of an export with those of its model.
 
@@ -79,7 +81,8 @@ def largest_difference(
         path: The export's file, for the error.
         module: The model.
         other: The export.
-        side: Side of the image in pixels.
+        side: Side of the images in pixels.
+        batch_size: Number of different images; None for one, two and three of them.
 
     Returns:
         The largest difference over the largest feature of a map.
@@ -87,13 +90,14 @@ def largest_difference(
     Raises:
         InputError: If it is above ``TOLERANCE``.
     """
-    # Another image than the traced one shows values that tracing has turned into constants.
-    image = noise_image(side, seed=1).to(module.pixel_mean.device)
     largest = 0.0
-    for own, found in zip(module(image), other(image), strict=True):
-        difference = (found - own).abs().max() / own.abs().max()
-        # NaN compares as no difference.
-        largest = max(largest, torch.nan_to_num(difference, nan=torch.inf).item())
+    for number in (batch_size,) if batch_size else (1, 2, 3):
+        # Other images than the traced ones show values that tracing has turned into constants.
+        images = noise_images(number, side, seed=1).to(module.pixel_mean.device)
+        for own, found in zip(module(images), other(images), strict=True):
+            difference = (found - own).abs().max() / own.abs().max()
+            # NaN compares as no difference.
+            largest = max(largest, torch.nan_to_num(difference, nan=torch.inf).item())
     if largest > TOLERANCE:
         raise InputError(
             f"{path} is not kept: its features differ from the model's by {largest:.1e} of the "
@@ -103,13 +107,21 @@ def largest_difference(
 
 
 @torch.no_grad()
-def export_onnx(model: GeneralizedRCNN, path: str | os.PathLike[str], side: int) -> float:
+def export_onnx(
+    model: GeneralizedRCNN,
+    path: str | os.PathLike[str],
+    side: int,
+    batch_size: int | None = 1,
+    metadata: Mapping[str, str] | None = None,
+) -> float:
     """Writes backbone and pyramid as ONNX, and compares its results in onnxruntime.
 
     Args:
         model: A detector on the CPU, in evaluation mode.
         path: The file.
-        side: Side of the square image in pixels; the file takes no other.
+        side: Side of the square images in pixels; the file takes no other.
+        batch_size: Number of images that the file takes at once; None for any number.
+        metadata: Texts by their names, which the file carries.
 
     Returns:
         The largest difference over the largest feature.
@@ -128,7 +140,7 @@ def export_onnx(model: GeneralizedRCNN, path: str | os.PathLike[str], side: int)
             f"ONNX needs the package {error.name}, which cannot be imported ({error}): "
             "pip install -r requirements-export.txt"
         ) from error
-    module, image = _module_and_image(model, side)
+    module, traced = _module_and_arguments(model, side, batch_size)
     num_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
     if num_bytes > _ONNX_BYTES:
         raise InputError(
@@ -138,12 +150,13 @@ def export_onnx(model: GeneralizedRCNN, path: str | os.PathLike[str], side: int)
     with replacing(path) as temporary:
         program = torch.onnx.export(
             module,
-            (image,),
+            **traced,
             input_names=[_INPUT],
             output_names=list(module.names),
             dynamo=True,
             verbose=False,
         )
+        program.model.metadata_props.update(metadata or {})
         program.save(str(temporary), external_data=False)
         session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
 
@@ -151,36 +164,52 @@ def export_onnx(model: GeneralizedRCNN, path: str | os.PathLike[str], side: int)
             found = session.run(list(module.names), {_INPUT: given.numpy()})
             return [torch.from_numpy(array) for array in found]
 
-        return largest_difference(path, module, run, side)
+        return largest_difference(path, module, run, side, batch_size)
 
 
 @torch.no_grad()
-def export_program(model: GeneralizedRCNN, path: str | os.PathLike[str], side: int) -> float:
+def export_program(
+    model: GeneralizedRCNN,
+    path: str | os.PathLike[str],
+    side: int,
+    batch_size: int | None = 1,
+    metadata: Mapping[str, str] | None = None,
+) -> float:
     """Writes backbone and pyramid as a torch.export program, loads it again and compares.
 
-    Arguments, return value and errors are those of :func:`export_onnx`.
+    Arguments, return value and errors are those of :func:`export_onnx`. ``torch.export.load`` reads
+    the metadata as ``extra_files``.
     """
-    module, image = _module_and_image(model, side)
+    module, traced = _module_and_arguments(model, side, batch_size)
     with replacing(path) as temporary:
-        torch.export.save(torch.export.export(module, (image,), strict=False), str(temporary))
+        program = torch.export.export(module, **traced, strict=False)
+        torch.export.save(program, str(temporary), extra_files=dict(metadata or {}))
         loaded = torch.export.load(str(temporary)).module()
-        return largest_difference(path, module, loaded, side)
+        return largest_difference(path, module, loaded, side, batch_size)
 
 
 @torch.no_grad()
 def export_torchscript(
-    model: GeneralizedRCNN, path: str | os.PathLike[str], images: Sequence[torch.Tensor]
+    model: GeneralizedRCNN,
+    path: str | os.PathLike[str],
+    images: Sequence[torch.Tensor],
+    batch_size: int = 1,
+    metadata: Mapping[str, str] | None = None,
 ) -> int:
     """Writes the whole detector as a traced TorchScript module, loads it again and compares.
 
     The module takes an image as the model does, (3, H, W), 0 to 255, resized, and gives a tuple:
     boxes in its pixels, classes, masks of 28 x 28 in the boxes (if the model has masks), scores,
-    and the image's size.
+    and the image's size. With several images as arguments, the tuple has these tensors of the
+    first image, then those of the second one, and so on.
 
     Args:
         model: A detector on the CPU, in evaluation mode.
         path: The file.
-        images: Prepared images; the one with the most detections is traced.
+        images: Prepared images; those with the most detections are traced. They are compared in
+            batches, of which each begins with another image.
+        batch_size: Number of images that the module takes; tracing allows no other.
+        metadata: Texts by their names, which ``torch.jit.load`` reads as ``_extra_files``.
 
     Returns:
         The number of detections that were compared.
@@ -189,34 +218,38 @@ def export_torchscript(
         InputError: If nothing is detected in the images, the file cannot be written, or its
             detections differ from the model's; there is then no file.
     """
-    own = [_detect(model, image) for image in images]
-    counts = [len(found) for found in own]
+    count = len(images)
+    batches = [[images[(i + k) % count] for k in range(batch_size)] for i in range(count)]
+    own = [_detect(model, *batch) for batch in batches]
+    counts = [sum(map(len, found)) for found in own]
     if not any(counts):
         raise InputError(
             f"nothing is detected in the {len(images)} images to compare TorchScript on: give "
             "others with --images"
         )
-    image = images[counts.index(max(counts))]
-    adapter = TracingAdapter(model, image, _detect)
+    traced = tuple(batches[counts.index(max(counts))])
+    adapter = TracingAdapter(model, traced, _detect)
     with replacing(path) as temporary, warnings.catch_warnings():
         # torch.jit is deprecated, and tracing warns of every shape that becomes a constant.
         warnings.simplefilter("ignore")
         # torch's own check would run the same image again.
-        torch.jit.trace(adapter, (image,), check_trace=False).save(str(temporary))
+        module = torch.jit.trace(adapter, traced, check_trace=False)
+        module.save(str(temporary), _extra_files=dict(metadata or {}))
         loaded = torch.jit.load(str(temporary))
-        for image, expected in zip(images, own, strict=True):
-            found = adapter.outputs_schema(loaded(image))
-            if not _agree(found, expected):
-                raise InputError(
-                    f"{path} is not kept: on an image of {tuple(image.shape)} its detections "
-                    "differ from the model's"
-                )
+        for batch, expected in zip(batches, own, strict=True):
+            found = adapter.outputs_schema(loaded(*batch))
+            for image, one, other in zip(batch, found, expected, strict=True):
+                if not _agree(one, other):
+                    raise InputError(
+                        f"{path} is not kept: on an image of {tuple(image.shape)} its detections "
+                        "differ from the model's"
+                    )
     return sum(counts)
 
 
-def _detect(model: GeneralizedRCNN, image: torch.Tensor) -> Instances:
+def _detect(model: GeneralizedRCNN, *images: torch.Tensor) -> list[Instances]:
     # Postprocessing pastes the masks into the image, which cannot be traced.
-    return model.inference([{"image": image}], do_postprocess=False)[0]
+    return model.inference([{"image": image} for image in images], do_postprocess=False)
 
 
 def _agree(found: Instances, expected: Instances) -> bool:
@@ -230,8 +263,15 @@ def _agree(found: Instances, expected: Instances) -> bool:
     )
 
 
-def _module_and_image(model: GeneralizedRCNN, side: int) -> tuple[PixelsToPyramid, torch.Tensor]:
+def _module_and_arguments(
+    model: GeneralizedRCNN, side: int, batch_size: int | None
+) -> tuple[PixelsToPyramid, dict[str, Any]]:
+    """The module to trace, and the arguments of torch's two exporters that say on what."""
     step = model.backbone.padding_constraints["size_divisiblity"]  # detectron2's spelling
     if side < step or side % step:
         raise InputError(f"the side of the image must be a multiple of {step} pixels, got {side}")
-    return PixelsToPyramid(model).eval(), noise_image(side, seed=0)
+    # torch.export takes one image for a constant, so any number is traced with two.
+    arguments: dict[str, Any] = {"args": (noise_images(batch_size or 2, side, seed=0),)}
+    if batch_size is None:
+        arguments["dynamic_shapes"] = {_INPUT: {0: torch.export.Dim("batch", min=1)}}
+    return PixelsToPyramid(model).eval(), arguments

@@ -1,11 +1,13 @@
-"""Runs the most expensive stitch before the training, to see whether it fits into memory.
+"""Runs the most expensive stitch before the training: does it fit into memory, what does it take?
 
 Each iteration draws its stitch at random: a training whose largest stitch does not fit could run
 for hours before it fails. The probe fails in the first minute.
 """
 
 import logging
-from contextlib import nullcontext
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from detectron2.modeling import GeneralizedRCNN
@@ -15,6 +17,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from snnet_vitdet.errors import InputError, first_line
+from snnet_vitdet.memory import bytes_kept_for_backward
 from snnet_vitdet.modeling import find_stitched_vit, operating_at
 from snnet_vitdet.stitching import CostTable
 
@@ -22,7 +25,7 @@ from .distillation import distils
 from .precision import autocast, training_precision
 from .settings import Config
 
-__all__ = ["memory_to_come", "probe_memory", "synthetic_batch"]
+__all__ = ["log_step_costs", "memory_to_come", "probe_memory", "synthetic_batch"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,39 +61,23 @@ def probe_memory(
     Raises:
         InputError: If the memory of the GPU does not suffice; names what to change.
     """
-    steps, num_processes = config.train.accumulation.steps, comm.get_world_size()
-    mask_format = config.dataloader.train.mapper.get("instance_mask_format", "polygon")
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
-    selected: list[int | None] = [None]
-    net = find_stitched_vit(model)
-    if net is not None and costs is not None:
-        num_stitches = 2 if distils(config.train.distillation) else 1
-        by_cost = sorted(range(len(costs)), key=costs.gflops.__getitem__, reverse=True)
-        selected = list(by_cost[:num_stitches])
     model.train()
     reserved = None
+    side = _sides(config)[0]  # for the error, if even the optimizer's state does not fit
     try:
         if on_gpu:
-            size = memory_to_come(model, optimizer, steps > 1, num_processes)
+            accumulates = config.train.accumulation.steps > 1
+            size = memory_to_come(model, optimizer, accumulates, comm.get_world_size())
             reserved = torch.empty(size, dtype=torch.uint8, device=device)
-        for side in sorted(config.train.image_sizes or [config.data.image_size], reverse=True):
-            batch = synthetic_batch(
-                config.dataloader.train.total_batch_size // (num_processes * steps),
-                side,
-                model.roi_heads.num_classes,
-                mask_format if config.data.masks else None,
-            )
+        for side in _sides(config):
+            batch = _micro_batch(config, model, side)
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats(device)
-            for stitch in selected:
-                using = nullcontext() if stitch is None else net.using_stitch(stitch)
-                at_size = operating_at(model, side if config.train.image_sizes else None, None)
-                with using, at_size, EventStorage():
-                    with autocast(device, training_precision(config)):
-                        loss = sum(model(batch).values())
-                    loss.backward()
-                del loss
+            for stitch in _most_expensive(config, costs):
+                with _running(config, model, stitch, side):
+                    _loss(config, model, batch).backward()
                 model.zero_grad(set_to_none=True)
             if on_gpu:
                 logger.info(
@@ -101,15 +88,106 @@ def probe_memory(
                     torch.cuda.get_device_properties(device).total_memory / 2**30,
                 )
     except torch.OutOfMemoryError as error:
-        images = f"{len(batch)} image{'s' if len(batch) > 1 else ''}"
         raise InputError(
-            f"{images} of {side} x {side} pixels through the most expensive stitch do not fit into "
-            f"the memory of {device} together with the optimizer's state ({first_line(error)}): "
-            f"try {_REMEDIES}"
+            f"{_num_images(config)} of {side} x {side} pixels through the most expensive stitch do "
+            f"not fit into the memory of {device} together with the optimizer's state "
+            f"({first_line(error)}): try {_REMEDIES}"
         ) from error
     finally:
         del reserved
         model.zero_grad(set_to_none=True)
+
+
+def log_step_costs(config: Config, model: GeneralizedRCNN, costs: CostTable | None) -> None:
+    """Logs activation memory and time of a training step at each size of ``train.image_sizes``.
+
+    The step is that of the most expensive stitch; with distillation, of the most expensive one that
+    is taught. Its forward pass runs twice and its backward pass once for each size. No gradient
+    stays; the selected stitch and the random generators do not change.
+
+    Args:
+        config: The whole config.
+        model: The detector, not wrapped for several processes; set to training mode.
+        costs: Costs of its stitches; None for a baseline.
+    """
+    device = next(model.parameters()).device
+    on_gpu = device.type == "cuda"
+    stitch = _most_expensive(config, costs)[-1]
+    model.train()
+    with torch.random.fork_rng([device] if on_gpu else []):
+        for side in _sides(config):
+            batch = _micro_batch(config, model, side)
+            with _running(config, model, stitch, side):
+                # Also the warm-up: the first pass at a size makes what depends on the grid.
+                kept = bytes_kept_for_backward(lambda batch=batch: _loss(config, model, batch))
+                if on_gpu:
+                    torch.cuda.synchronize(device)
+                start = time.perf_counter()
+                _loss(config, model, batch).backward()
+                if on_gpu:
+                    torch.cuda.synchronize(device)
+                seconds = time.perf_counter() - start
+            model.zero_grad(set_to_none=True)
+            logger.info(
+                "Most expensive step at %d pixels (%s, %s): activations take %.0f MiB, forward and "
+                "backward pass %.2f s.",
+                side,
+                "baseline" if costs is None else costs.space[stitch].name,
+                _num_images(config),
+                kept / 2**20,
+                seconds,
+            )
+
+
+def _sides(config: Config) -> list[int]:
+    """Image sizes of a training, the largest first."""
+    return sorted(config.train.image_sizes or [config.data.image_size], reverse=True)
+
+
+def _micro_batch(config: Config, model: GeneralizedRCNN, side: int) -> list[dict]:
+    """As many images of a size as a process passes through the model at once."""
+    mask_format = config.dataloader.train.mapper.get("instance_mask_format", "polygon")
+    return synthetic_batch(
+        _micro_batch_size(config),
+        side,
+        model.roi_heads.num_classes,
+        mask_format if config.data.masks else None,
+    )
+
+
+def _micro_batch_size(config: Config) -> int:
+    num_parts = comm.get_world_size() * config.train.accumulation.steps
+    return config.dataloader.train.total_batch_size // num_parts
+
+
+def _num_images(config: Config) -> str:
+    """Size of a micro-batch as text."""
+    count = _micro_batch_size(config)
+    return f"{count} image{'s' if count > 1 else ''}"
+
+
+def _most_expensive(config: Config, costs: CostTable | None) -> list[int | None]:
+    """The most expensive stitch, with distillation also the second; None for a baseline."""
+    if costs is None:
+        return [None]
+    by_cost = sorted(range(len(costs)), key=costs.gflops.__getitem__, reverse=True)
+    return list(by_cost[: 2 if distils(config.train.distillation) else 1])
+
+
+@contextmanager
+def _running(
+    config: Config, model: GeneralizedRCNN, stitch: int | None, side: int
+) -> Iterator[None]:
+    """Lets the model run a stitch at an image size as an iteration of the training does."""
+    using = nullcontext() if stitch is None else find_stitched_vit(model).using_stitch(stitch)
+    at_size = operating_at(model, side if config.train.image_sizes else None, None)
+    with using, at_size, EventStorage():
+        yield
+
+
+def _loss(config: Config, model: GeneralizedRCNN, batch: list[dict]) -> torch.Tensor:
+    with autocast(next(model.parameters()).device, training_precision(config)):
+        return sum(model(batch).values())
 
 
 def memory_to_come(

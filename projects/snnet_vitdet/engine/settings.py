@@ -246,7 +246,10 @@ class TrainSettings(Settings, key="train"):
         None, "images an iteration that the schedule is [written for](#one-gpu)", lowest=1
     )
     freeze_anchors: int = _setting(0, "iterations at the start with frozen ViTs", lowest=0)
-    rehearsal: bool = _setting(True, "on a GPU, first check that the largest stitch fits")
+    rehearsal: bool = _setting(
+        True,
+        "on a GPU, first check that the largest stitch fits; with `image_sizes`, measure its step",
+    )
     amp: AmpSettings = field(default_factory=AmpSettings)
     ddp: DdpSettings = field(default_factory=DdpSettings)
     checkpointer: CheckpointerSettings = field(default_factory=CheckpointerSettings)

@@ -26,7 +26,7 @@ from .hooks import FreezeAnchors, MetricsFile, StopOnSignal, TensorBoardFile, Wr
 from .image_size import vary_image_size
 from .initialise import initialise_weights
 from .learning_rate import build_schedule
-from .memory_probe import probe_memory
+from .memory_probe import log_step_costs, probe_memory
 from .precision import training_precision
 from .run_data import note_training_data
 from .samplers import costs_by_size, crowded_anchors, ends_plan
@@ -87,6 +87,8 @@ def train(config: Config, resume: bool) -> None:
     if config.train.rehearsal and config.train.device.startswith("cuda"):
         # Also before wrapping: the wrapper keeps track of which parameters have had a gradient.
         probe_memory(config, model, optimizer, costs)
+    if config.train.rehearsal and config.train.image_sizes:
+        log_step_costs(config, model, costs)
     trainer = build_trainer(config, model, data_loader, optimizer, costs)
     checkpointer.add_checkpointable("trainer", trainer)
     rest = checkpointer.load(found) if resume else {}
