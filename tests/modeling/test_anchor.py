@@ -257,7 +257,7 @@ def test_activation_checkpointing_changes_memory_and_nothing_else():
 @pytest.mark.parametrize("abs_pos", ["interpolated", "win"])
 def test_absolute_positions_of_a_square_are_cropped_to_an_image(abs_pos):
     torch.manual_seed(0)
-    anchor = plain_anchor(abs_pos=abs_pos, window_size=4)
+    anchor = AnchorViT(depth=1, abs_pos=abs_pos, window_size=4)
     for positions in (anchor.pos_embed, anchor.pos_embed_global):
         if positions is not None:
             torch.nn.init.normal_(positions)

@@ -270,15 +270,23 @@ def test_costs_with_tight_padding_are_those_of_a_whole_image_of_this_ratio():
     ratio = 16 / 9
     table = stitch_costs(config, aspect_ratio=ratio)
     for name in ("FS-2", "SF-1"):
-        with net.using_stitch(name), merged(net), attention_implementation(net, "reference"):
-            with operating_at(model, None, None, "tight"):
-                # 72 pixels are five rows of patches, of which the last one is not whole.
-                flops, _ = traced(model, 100, SIZE, height=72)
+        with (
+            operating_at(model, None, None, "tight"),
+            net.using_stitch(name),
+            merged(net),
+            attention_implementation(net, "reference"),
+        ):
+            # 72 pixels are five rows of patches, of which the last one is not whole.
+            flops, _ = traced(model, 100, SIZE, height=72)
         assert table[table.space[name].id].flops == pytest.approx(flops, rel=AGREEMENT)
     for anchor in ("small", "large"):
         alone = anchor_alone(config, anchor)
-        with attention_implementation(model := build(alone), "reference"):
-            with operating_at(model, None, None, "tight"):
-                flops, _ = traced(model, 100, SIZE, height=72)
+        model = build(alone)
+        with (
+            operating_at(model, None, None, "tight"),
+            attention_implementation(model, "reference"),
+        ):
+            flops, _ = traced(model, 100, SIZE, height=72)
         assert baseline_cost(alone, aspect_ratio=ratio).flops == pytest.approx(flops, rel=AGREEMENT)
-    assert 0.5 < table[0].flops / stitch_costs(config)[0].flops < 0.7
+    # All but the box head shrinks with the image, to 5 of 8 rows.
+    assert table[0].flops < 0.9 * stitch_costs(config)[0].flops
