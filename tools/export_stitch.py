@@ -29,10 +29,13 @@ from snnet_vitdet.deploy import (
     export_torchscript,
     image_files,
     load_exported,
+    patch_size_of,
     read_export,
 )
-from snnet_vitdet.engine import load_config
+from snnet_vitdet.engine import cost_aspect_ratio, load_config
 from snnet_vitdet.errors import InputError, exit_on_input_error
+from snnet_vitdet.modeling import operating_at
+from snnet_vitdet.modeling.cost import grid_of_image
 from snnet_vitdet.stitching import split_point_name
 from snnet_vitdet.text import neutral
 
@@ -74,7 +77,7 @@ def arguments():
     parser.add_argument("--torch-export", action="store_true", help="backbone and pyramid, too")
     parser.add_argument("--torchscript", action="store_true", help="the whole detector, too")
     parser.add_argument(
-        "--size", type=int, help="side in pixels of the images of --onnx and --torch-export"
+        "--size", type=int, help="longer side in pixels of the images of --onnx and --torch-export"
     )
     parser.add_argument(
         "--batch-size",
@@ -147,12 +150,18 @@ def run(args):
             "--batch-size is for --onnx, --torch-export and --torchscript; a .safetensors file "
             "runs with any number of images"
         )
+    config = load_config(args.config_file, args.opts)
+    padding = config.sweep.padding
+    if padding == "tight" and args.torchscript:
+        raise InputError(
+            "--torchscript takes images of any shape and pads them to a square, because tracing "
+            "makes the padded shape a constant: leave out sweep.padding=tight"
+        )
     if args.batch_size is None and args.torchscript:
         raise InputError(
             "--torchscript takes a fixed number of images, because tracing makes it a constant: "
             "give --batch-size N"
         )
-    config = load_config(args.config_file, args.opts)
     choices = {name: getattr(args, name) for name in ("stitch", *BUDGETS, "by")}
     predictor = Predictor(config, args.weights, device="cpu", **choices)
     # FS-3@640/300 is not the name of a file.
@@ -170,7 +179,9 @@ def run(args):
     # The graphs are made from the exported file.
     prepare, model = predictor.prepare, load_exported(output)
     side = args.size or info.image_size
-    shape = f"{args.batch_size or 'N'} x 3 x {side} x {side}"
+    patch_size = patch_size_of(model)
+    grid = grid_of_image(side, patch_size, cost_aspect_ratio(config))
+    shape = tuple(patch_size * length for length in grid)
     metadata = {
         "point": info.name,
         "image_format": info.image_format,
@@ -182,11 +193,13 @@ def run(args):
     ):
         if wanted:
             path = output.with_suffix(suffix)
-            of_graph = {**metadata, "image_size": str(side)}
-            difference = export(model, path, side, args.batch_size, of_graph)
+            of_graph = {**metadata, "image_size": str(side), "padding": padding}
+            with operating_at(model, side, None, padding):
+                difference = export(model, path, shape, args.batch_size, of_graph)
+            batch = args.batch_size or "N"
             print(
-                f"{path}: {megabytes(path)}, {shape}; largest difference {difference:.1e} of the "
-                "largest feature"
+                f"{path}: {megabytes(path)}, {batch} x 3 x {shape[0]} x {shape[1]}; largest "
+                f"difference {difference:.1e} of the largest feature"
             )
     if args.torchscript:
         path = output.with_suffix(".ts")

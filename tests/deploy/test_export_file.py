@@ -240,7 +240,7 @@ def test_what_differs_from_its_model_is_not_kept(
     with pytest.raises(InputError, match="is not kept: its features differ"):
         export_stitch(tmp_path / "a.safetensors", supernet.model, swept, stitch, names)
     with pytest.raises(InputError, match="is not kept: its features differ"):
-        export_program(model, tmp_path / "a.pt2", 64)
+        export_program(model, tmp_path / "a.pt2", (64, 64))
     with pytest.raises(InputError, match="nothing is detected in the 1 images"):
         model.roi_heads.box_predictor.test_score_thresh = 1.0
         export_torchscript(model, tmp_path / "a.ts", images[:1])
@@ -273,10 +273,10 @@ def test_what_is_no_exported_file_is_said_in_a_sentence(exported, rewritten, tmp
 
 def test_backbone_and_pyramid_run_in_onnxruntime_and_as_a_program(exported, tmp_path):
     model = load_exported(exported("FSF-1-2"))
-    assert export_onnx(model, tmp_path / "a.onnx", 64) < 1e-4
-    assert export_program(model, tmp_path / "a.pt2", 64) < 1e-5
+    assert export_onnx(model, tmp_path / "a.onnx", (64, 64)) < 1e-4
+    assert export_program(model, tmp_path / "a.pt2", (64, 64)) < 1e-5
     # The relative positions of global blocks are interpolated.
-    assert export_program(model, tmp_path / "b.pt2", 96) < 1e-5
+    assert export_program(model, tmp_path / "b.pt2", (96, 96)) < 1e-5
     assert {path.name for path in tmp_path.iterdir()} == {"a.onnx", "a.pt2", "b.pt2"}
     image = 255 * torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
@@ -291,8 +291,8 @@ def test_backbone_and_pyramid_run_in_onnxruntime_and_as_a_program(exported, tmp_
     program = torch.export.load(tmp_path / "a.pt2").module()
     for tensor, own in zip(program(image), expected.values(), strict=True):
         torch.testing.assert_close(tensor, own, rtol=1e-5, atol=1e-5)
-    with pytest.raises(InputError, match="must be a multiple of 32 pixels, got 100"):
-        export_program(model, tmp_path / "c.pt2", 100)
+    with pytest.raises(InputError, match="must be multiples of 16 pixels, got 100 x 100"):
+        export_program(model, tmp_path / "c.pt2", (100, 100))
 
 
 @pytest.mark.parametrize(("batch_size", "numbers"), [(3, [3]), (None, [1, 2, 5])])
@@ -302,8 +302,8 @@ def test_a_batch_gives_what_its_images_give_alone(exported, tmp_path, batch_size
 
     model = load_exported(exported("SF-1"))
     told = {"point": "SF-1@96/5", "batch_size": str(batch_size)}
-    assert export_onnx(model, tmp_path / "a.onnx", 96, batch_size, told) < 1e-4
-    assert export_program(model, tmp_path / "a.pt2", 96, batch_size, told) < 1e-5
+    assert export_onnx(model, tmp_path / "a.onnx", (96, 96), batch_size, told) < 1e-4
+    assert export_program(model, tmp_path / "a.pt2", (96, 96), batch_size, told) < 1e-5
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
     assert session.get_modelmeta().custom_metadata_map == told
     assert session.get_inputs()[0].shape == [batch_size or "batch", 3, 96, 96]
@@ -325,10 +325,10 @@ def test_a_batch_is_compared_on_different_images(exported, tmp_path):
     def mixed(images):
         return module(images.flip(0))
 
-    assert export_graphs.largest_difference(tmp_path, module, mixed, 64) == 0
+    assert export_graphs.largest_difference(tmp_path, module, mixed, (64, 64)) == 0
     for batch_size in (2, None):
         with pytest.raises(InputError, match="its features differ"):
-            export_graphs.largest_difference(tmp_path, module, mixed, 64, batch_size)
+            export_graphs.largest_difference(tmp_path, module, mixed, (64, 64), batch_size)
 
 
 def test_pixels_beyond_an_image_are_the_mean_colour(exported):
@@ -347,7 +347,7 @@ def test_a_missing_package_is_named(exported, tmp_path, monkeypatch):
     model = load_exported(exported("S"))
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(InputError, match="package onnxscript,.*requirements-export.txt"):
-        export_onnx(model, tmp_path / "a.onnx", 64)
+        export_onnx(model, tmp_path / "a.onnx", (64, 64))
 
 
 def test_the_whole_detector_is_traced_for_images_of_any_shape(exported, supernet, files, tmp_path):

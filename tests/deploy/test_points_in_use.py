@@ -250,3 +250,81 @@ def test_the_demo_page_chooses_among_points(make, config):
     assert choices.within("gflops", cheapest, "box") == "S@48/5"
     low, _, _ = choices.limits("gflops")
     assert low >= cheapest
+
+
+@pytest.fixture(scope="module")
+def tight(trained_tiny, tmp_path_factory):
+    """The config of a training with a sweep with tight padding beside it."""
+    config = trained_tiny(
+        tmp_path_factory.mktemp("tight"), LOW, "sweep.stitch_ids=[S,FS-2]", "sweep.padding=tight"
+    )
+    train_net.main(default_argument_parser().parse_args(["--eval-only"]), config)
+    return config
+
+
+def test_a_predictor_pads_as_its_config_or_its_argument_says(tight, config, image):
+    weights = config.train.init_checkpoint
+    by_config, by_argument = Predictor(tight, weights), Predictor(config, weights, padding="tight")
+    square = Predictor(config, weights)
+    assert (by_config.padding, by_argument.padding, square.padding) == ("tight", "tight", "square")
+    found = by_config(image, stitch="S")
+    assert_same(found, by_argument(image, stitch="S"))
+    assert not torch.equal(found.scores[:3], square(image, stitch="S").scores[:3])
+    assert_same(Predictor(tight, weights, padding="square")(image), square(image))
+    # Images of one shape are padded alike, alone or together.
+    batch = by_config([image] * 2, batch_size=2, stitch="S")
+    torch.testing.assert_close(batch[1].scores, found.scores, atol=1e-5, rtol=1e-4)
+    with pytest.raises(InputError, match="padding must be square or tight, got 'loose'"):
+        Predictor(config, weights, padding="loose")
+
+
+def test_a_sweep_with_other_padding_is_not_taken(tight, config):
+    weights = config.train.init_checkpoint
+    assert Predictor(tight, weights, max_gflops=1).name in ("S", "FS-2")
+    message = "is a sweep with tight padding, and its costs and scores are not those of square"
+    with pytest.raises(InputError, match=message):
+        Predictor(tight, weights, padding="square", max_gflops=1)
+    with pytest.raises(InputError, match="give sweep.padding=square, or in Python padding="):
+        Predictor(config, weights, padding="tight", max_gflops=1)
+
+
+def test_an_exported_file_pads_as_it_was_swept(tight, config, image, tmp_path):
+    predictor = Predictor(tight, config.train.init_checkpoint, stitch="FS-2")
+    arguments = (predictor.model, tight, predictor.stitch, predictor.class_names)
+    info = export_stitch(tmp_path / "tight.safetensors", *arguments)
+    assert info.padding == info.result.padding == "tight"
+    assert info.gflops == StitchTable.read(folder_of(tight))["FS-2"].gflops
+    exported = Predictor.from_file(tmp_path / "tight.safetensors", score_threshold="f1")
+    assert exported.padding == "tight"
+    exported.set_score_threshold(0.0)
+    found, expected = exported(image), predictor(image)
+    torch.testing.assert_close(found.scores, expected.scores, atol=1e-5, rtol=1e-4)
+    content = json.loads(info.to_json())
+    with pytest.raises(InputError, match="its sweep padded images otherwise"):
+        type(info).from_json(json.dumps({**content, "padding": "square"}))
+    square = export_stitch(
+        tmp_path / "square.safetensors", predictor.model, config, predictor.stitch, info.class_names
+    )
+    assert "padding" not in square.to_json()
+
+
+def test_the_tools_take_tight_padding(tight, config, tmp_path):
+    file, weights = f"{folder_of(tight)}/config.yaml", config.train.init_checkpoint
+    save_config(tight, file)
+    common = ["--config-file", file, "--weights", weights]
+    exported = str(tmp_path / "p.safetensors")
+    options = ("--stitch", "S", "--output", exported)
+    ratio = "sweep.aspect_ratio=1.6"
+    done = run_program("tools/export_stitch.py", *common, *options, "--onnx", ratio)
+    assert done.code == 0, done.error
+    assert "1 x 3 x 48 x 64; largest difference" in done.printed
+    done = run_program("tools/export_stitch.py", *common, *options, "--torchscript")
+    assert "leave out sweep.padding=tight" in done.error
+    output = tmp_path / "latency.json"
+    done = run_program(
+        *("tools/measure_latency.py", *common, "--stitches", "S"),
+        *("--repeats", "1", "--warmup", "0", "--output", str(output)),
+    )
+    assert done.code == 0, done.error
+    measured = json.loads(output.read_text())
+    assert measured["padding"] == "tight" and measured["rows"][0]["name"] == "S"

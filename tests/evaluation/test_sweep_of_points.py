@@ -3,7 +3,9 @@
 import csv
 import functools
 import json
+from pathlib import Path
 
+import cv2
 import pytest
 import train_net
 from detectron2.engine import default_argument_parser
@@ -164,3 +166,65 @@ def test_images_that_do_not_follow_the_size_are_refused(trained_tiny, tmp_path):
     config.sweep.image_sizes = [48]
     with pytest.raises(InputError, match="mapper.augmentations does not follow data.image_size"):
         run(config)
+
+
+@pytest.fixture(scope="module")
+def oblong(trained_tiny, tmp_path_factory):
+    """Overrides for test images that are the upper three quarters of the others."""
+    config = trained_tiny(tmp_path_factory.mktemp("unused"))
+    folder = tmp_path_factory.mktemp("oblong")
+    data = json.loads(Path(config.data.test_json).read_text())
+    for record in data["images"]:
+        image = cv2.imread(f"{config.data.test_images}/{record['file_name']}")
+        record["height"] = 3 * record["height"] // 4
+        cv2.imwrite(str(folder / record["file_name"]), image[: record["height"]])
+    heights = {record["id"]: record["height"] for record in data["images"]}
+    data["annotations"] = [
+        each
+        for each in data["annotations"]
+        if each["bbox"][1] + each["bbox"][3] < heights[each["image_id"]]
+    ]
+    # Masks belong to the whole images.
+    for each in data["annotations"]:
+        x, y, width, height = each["bbox"]
+        each["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+    (folder / "test.json").write_text(json.dumps(data))
+    return (f"data.test_json={folder / 'test.json'}", f"data.test_images={folder}")
+
+
+def test_tight_padding_scores_alike_in_one_pass_and_separately(trained_tiny, tmp_path, oblong):
+    tight = (*oblong, LOW, STITCHES, *POINTS, "sweep.padding=tight", "sweep.aspect_ratio=2")
+    one_pass = trained_tiny(tmp_path / "one", *tight)
+    run(one_pass)
+    separate = trained_tiny(tmp_path / "separate", *tight, "sweep.mode=separate")
+    run(separate)
+    square = trained_tiny(tmp_path / "square", *oblong, LOW, STITCHES, *POINTS)
+    run(square)
+    rows, alone, squares = map(rows_of_config, (one_pass, separate, square))
+    costs = point_costs(one_pass.model, [48, 64], [5, 20], aspect_ratio=2)
+    for row, other in zip(rows, alone, strict=True):
+        assert (row["padding"], other["padding"]) == ("tight", "tight")
+        assert (
+            row["gflops"] == costs[row["image_size"], row["num_proposals"]][row["stitch_id"]].gflops
+        )
+        for metric in METRICS:
+            assert row[metric] == pytest.approx(other[metric], abs=1e-6, nan_ok=True)
+    assert max(row["bbox_AP"] for row in rows) > 5
+    assert {row["padding"] for row in squares} == {"square"}
+    assert [row["name"] for row in rows] == [row["name"] for row in squares]
+    assert any(a["bbox_AP"] != b["bbox_AP"] for a, b in zip(rows, squares, strict=True))
+    assert all(a["gflops"] < b["gflops"] for a, b in zip(rows, squares, strict=True))
+
+
+def test_square_images_score_the_same_with_tight_padding_but_rows_are_not_mixed(
+    swept_points, trained_tiny, tmp_path
+):
+    overrides = (LOW, STITCHES, *POINTS)
+    run(config := trained_tiny(tmp_path, *overrides, "sweep.padding=tight"))
+    for row, other in zip(rows_of_config(config), rows_of_config(swept_points), strict=True):
+        assert {m: row[m] for m in METRICS} == pytest.approx(
+            {m: other[m] for m in METRICS}, abs=1e-6, nan_ok=True
+        )
+    for other in ((), ("sweep.padding=tight", "sweep.aspect_ratio=1.5")):
+        with pytest.raises(InputError, match="other weights, data or settings"):
+            run(trained_tiny(tmp_path, *overrides, *other), "--resume")

@@ -109,6 +109,7 @@ def test_graphs_take_batches(export, tmp_path):
     assert session.get_modelmeta().custom_metadata_map == {
         "point": "S@96/5",
         "image_size": "96",
+        "padding": "square",
         "image_format": "RGB",
         "batch_size": "dynamic",
     }

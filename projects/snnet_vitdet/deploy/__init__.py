@@ -1,7 +1,13 @@
 """From a swept model to a detector in use: choose, predict, export."""
 
 from .export_file import ExportInfo, export_stitch, exported_table, load_exported, read_export
-from .export_graphs import PixelsToPyramid, export_onnx, export_program, export_torchscript
+from .export_graphs import (
+    PixelsToPyramid,
+    export_onnx,
+    export_program,
+    export_torchscript,
+    patch_size_of,
+)
 from .instances import ClassNames, CocoPredictions, Detections, PastedMasks
 from .latency import measure_points
 from .loading import LoadedDetector, resizing
@@ -35,6 +41,7 @@ __all__ = [
     "image_files",
     "load_exported",
     "measure_points",
+    "patch_size_of",
     "sample_detections",
     "stitches_to_show",
     "read_export",

@@ -246,7 +246,7 @@ def export_stitch(
         using = model.backbone.net.using_stitch(stitch.id) if stitch else nullcontext()
         with using, operating_at(model, size, num_proposals):
             largest_difference(
-                path, PixelsToPyramid(model), PixelsToPyramid(exported), info.image_size
+                path, PixelsToPyramid(model), PixelsToPyramid(exported), (info.image_size,) * 2
             )
     return info
 

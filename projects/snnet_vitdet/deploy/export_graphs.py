@@ -23,6 +23,7 @@ __all__ = [
     "export_program",
     "export_torchscript",
     "largest_difference",
+    "patch_size_of",
 ]
 
 TOLERANCE = 1e-3
@@ -36,9 +37,10 @@ _ONNX_BYTES = 2_000_000_000
 
 
 class PixelsToPyramid(nn.Module):
-    """From the pixels of square images to the maps of the feature pyramid, normalisation included.
+    """From the pixels of images to the maps of the feature pyramid, normalisation included.
 
-    An image that is not square has to be padded with ``pixel_mean``, as the detector does.
+    An image of another shape has to be padded with ``pixel_mean`` at the bottom and at the right,
+    as the detector does.
     """
 
     def __init__(self, model: GeneralizedRCNN) -> None:
@@ -52,19 +54,19 @@ class PixelsToPyramid(nn.Module):
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """
         Args:
-            image: (B, 3, side, side), 0 to 255, in the model's order of colours.
+            image: (B, 3, H, W), 0 to 255, in the model's order of colours.
 
         Returns:
-            A map for each of ``names``, (B, C, side / stride, side / stride).
+            A map for each of ``names``, (B, C, H / stride, W / stride).
         """
         features = self.backbone((image - self.pixel_mean) / self.pixel_std)
         return tuple(features[name] for name in self.names)
 
 
-def noise_images(batch_size: int, side: int, seed: int) -> torch.Tensor:
-    """Random pixels, (batch_size, 3, side, side), 0 to 255."""
+def noise_images(batch_size: int, shape: tuple[int, int], seed: int) -> torch.Tensor:
+    """Random pixels, (batch_size, 3, *shape), 0 to 255."""
     generator = torch.Generator().manual_seed(seed)
-    return 255 * torch.rand(batch_size, 3, side, side, generator=generator)
+    return 255 * torch.rand(batch_size, 3, *shape, generator=generator)
 
 
 @torch.no_grad()
@@ -72,7 +74,7 @@ def largest_difference(
     path: str | os.PathLike[str],
     module: PixelsToPyramid,
     other: Callable[[torch.Tensor], Sequence[torch.Tensor]],
-    side: int,
+    shape: tuple[int, int],
     batch_size: int | None = 1,
 ) -> float:
     """Compares the maps of an export with those of its model.
@@ -81,7 +83,7 @@ def largest_difference(
         path: The export's file, for the error.
         module: The model.
         other: The export.
-        side: Side of the images in pixels.
+        shape: Height and width of the images in pixels.
         batch_size: Number of different images; None for one, two and three of them.
 
     Returns:
@@ -93,7 +95,7 @@ def largest_difference(
     largest = 0.0
     for number in (batch_size,) if batch_size else (1, 2, 3):
         # Other images than the traced ones show values that tracing has turned into constants.
-        images = noise_images(number, side, seed=1).to(module.pixel_mean.device)
+        images = noise_images(number, shape, seed=1).to(module.pixel_mean.device)
         for own, found in zip(module(images), other(images), strict=True):
             difference = (found - own).abs().max() / own.abs().max()
             # NaN compares as no difference.
@@ -110,7 +112,7 @@ def largest_difference(
 def export_onnx(
     model: GeneralizedRCNN,
     path: str | os.PathLike[str],
-    side: int,
+    shape: tuple[int, int],
     batch_size: int | None = 1,
     metadata: Mapping[str, str] | None = None,
 ) -> float:
@@ -119,7 +121,7 @@ def export_onnx(
     Args:
         model: A detector on the CPU, in evaluation mode.
         path: The file.
-        side: Side of the square images in pixels; the file takes no other.
+        shape: Height and width of the images in pixels; the file takes no other.
         batch_size: Number of images that the file takes at once; None for any number.
         metadata: Texts by their names, which the file carries.
 
@@ -127,7 +129,7 @@ def export_onnx(
         The largest difference over the largest feature.
 
     Raises:
-        InputError: If a package is missing, the side does not fit, the weights are too large for
+        InputError: If a package is missing, the shape does not fit, the weights are too large for
             such a file, it cannot be written, or its features differ from the model's; there is
             then no file.
     """
@@ -140,7 +142,7 @@ def export_onnx(
             f"ONNX needs the package {error.name}, which cannot be imported ({error}): "
             "pip install -r requirements-export.txt"
         ) from error
-    module, traced = _module_and_arguments(model, side, batch_size)
+    module, traced = _module_and_arguments(model, shape, batch_size)
     num_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
     if num_bytes > _ONNX_BYTES:
         raise InputError(
@@ -164,14 +166,14 @@ def export_onnx(
             found = session.run(list(module.names), {_INPUT: given.numpy()})
             return [torch.from_numpy(array) for array in found]
 
-        return largest_difference(path, module, run, side, batch_size)
+        return largest_difference(path, module, run, shape, batch_size)
 
 
 @torch.no_grad()
 def export_program(
     model: GeneralizedRCNN,
     path: str | os.PathLike[str],
-    side: int,
+    shape: tuple[int, int],
     batch_size: int | None = 1,
     metadata: Mapping[str, str] | None = None,
 ) -> float:
@@ -180,12 +182,12 @@ def export_program(
     Arguments, return value and errors are those of :func:`export_onnx`. ``torch.export.load`` reads
     the metadata as ``extra_files``.
     """
-    module, traced = _module_and_arguments(model, side, batch_size)
+    module, traced = _module_and_arguments(model, shape, batch_size)
     with replacing(path) as temporary:
         program = torch.export.export(module, **traced, strict=False)
         torch.export.save(program, str(temporary), extra_files=dict(metadata or {}))
         loaded = torch.export.load(str(temporary)).module()
-        return largest_difference(path, module, loaded, side, batch_size)
+        return largest_difference(path, module, loaded, shape, batch_size)
 
 
 @torch.no_grad()
@@ -263,15 +265,24 @@ def _agree(found: Instances, expected: Instances) -> bool:
     )
 
 
+def patch_size_of(model: GeneralizedRCNN) -> int:
+    """Side in pixels of a patch of the detector's ViT."""
+    (output,) = model.backbone.net.output_shape().values()
+    return output.stride
+
+
 def _module_and_arguments(
-    model: GeneralizedRCNN, side: int, batch_size: int | None
+    model: GeneralizedRCNN, shape: tuple[int, int], batch_size: int | None
 ) -> tuple[PixelsToPyramid, dict[str, Any]]:
     """The module to trace, and the arguments of torch's two exporters that say on what."""
-    step = model.backbone.padding_constraints["size_divisiblity"]  # detectron2's spelling
-    if side < step or side % step:
-        raise InputError(f"the side of the image must be a multiple of {step} pixels, got {side}")
+    patch = patch_size_of(model)
+    if any(side < patch or side % patch for side in shape):
+        height, width = shape
+        raise InputError(
+            f"the sides of the image must be multiples of {patch} pixels, got {height} x {width}"
+        )
     # torch.export takes one image for a constant, so any number is traced with two.
-    arguments: dict[str, Any] = {"args": (noise_images(batch_size or 2, side, seed=0),)}
+    arguments: dict[str, Any] = {"args": (noise_images(batch_size or 2, shape, seed=0),)}
     if batch_size is None:
         arguments["dynamic_shapes"] = {_INPUT: {0: torch.export.Dim("batch", min=1)}}
     return PixelsToPyramid(model).eval(), arguments

@@ -40,6 +40,7 @@ __all__ = [
     "anchor_alone",
     "baseline_cost",
     "build_on_meta",
+    "grid_of_image",
     "image_size_of",
     "point_costs",
     "stitch_costs",
@@ -135,7 +136,7 @@ def point_costs(
     tables = {}
     for size in image_sizes:
         side = size or image_size_of(model_config)
-        grid = _grid(side, backbone.small.patch_size, aspect_ratio)
+        grid = grid_of_image(side, backbone.small.patch_size, aspect_ratio)
         embeddings = tuple(_embedding(anchor, grid) for anchor in backbone.anchors)
         blocks = tuple(_blocks(anchor, grid) for anchor in backbone.anchors)
         stitching = {key: _stitching_layer(layer, grid) for key, layer in layers.items()}
@@ -165,7 +166,7 @@ def baseline_cost(
     anchor = model.backbone.net
     if not isinstance(anchor, AnchorViT):
         raise InputError("model.backbone.net is no AnchorViT, so the model is no baseline")
-    grid = _grid(image_size, anchor.patch_size, aspect_ratio)
+    grid = grid_of_image(image_size, anchor.patch_size, aspect_ratio)
     counts = (num_detections, num_proposals)
     after = _after_vit(model, model.backbone, anchor.embed_dim, grid, *counts)
     parts = [_embedding(anchor, grid), *_blocks(anchor, grid), *after.values()]
@@ -212,8 +213,14 @@ def _params(module: nn.Module) -> int:
     )
 
 
-def _grid(image_size: int, patch_size: int, aspect_ratio: float) -> tuple[int, int]:
-    """Height and width in tokens of a landscape image that is padded to whole patches."""
+def grid_of_image(image_size: int, patch_size: int, aspect_ratio: float) -> tuple[int, int]:
+    """Height and width in tokens of a landscape image that is padded to whole patches.
+
+    Args:
+        image_size: Longer side in pixels.
+        patch_size: Side of a patch in pixels.
+        aspect_ratio: Longer over shorter side.
+    """
     # detectron2's ResizeShortestEdge rounds the shorter side in this way.
     height = max(1, int(image_size / aspect_ratio + 0.5))
     return -(-height // patch_size), -(-image_size // patch_size)
