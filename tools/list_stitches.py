@@ -93,11 +93,14 @@ def run(args):
         config = load_config(args.config_file, args.opts)
         costs = stitch_costs(config.model)
         # Each image size of a training has costs, and with them groups, of its own.
-        tables = costs_by_size(config) if config.train.image_sizes else {None: costs}
-        samplers = [build_sampler(config, table) for table in tables.values()]
+        tables = [costs]
+        if config.train.image_sizes:
+            by_size = costs_by_size(config)
+            tables = [by_size[size] for size in config.train.image_sizes]
+        samplers = [build_sampler(config, table) for table in tables]
         each = [training_shares(sampler, config.train.max_iter) for sampler in samplers]
         shares = [sum(column) / len(each) for column in zip(*each, strict=True)]
-        mean = sum(map(mean_gflops, each, tables.values())) / len(each)
+        mean = sum(map(mean_gflops, each, tables)) / len(each)
         size = image_size_of(config.model)
         model = build_on_meta(config.model)
         config.sweep.stitch_ids = "all"

@@ -125,14 +125,21 @@ def numbers(count: int, validator: Validator) -> Validator:
     return must_be
 
 
-def several(validator: Validator) -> Validator:
-    """Allows lists of one or more different values that a validator allows."""
+def several(validator: Validator, repeated: bool = False) -> Validator:
+    """Allows lists of one or more values that a validator allows.
+
+    Args:
+        validator: The validator of a value.
+        repeated: Whether a value may be there more than once.
+    """
 
     def must_be(value: object) -> str:
         wrong = next(filter(None, map(validator, value)), "") if _is_list(value) else ""
-        if not wrong and _is_list(value) and value and len(set(value)) == len(value):
+        if not wrong and _is_list(value) and value and (repeated or len({*value}) == len(value)):
             return ""
-        return f"a list of different values, each {wrong or validator(None)}"
+        return (
+            f"a list of {'' if repeated else 'different '}values, each {wrong or validator(None)}"
+        )
 
     return must_be
 

@@ -155,7 +155,7 @@ def test_each_iteration_has_an_image_size_of_its_own(dataset, mapper, monkeypatc
         loader = build_train_loader(
             dataset, mapper, total_batch_size=4, num_workers=num_workers, seed=3
         )
-        loader.vary_image_size(mappers)
+        loader.vary_image_size(list(mappers), mappers)
         loader.start_iteration = start
         found = []
         for iteration, batch in enumerate(take(loader, 8), start=start):
@@ -170,12 +170,16 @@ def test_each_iteration_has_an_image_size_of_its_own(dataset, mapper, monkeypatc
     assert sizes_of(1, 2, start=3)[:5] == sizes[3:]
     loader = build_train_loader(dataset, mapper, total_batch_size=2, num_workers=0, seed=3)
     assert loader.image_size_at(0) is None
-    loader.vary_image_size(mappers)
+    loader.vary_image_size(list(mappers), mappers)
     draws = [loader.image_size_at(i) for i in range(3000)]
     assert all(900 < draws.count(size) < 1100 for size in mappers)
+    # A size that is there twice is drawn twice as often.
+    loader.vary_image_size([32, 48, 64, 64], mappers)
+    draws = [loader.image_size_at(i) for i in range(4000)]
+    assert 900 < draws.count(32) < 1100 and 1900 < draws.count(64) < 2100
     as_process(monkeypatch, 0, 1)
     loader = build_train_loader(dataset, mapper, total_batch_size=2, num_workers=0)
-    loader.vary_image_size(mappers)
+    loader.vary_image_size(list(mappers), mappers)
     # Samples for the fit keep the loader's own size.
     assert {s["image"].shape[1] for s in loader.fit_samples(2)} == {64}
 

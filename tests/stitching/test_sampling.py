@@ -307,4 +307,3 @@ def test_a_sampler_by_size_draws_from_that_of_the_iterations_size():
         samplers[1024 if i % 2 else 512](i, 1) for i in range(20)
     ]
     assert {by_size(i) for i in range(1, 20, 2)} == {2}
-    assert by_size.probabilities() == pytest.approx((0.25, 0.25, 0.5))

@@ -12,7 +12,7 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -133,6 +133,7 @@ class TrainLoader:
         world: int = 1,
     ):
         self.start_iteration = 0
+        self._image_sizes: list[int] = []
         self._samples = _TrainSamples(dataset, mapper, seed)
         self._total_batch_size = total_batch_size
         self._num_workers = num_workers
@@ -144,17 +145,19 @@ class TrainLoader:
         """Number of images of the data set, which is an epoch."""
         return len(self._samples)
 
-    def vary_image_size(self, mappers: Mapping[int, Mapper]) -> None:
+    def vary_image_size(self, sizes: Sequence[int], mappers: Mapping[int, Mapper]) -> None:
         """Draws an image size for each iteration, and maps its images to this size.
 
         Args:
+            sizes: The image sizes. One that is there twice is drawn twice as often.
             mappers: The mapper of each image size, in place of the loader's own.
         """
+        self._image_sizes = list(sizes)
         self._samples.mappers = {size: PicklableWrapper(each) for size, each in mappers.items()}
 
     def image_size_at(self, iteration: int) -> int | None:
         """The image size of an iteration, the same in all processes; None if it does not vary."""
-        sizes = list(self._samples.mappers)
+        sizes = self._image_sizes
         if not sizes:
             return None
         return sizes[_hash64(self._samples.seed, "image_size", iteration) % len(sizes)]

@@ -82,5 +82,6 @@ def vary_image_size(config: Config, data_loader: TrainLoader) -> None:
     """
     sizes = config.train.image_sizes
     data_loader.vary_image_size(
-        {size: instantiate(at_image_size(config, size).dataloader.train.mapper) for size in sizes}
+        sizes,
+        {size: instantiate(at_image_size(config, size).dataloader.train.mapper) for size in sizes},
     )

@@ -141,7 +141,7 @@ def log_step_costs(config: Config, model: GeneralizedRCNN, costs: CostTable | No
 
 def _sides(config: Config) -> list[int]:
     """Image sizes of a training, the largest first."""
-    return sorted(config.train.image_sizes or [config.data.image_size], reverse=True)
+    return sorted({*(config.train.image_sizes or [config.data.image_size])}, reverse=True)
 
 
 def _micro_batch(config: Config, model: GeneralizedRCNN, side: int) -> list[dict]:

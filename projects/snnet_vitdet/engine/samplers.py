@@ -76,7 +76,7 @@ def build_sampler(config: Config, costs: CostTable) -> Sampler:
 
 def costs_by_size(config: Config) -> dict[int, CostTable]:
     """Costs of the stitches of a config at each size of ``train.image_sizes``."""
-    tables = point_costs(config.model, list(config.train.image_sizes), [None])
+    tables = point_costs(config.model, sorted(set(config.train.image_sizes)), [None])
     return {size: table for (size, _), table in tables.items()}
 
 

@@ -57,6 +57,7 @@ LEFT_TO_USER = "???"
 FilePath = Annotated[str, PATH]
 Side = Annotated[int, SIDE]
 Sides = Annotated[list, several(SIDE)]
+DrawnSides = Annotated[list, several(SIDE, repeated=True)]
 Counts = Annotated[list, several(whole(1, 100_000))]
 Stitches = Annotated[str | int | list, STITCHES]
 # A file or a name for each ViT.
@@ -229,7 +230,7 @@ class TrainSettings(Settings, key="train"):
     max_iter: int = _setting(90000, "iterations; the schedule is in fractions of it", lowest=0)
     eval_period: int = _setting(5000, "iterations between evaluations; 0: one at the end", lowest=0)
     eval_stitches: Stitches = _setting("anchors", "what these evaluate, as `sweep.stitch_ids`")
-    image_sizes: Sides | None = _setting(
+    image_sizes: DrawnSides | None = _setting(
         None, "[each iteration](points.md#train-over-sizes) draws one; `null`: `data.image_size`"
     )
     log_period: int = _setting(20, "iterations between lines of the log", lowest=1)

@@ -295,7 +295,7 @@ class SamplerBySize:
     ) -> None:
         """
         Args:
-            samplers: A sampler for each image size. Each size is drawn equally often.
+            samplers: A sampler for each image size.
             image_size_at: Returns the image size of an iteration.
         """
         self.samplers = samplers
@@ -304,8 +304,3 @@ class SamplerBySize:
     def __call__(self, iteration: int, slot: int = 0) -> int:
         """The stitch id of an iteration; arguments as for :class:`EndsSampler`."""
         return self.samplers[self.image_size_at(iteration)](iteration, slot)
-
-    def probabilities(self) -> tuple[float, ...]:
-        """Probability of every stitch of the space, by id, over all sizes."""
-        each = [sampler.probabilities() for sampler in self.samplers.values()]
-        return tuple(sum(column) / len(each) for column in zip(*each, strict=True))
