@@ -1,7 +1,6 @@
 """A trained model as a function from images to detections."""
 
 import contextlib
-import operator
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +9,6 @@ from numbers import Real
 from pathlib import Path
 
 import torch
-from detectron2.data import transforms as T
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
@@ -23,17 +21,17 @@ from snnet_vitdet.evaluation.results import PADDINGS
 from snnet_vitdet.evaluation.score_curves import wanted_precision
 from snnet_vitdet.modeling import (
     find_stitched_vit,
-    most_proposals,
     operating_at,
     running_in,
     trained_with,
 )
-from snnet_vitdet.stitching import OperatingPoint, Stitch, merged, split_point_name
+from snnet_vitdet.stitching import OperatingPoint, Stitch, merged
 
 from .export_file import exported_table, load_exported, read_export
 from .instances import ClassNames, Detections, PastedMasks
 from .loading import LoadedDetector, load_training, resizing
 from .pictures import ImageLike
+from .points_by_name import ChosenPoint, PointsByName
 
 __all__ = ["Predictor"]
 
@@ -139,8 +137,8 @@ class Predictor:
         self._criterion: str | None = None
         # Image size and number of proposals; None as trained.
         self._operation: tuple[int, int] | None = None
-        self._resizing: dict[int, Sequence[T.Augmentation]] = {}
         self._loaded = loaded
+        self._points = PointsByName(loaded)
         self._backbone = find_stitched_vit(loaded.model)
         self._table = table or loaded.table
         self._make_ready()
@@ -267,7 +265,15 @@ class Predictor:
     def name(self) -> str:
         """Name of the operating point in effect: ``FS-3@640/300``, or ``FS-3`` as trained."""
         with self._lock:
-            return self._name_of(self.stitch or BASELINE, self._operation)
+            return self._in_effect().name
+
+    def _in_effect(self) -> ChosenPoint:
+        return self._points.with_operation(self.stitch or BASELINE, self._operation)
+
+    def _find(self, point: int | str) -> ChosenPoint:
+        # Not while a model runs, perhaps at another point.
+        with self._lock:
+            return self._points.find(point)
 
     @property
     def point(self) -> OperatingPoint:
@@ -308,66 +314,16 @@ class Predictor:
         return self._set(stitch)
 
     def _set(self, point: int | str) -> Stitch:
-        stitch, operation = self._find(point)
+        chosen = self._find(point)
         with self._lock:
-            self.score_threshold = self._threshold_of(stitch, operation)
-            self._operation = operation
-            return self._backbone.set_stitch(stitch.id) if self._backbone else stitch
+            self.score_threshold = self._threshold_of(chosen)
+            self._operation = chosen.operation
+            return self._backbone.set_stitch(chosen.stitch.id) if self._backbone else chosen.stitch
 
-    def _find(self, point: int | str) -> tuple[Stitch, tuple[int, int] | None]:
-        """The stitch of a point, and its image size and number of proposals if not as trained."""
-        given, wanted = None, _id_or_name(point)
-        if self._loaded.point and wanted == self._loaded.point:
-            return self._loaded.stitch or BASELINE, None
-        if isinstance(wanted, str):
-            try:
-                wanted, given = split_point_name(wanted)
-            except ValueError as error:
-                raise InputError(str(error)) from error
-            wanted = _id_or_name(wanted)
-        stitch = self._find_stitch(wanted)
-        if self._loaded.point:
-            raise InputError(
-                f"the exported file has {self._loaded.point} alone: export {point}, too"
-            )
-        with self._lock:
-            if given is None or given == (own := trained_with(self.model, stitch)):
-                return stitch, None
-            most = most_proposals(self.model, stitch)
-            if not 0 < given[1] <= most:
-                raise InputError(f"{point}: the RPN gives 1 to {most} proposals")
-            if given[0] != own[0] and given[0] not in self._resizing:
-                self._resizing[given[0]] = self._loaded.resizing_at(given[0])
-        return stitch, given
-
-    def _find_stitch(self, stitch: int | str) -> Stitch:
-        if self._backbone is None:
-            only = self._loaded.stitch or BASELINE
-            if stitch in (only.id, only.name):
-                return only
-            if only is BASELINE:
-                raise InputError("this model is a baseline: it has no stitches to choose from")
-            raise InputError(
-                f"the exported file has stitch {only.name} alone: export {stitch}, too"
-            )
-        space = self._backbone.space
-        try:
-            return space[stitch]
-        except (IndexError, KeyError) as error:
-            raise InputError(
-                f"the model has no stitch {stitch!r}: ids are 0 to {len(space) - 1}, names are "
-                f"such as {', '.join(stitch.name for stitch in list(space)[:3])}"
-            ) from error
-
-    def _threshold_of(self, stitch: Stitch, operation: tuple[int, int] | None) -> float:
+    def _threshold_of(self, point: ChosenPoint) -> float:
         if self._criterion is None:
             return self.score_threshold
-        return self.table.threshold(self._name_of(stitch, operation), self._criterion)
-
-    def _name_of(self, stitch: Stitch, operation: tuple[int, int] | None) -> str:
-        if operation is None:
-            return self._loaded.point or stitch.name
-        return OperatingPoint(stitch, *operation).name
+        return self.table.threshold(point.name, self._criterion)
 
     def set_score_threshold(self, score: float | str) -> float:
         """Sets the lowest score of detections, from the next image on.
@@ -418,14 +374,11 @@ class Predictor:
         Raises:
             InputError: If it is no image, or resizing would leave a side with less than one pixel.
         """
-        operation = self._operation if stitch is None else self._find(stitch)[1]
-        return self._prepare(image, operation)
+        return self._prepare(image, self._in_effect() if stitch is None else self._find(stitch))
 
-    def _prepare(self, image: ImageLike, operation: tuple[int, int] | None) -> dict[str, object]:
-        own = self._loaded.augmentations
-        size = None if operation is None else operation[0]
-        prepared = self._loaded.prepare(image, self._resizing.get(size, own))
-        return {**prepared, _SIZE: size if size in self._resizing else None}
+    def _prepare(self, image: ImageLike, point: ChosenPoint) -> dict[str, object]:
+        prepared = self._loaded.prepare(image, self._points.augmentations(point))
+        return {**prepared, _SIZE: self._points.other_size(point)}
 
     def detect(
         self, inputs: Sequence[dict[str, object]], stitch: int | str | None = None
@@ -446,26 +399,23 @@ class Predictor:
 
     @torch.no_grad()
     def _detect(
-        self,
-        inputs: Sequence[dict[str, object]],
-        chosen: tuple[Stitch, tuple[int, int] | None] | None,
+        self, inputs: Sequence[dict[str, object]], chosen: ChosenPoint | None
     ) -> list[Detections]:
         with self._lock:
-            threshold = self.score_threshold if chosen is None else self._threshold_of(*chosen)
-            stitch, operation = chosen or (self.stitch, self._operation)
-            size = None if operation is None else operation[0]
-            wanted = size if size in self._resizing else None
+            threshold = self.score_threshold if chosen is None else self._threshold_of(chosen)
+            point = chosen or self._in_effect()
+            wanted = self._points.other_size(point)
             if any(given.get(_SIZE, wanted) != wanted for given in inputs):
                 raise InputError(
-                    f"an image was prepared for another image size than that of "
-                    f"{self._name_of(stitch or BASELINE, operation)}: prepare it for this point"
+                    f"an image was prepared for another image size than that of {point.name}: "
+                    "prepare it for this point"
                 )
             switched = (
-                self._backbone.using_stitch(stitch.id)
+                self._backbone.using_stitch(point.stitch.id)
                 if self._backbone
                 else contextlib.nullcontext()
             )
-            operating = operating_at(self.model, *(operation or (None, None)), self.padding)
+            operating = operating_at(self.model, *(point.operation or (None, None)), self.padding)
             with switched, operating, running_in(self.model, self.precision):
                 results = self.model.inference(list(inputs), do_postprocess=False)
         return [
@@ -514,8 +464,8 @@ class Predictor:
         while batch := list(islice(images, batch_size)):
             # Images are resized for the point that they go through, whatever is set meanwhile.
             with self._lock:
-                chosen = given or (self.stitch or BASELINE, self._operation)
-            inputs = [self._prepare(image, chosen[1]) for image in batch]
+                chosen = given or self._in_effect()
+            inputs = [self._prepare(image, chosen) for image in batch]
             yield from self._detect(inputs, chosen)
 
     def _in_image(self, found: Instances, given: Mapping[str, object]) -> Detections:
@@ -532,14 +482,3 @@ class Predictor:
             fields["pred_masks"] = PastedMasks(fields.pop(_PROBABILITIES), boxes, found.image_size)
         fields["class_names"] = ClassNames(self.class_names[i] for i in found.pred_classes.tolist())
         return Detections(found.image_size, **fields)
-
-
-def _id_or_name(stitch: object) -> int | str:
-    if isinstance(stitch, str):
-        return int(stitch) if stitch.isdecimal() else stitch
-    try:
-        if not isinstance(stitch, bool):
-            return operator.index(stitch)
-    except TypeError:
-        pass
-    raise InputError(f"a stitch is chosen by its id or name, not by {stitch!r}")

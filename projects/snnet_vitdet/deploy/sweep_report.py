@@ -186,9 +186,11 @@ def _facts(config: Config, table: StitchTable) -> list[tuple[str, str]]:
         sizes = " + ".join(f"{vit.depth} × {vit.embed_dim}" for vit in vits)
         facts.append(("ViT blocks × width", sizes))
     sizes = {entry.result.image_size for entry in table} - {None} or {config.data.image_size}
-    facts.append(
-        ("Image size", ", ".join(f"{side} × {side}" for side in sorted(sizes)) + " pixels")
-    )
+    if any(entry.result.padding == "tight" for entry in table):
+        shapes = ", ".join(map(str, sorted(sizes))) + " pixels on the longer side"
+    else:
+        shapes = ", ".join(f"{side} × {side}" for side in sorted(sizes)) + " pixels"
+    facts.append(("Image size", shapes))
     if table.device is not None:
         facts.append(("Latency and memory on", table.device))
     return facts

@@ -145,7 +145,7 @@ class SweepSettings(Settings, key="sweep"):
         "square", "pad images to the square, or only [to whole patches](points.md#tight-padding)"
     )
     aspect_ratio: float = _setting(
-        4 / 3, "longer over shorter side of the image that `tight` costs are counted for", lowest=1
+        1.333, "longer over shorter side of the image that `tight` costs are counted for", lowest=1
     )
     mode: Literal["one_pass", "separate"] = _setting(
         "one_pass", "each image through all stitches in turn, or one stitch after another"

@@ -383,6 +383,8 @@ def _summary(rows: Sequence[Row], task: str, best: Row | None) -> str:
         ap50 := [row[f"{task}_AP50"] for row in full if has_value(row, f"{task}_AP50")]
     ):
         parts.append(f"mean {label} AP50 {math.fsum(ap50) / len(ap50):.1f}")
+    if any(row.get("padding") == "tight" for row in rows):
+        parts.append("tight padding")
     if missing := sum(not has_value(row, f"{task}_AP") for row in rows):
         parts.append(f"{missing} without a score")
     return ", ".join(parts)

@@ -228,6 +228,8 @@ def _facts(rows: Sequence[Row], columns: Sequence[Column], what: str) -> list[tu
         count = iterations.pop()
         trained = counted(count, "iteration", "iterations") if count else "not at all: the fit"
         facts.append(("Trained for", trained))
+    if any(row.get("padding") == "tight" for row in rows):
+        facts.append(("Padding", "tight: to whole patches; GFLOPs are for one aspect ratio"))
     for task, word in TASKS.items():
         if best := best_row(rows, f"{task}_AP"):
             facts.append((f"Best {word} AP", f"{best[f'{task}_AP']:.1f} ({best['name']})"))
