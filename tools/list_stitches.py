@@ -19,6 +19,7 @@ from tabulate import tabulate
 
 from snnet_vitdet.engine import (
     build_sampler,
+    cost_aspect_ratio,
     costs_by_size,
     ends_plan,
     load_config,
@@ -106,9 +107,12 @@ def run(args):
         config.sweep.stitch_ids = "all"
         points = points_of(config, model)
         rows = rows_of(points, costs_of(config, points), shares)
-        baselines = {
-            name: baseline_cost(anchor_alone(config.model, name)) for name in ("small", "large")
-        }
+        ratio = cost_aspect_ratio(config)
+        shown = stitch_costs(config.model, aspect_ratio=ratio)
+        alone = {name: anchor_alone(config.model, name) for name in ("small", "large")}
+        baselines = {name: baseline_cost(each, aspect_ratio=ratio) for name, each in alone.items()}
+        # A training pads to the square.
+        large_alone = baseline_cost(alone["large"])
         if args.csv:
             write_csv(args.csv, COLUMNS, rows)
     except InterpolationToMissingValueError as error:
@@ -118,7 +122,8 @@ def run(args):
         ) from error
     print(tabulate(rows, COLUMNS, disable_numparse=[1, 2, 3]))
     many = counted_points([point.name for point in points])
-    at = "" if config.sweep.image_sizes else f" at {size} x {size} pixels"
+    shorter = int(size / ratio + 0.5)
+    at = "" if config.sweep.image_sizes else f" at {size} x {shorter} pixels"
     print(
         f"\n{many}{at}. GFLOPs are multiply-accumulates / 1e9 of the whole detector,\n"
         "parameters are in millions, probability is that of being trained in an iteration,\n"
@@ -126,10 +131,10 @@ def run(args):
     )
     whole = "joined detector" if is_joined(config.model) else "supernet"
     for anchor in costs.space.anchors:
-        print(f"{anchor.name} in the {whole}: {costs[anchor.id].gflops:.5g} GFLOPs")
+        print(f"{anchor.name} in the {whole}: {shown[anchor.id].gflops:.5g} GFLOPs")
     for name, cost in baselines.items():
         print(f"ViTDet on the {name} anchor alone (baseline): {cost.gflops:.5g} GFLOPs")
-    for line in training_lines(samplers[0], shares, mean, costs, baselines["large"]):
+    for line in training_lines(samplers[0], shares, mean, costs, large_alone):
         print(line)
 
 

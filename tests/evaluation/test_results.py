@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -153,7 +154,7 @@ def test_json_is_strict_with_null_for_nan_and_cuts_as_a_list(tmp_path):
     assert [",".join(row) for row in rows] == [HEADER] * 4
     assert rows[2]["cuts"] == [3, 7] and rows[0]["cuts"] == []
     assert rows[3]["bbox_AP"] is None and rows[3]["segm_AP"] == 12.0
-    assert rows[0]["on_pareto"] is True
+    assert rows[0]["on_pareto"] is True and rows[0]["padding"] == "square"
 
 
 def test_rows_say_how_long_the_weights_were_trained(tmp_path):
@@ -161,7 +162,7 @@ def test_rows_say_how_long_the_weights_were_trained(tmp_path):
     table.write(tmp_path)
     assert [row["iteration"] for row in StitchTable.read_results(tmp_path).rows()] == [0, 700, None]
     lines = (tmp_path / "stitches.csv").read_text().splitlines()
-    assert [line.split(",")[-4] for line in lines] == ["iteration", "0", "700", ""]
+    assert [line.split(",")[-5] for line in lines] == ["iteration", "0", "700", ""]
 
 
 def _large_table():
@@ -201,6 +202,15 @@ def test_summary_counts_stitches_and_frontier_and_gives_best_and_mean():
         "4 stitches, 2 on the frontier (*), best box AP 45.5 by stitch 2 (FS-1), "
         "mean box AP50 59.3, 1 without a score"
     )
+
+
+def test_summary_names_tight_padding():
+    tight = [replace(entry.result, padding="tight") for entry in small_table()]
+    assert (
+        printed(StitchTable(tight)).splitlines()[-1].endswith(", tight padding, 1 without a score")
+    )
+    with pytest.raises(ValueError, match="padding must be square or tight, got 'loose'"):
+        replace(tight[0], padding="loose")
 
 
 def test_a_missing_score_is_a_dash():

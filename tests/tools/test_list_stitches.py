@@ -167,6 +167,18 @@ def test_operating_points_are_listed_with_their_costs(run, tmp_path):
     assert {(row["image_size"], row["num_proposals"]) for row in trained} == {("1024", "1000")}
 
 
+def test_costs_with_tight_padding_are_those_of_the_ratio(run):
+    tight = run("--config-file", SL, "sweep.padding=tight", "sweep.aspect_ratio=1.7777778")
+    square = run("--config-file", SL)
+    assert "134 stitches at 1024 x 576 pixels" in tight
+    # Counted with detectron2's analysis of an image of this shape, in docs/points.md.
+    for name, expected in (("S", 308.8), ("L", 1056.0)):
+        assert figure(tight, f"{name} in the supernet:") == pytest.approx(expected, abs=0.05)
+    lines = [printed.splitlines()[-3:] for printed in (tight, square)]
+    assert "Training iteration: 1141.1 GFLOPs" in lines[0][0]
+    assert lines[0] == lines[1]
+
+
 def test_file_that_cannot_be_written_is_refused(refused, tmp_path):
     (tmp_path / "file").write_text("")
     target = tmp_path / "file" / "stitches.csv"
