@@ -141,9 +141,9 @@ def test_csv_has_the_header_of_the_contract_and_readable_values(tmp_path):
     lines = (tmp_path / "stitches.csv").read_text(encoding="utf-8").split("\n")
     assert lines[0] == HEADER
     assert lines[1].startswith("0,small,S,,1.0000,30.2500,33.3333,53.3333,")
-    assert lines[1].endswith(",true,,,,")
+    assert lines[1].endswith(",true,,,,,square")
     assert lines[3].startswith("4,SFS-3-7,SFS,3-7,3.0000,")
-    assert lines[4] == "9,FS-1,FS,1,2.5000,30.2500,,,,,,,12.0000,,,,,,false,,,,"
+    assert lines[4] == "9,FS-1,FS,1,2.5000,30.2500,,,,,,,12.0000,,,,,,false,,,,,square"
     assert lines[5:] == [""]
 
 
