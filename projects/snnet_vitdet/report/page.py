@@ -229,7 +229,7 @@ def _facts(rows: Sequence[Row], columns: Sequence[Column], what: str) -> list[tu
         trained = counted(count, "iteration", "iterations") if count else "not at all: the fit"
         facts.append(("Trained for", trained))
     if any(row.get("padding") == "tight" for row in rows):
-        facts.append(("Padding", "tight: to whole patches; GFLOPs are for one aspect ratio"))
+        facts.append(("Padding", "sweep.padding=tight"))
     for task, word in TASKS.items():
         if best := best_row(rows, f"{task}_AP"):
             facts.append((f"Best {word} AP", f"{best[f'{task}_AP']:.1f} ({best['name']})"))
