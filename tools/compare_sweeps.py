@@ -109,6 +109,12 @@ def candidates_of(arguments_, metric, cost):
             f"{name}: {number} images, {file}" for (file, number), name in scored_on.items()
         )
         notes.append(f"Scores of different images cannot be compared ({what}).")
+    rows = [row for each in runs.values() for run in each for row in run]
+    if len({row["aspect_ratio"] for row in rows}) > 1:
+        notes.append(
+            "The sweeps have different padding or aspect ratios: their costs are those of images "
+            "of different shapes."
+        )
     return [Candidate(name, tuple(each), cost, metric) for name, each in runs.items()], notes
 
 

@@ -29,13 +29,13 @@ from snnet_vitdet.deploy import (
     export_torchscript,
     image_files,
     load_exported,
-    patch_size_of,
     read_export,
 )
-from snnet_vitdet.engine import cost_aspect_ratio, load_config
+from snnet_vitdet.engine import load_config
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.modeling import operating_at
-from snnet_vitdet.modeling.cost import grid_of_image
+from snnet_vitdet.modeling.cost import tokens_of_image
+from snnet_vitdet.modeling.operating import patch_size_of
 from snnet_vitdet.stitching import split_point_name
 from snnet_vitdet.text import neutral
 
@@ -178,10 +178,11 @@ def run(args):
         return
     # The graphs are made from the exported file.
     prepare, model = predictor.prepare, load_exported(output)
-    side = args.size or info.image_size
-    patch_size = patch_size_of(model)
-    grid = grid_of_image(side, patch_size, cost_aspect_ratio(config))
-    shape = tuple(patch_size * length for length in grid)
+    side, patch_size = info.image_size if args.size is None else args.size, patch_size_of(model)
+    if side < patch_size or side % patch_size:
+        raise InputError(f"--size must be a multiple of {patch_size} pixels, got {side}")
+    tokens = tokens_of_image(model, side, info.aspect_ratio)
+    shape = tuple(patch_size * length for length in tokens)
     metadata = {
         "point": info.name,
         "image_format": info.image_format,
@@ -204,7 +205,7 @@ def run(args):
     if args.torchscript:
         path = output.with_suffix(".ts")
         images = [prepare(image)["image"] for image in images_for(args, config)]
-        metadata["image_size"] = str(info.image_size)
+        metadata |= {"image_size": str(info.image_size), "padding": padding}
         compared = export_torchscript(model, path, images, args.batch_size, metadata)
         print(f"{path}: {megabytes(path)}; {compared} detections are the same")
 

@@ -122,7 +122,7 @@ def run(args):
         ) from error
     print(tabulate(rows, COLUMNS, disable_numparse=[1, 2, 3]))
     many = counted_points([point.name for point in points])
-    shorter = int(size / ratio + 0.5)
+    shorter = int(size / (ratio or 1) + 0.5)
     at = "" if config.sweep.image_sizes else f" at {size} x {shorter} pixels"
     print(
         f"\n{many}{at}. GFLOPs are multiply-accumulates / 1e9 of the whole detector,\n"

@@ -85,7 +85,7 @@ def run_sweep(config: Config, resume: bool) -> StitchTable:
             folder,
             scorer=scorer,
             subset=subset,
-            padding=config.sweep.padding,
+            aspect_ratio=cost_aspect_ratio(config),
             precision=config.sweep.precision,
             iteration=iteration,
             provenance=provenance,

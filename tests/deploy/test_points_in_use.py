@@ -267,6 +267,7 @@ def test_a_predictor_pads_as_its_config_or_its_argument_says(tight, config, imag
     by_config, by_argument = Predictor(tight, weights), Predictor(config, weights, padding="tight")
     square = Predictor(config, weights)
     assert (by_config.padding, by_argument.padding, square.padding) == ("tight", "tight", "square")
+    image = image[:30]
     found = by_config(image, stitch="S")
     assert_same(found, by_argument(image, stitch="S"))
     assert not torch.equal(found.scores[:3], square(image, stitch="S").scores[:3])
@@ -292,20 +293,27 @@ def test_an_exported_file_pads_as_it_was_swept(tight, config, image, tmp_path):
     predictor = Predictor(tight, config.train.init_checkpoint, stitch="FS-2")
     arguments = (predictor.model, tight, predictor.stitch, predictor.class_names)
     info = export_stitch(tmp_path / "tight.safetensors", *arguments)
-    assert info.padding == info.result.padding == "tight"
+    assert info.padding == "tight" and info.aspect_ratio == info.result.aspect_ratio == 1.333
     assert info.gflops == StitchTable.read(folder_of(tight))["FS-2"].gflops
     exported = Predictor.from_file(tmp_path / "tight.safetensors", score_threshold="f1")
     assert exported.padding == "tight"
     exported.set_score_threshold(0.0)
-    found, expected = exported(image), predictor(image)
+    found, expected = exported(image[:30]), predictor(image[:30])
     torch.testing.assert_close(found.scores, expected.scores, atol=1e-5, rtol=1e-4)
     content = json.loads(info.to_json())
-    with pytest.raises(InputError, match="its sweep padded images otherwise"):
-        type(info).from_json(json.dumps({**content, "padding": "square"}))
+    for ratio in (None, 2.0):
+        with pytest.raises(InputError, match="its sweep has another aspect ratio"):
+            type(info).from_json(json.dumps({**content, "aspect_ratio": ratio}))
+    # The scores are the sweep's, the costs are those of the ratio that is asked for.
+    tight.sweep.aspect_ratio = 2.0
+    other = export_stitch(tmp_path / "other.safetensors", *arguments)
+    tight.sweep.aspect_ratio = 1.333
+    assert other.gflops == other.result.gflops < info.gflops
+    assert other.result.metrics == info.result.metrics
     square = export_stitch(
         tmp_path / "square.safetensors", predictor.model, config, predictor.stitch, info.class_names
     )
-    assert "padding" not in square.to_json()
+    assert "aspect_ratio" not in square.to_json()
 
 
 def test_the_tools_take_tight_padding(tight, config, tmp_path):
@@ -314,10 +322,10 @@ def test_the_tools_take_tight_padding(tight, config, tmp_path):
     common = ["--config-file", file, "--weights", weights]
     exported = str(tmp_path / "p.safetensors")
     options = ("--stitch", "S", "--output", exported)
-    ratio = "sweep.aspect_ratio=1.6"
+    ratio = "sweep.aspect_ratio=2.5"
     done = run_program("tools/export_stitch.py", *common, *options, "--onnx", ratio)
     assert done.code == 0, done.error
-    assert "1 x 3 x 48 x 64; largest difference" in done.printed
+    assert "1 x 3 x 32 x 64; largest difference" in done.printed
     done = run_program("tools/export_stitch.py", *common, *options, "--torchscript")
     assert "leave out sweep.padding=tight" in done.error
     output = tmp_path / "latency.json"
@@ -328,3 +336,8 @@ def test_the_tools_take_tight_padding(tight, config, tmp_path):
     assert done.code == 0, done.error
     measured = json.loads(output.read_text())
     assert measured["padding"] == "tight" and measured["rows"][0]["name"] == "S"
+    results = [entry.result for entry in StitchTable.read(folder_of(config))]
+    with pytest.raises(InputError, match="measured with tight padding, but .* square padding"):
+        StitchTable(results, measured)
+    done = run_program("tools/export_stitch.py", *common, *options, "--onnx", "--size", "100")
+    assert "--size must be a multiple of 16 pixels, got 100" in done.error

@@ -9,7 +9,7 @@ HEADER = (
     "stitch_id,name,kind,cuts,gflops,params_m,"
     "bbox_AP,bbox_AP50,bbox_AP75,bbox_APs,bbox_APm,bbox_APl,"
     "segm_AP,segm_AP50,segm_AP75,segm_APs,segm_APm,segm_APl,on_pareto,iteration,num_images,"
-    "image_size,num_proposals,padding"
+    "image_size,num_proposals,aspect_ratio"
 )
 
 

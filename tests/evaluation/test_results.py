@@ -141,9 +141,9 @@ def test_csv_has_the_header_of_the_contract_and_readable_values(tmp_path):
     lines = (tmp_path / "stitches.csv").read_text(encoding="utf-8").split("\n")
     assert lines[0] == HEADER
     assert lines[1].startswith("0,small,S,,1.0000,30.2500,33.3333,53.3333,")
-    assert lines[1].endswith(",true,,,,,square")
+    assert lines[1].endswith(",true,,,,,")
     assert lines[3].startswith("4,SFS-3-7,SFS,3-7,3.0000,")
-    assert lines[4] == "9,FS-1,FS,1,2.5000,30.2500,,,,,,,12.0000,,,,,,false,,,,,square"
+    assert lines[4] == "9,FS-1,FS,1,2.5000,30.2500,,,,,,,12.0000,,,,,,false,,,,,"
     assert lines[5:] == [""]
 
 
@@ -154,7 +154,7 @@ def test_json_is_strict_with_null_for_nan_and_cuts_as_a_list(tmp_path):
     assert [",".join(row) for row in rows] == [HEADER] * 4
     assert rows[2]["cuts"] == [3, 7] and rows[0]["cuts"] == []
     assert rows[3]["bbox_AP"] is None and rows[3]["segm_AP"] == 12.0
-    assert rows[0]["on_pareto"] is True and rows[0]["padding"] == "square"
+    assert rows[0]["on_pareto"] is True and rows[0]["aspect_ratio"] is None
 
 
 def test_rows_say_how_long_the_weights_were_trained(tmp_path):
@@ -205,12 +205,13 @@ def test_summary_counts_stitches_and_frontier_and_gives_best_and_mean():
 
 
 def test_summary_names_tight_padding():
-    tight = [replace(entry.result, padding="tight") for entry in small_table()]
+    tight = [replace(entry.result, aspect_ratio=1.5) for entry in small_table()]
     assert (
         printed(StitchTable(tight)).splitlines()[-1].endswith(", tight padding, 1 without a score")
     )
-    with pytest.raises(ValueError, match="padding must be square or tight, got 'loose'"):
-        replace(tight[0], padding="loose")
+    assert tight[0].padding == "tight" and replace(tight[0], aspect_ratio=None).padding == "square"
+    with pytest.raises(ValueError, match="aspect_ratio must be 1 or more, got 0.5"):
+        replace(tight[0], aspect_ratio=0.5)
 
 
 def test_a_missing_score_is_a_dash():

@@ -276,7 +276,7 @@ def test_costs_with_tight_padding_are_those_of_a_whole_image_of_this_ratio():
             merged(net),
             attention_implementation(net, "reference"),
         ):
-            # 72 pixels are five rows of patches, of which the last one is not whole.
+            # 72 pixels are padded to 96.
             flops, _ = traced(model, 100, SIZE, height=72)
         assert table[table.space[name].id].flops == pytest.approx(flops, rel=AGREEMENT)
     for anchor in ("small", "large"):
@@ -288,5 +288,5 @@ def test_costs_with_tight_padding_are_those_of_a_whole_image_of_this_ratio():
         ):
             flops, _ = traced(model, 100, SIZE, height=72)
         assert baseline_cost(alone, aspect_ratio=ratio).flops == pytest.approx(flops, rel=AGREEMENT)
-    # All but the box head shrinks with the image, to 5 of 8 rows.
-    assert table[0].flops < 0.9 * stitch_costs(config)[0].flops
+    # All but the box head shrinks with the image, to 6 of 8 rows.
+    assert table[0].flops < 0.92 * stitch_costs(config)[0].flops

@@ -192,8 +192,12 @@ def test_with_tight_padding_a_square_image_gives_the_same_and_others_are_not_squ
         with torch.no_grad():
             trained([dict(image=picture(SIZE)[:, :90]), dict(image=picture(SIZE)[:, :, :70])])
             trained([dict(image=picture(SIZE)[:, :70, :90])])
+            # The coarsest level of the pyramid needs a cell.
+            trained([dict(image=picture(SIZE)[:, :, :1])])
+    with operating_at(trained, 48, None, "tight"), torch.no_grad():
+        trained([dict(image=picture(48))])
     watch.remove()
-    assert sizes == [(SIZE, SIZE), (SIZE, SIZE), (70, 90)]
+    assert sizes == [(SIZE, SIZE), (SIZE, SIZE), (96, 96), (SIZE, 32), (48, 48)]
     assert_same(detect(trained, SIZE), own)
 
 

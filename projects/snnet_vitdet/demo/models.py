@@ -60,7 +60,10 @@ def from_training(config_file: str, args: argparse.Namespace) -> tuple[Answers, 
             predictor.check_table(table)
     model_config = copy.deepcopy(config.model)
     model_config.roi_heads.num_classes = len(predictor.class_names)
-    costs = stitch_costs(model_config, aspect_ratio=cost_aspect_ratio(config))
+    ratio = cost_aspect_ratio(config)
+    # Stitches that were not swept are beside those that were.
+    ratio = next((entry.result.aspect_ratio for entry in table), ratio) if table else ratio
+    costs = stitch_costs(model_config, aspect_ratio=ratio)
     choices = Choices(predictor.stitches, costs, table)
     answers = Answers(
         lambda image, name: predictor(image, stitch=name),
@@ -106,6 +109,11 @@ def from_exports(args: argparse.Namespace) -> tuple[Answers, str, list[str]]:
         raise InputError(
             f"the files in {path} are not of one training, their classes differ: give one of them "
             "alone, or another folder"
+        )
+    if len({info.aspect_ratio for info in infos}) > 1:
+        raise InputError(
+            f"the files in {path} have different padding or aspect ratios, so their costs cannot "
+            "be compared: give one of them alone, or another folder"
         )
     costs = [Cost(info.gflops * 1e9, info.params_m * 1e6) for info in infos]
     choices = Choices(

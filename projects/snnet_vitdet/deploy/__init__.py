@@ -6,7 +6,6 @@ from .export_graphs import (
     export_onnx,
     export_program,
     export_torchscript,
-    patch_size_of,
 )
 from .instances import ClassNames, CocoPredictions, Detections, PastedMasks
 from .latency import measure_points
@@ -41,7 +40,6 @@ __all__ = [
     "image_files",
     "load_exported",
     "measure_points",
-    "patch_size_of",
     "sample_detections",
     "stitches_to_show",
     "read_export",

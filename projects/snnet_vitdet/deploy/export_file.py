@@ -23,7 +23,6 @@ from torch import nn
 from snnet_vitdet.engine import Config, at_image_size, cost_aspect_ratio
 from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.evaluation import BASELINE, ScoreCurve, StitchResult, StitchTable
-from snnet_vitdet.evaluation.results import PADDINGS
 from snnet_vitdet.evaluation.score_curves import NUM_SCORES
 from snnet_vitdet.files import replacing
 from snnet_vitdet.modeling import JoinedRCNN, baseline_cost, extracted_state, stitch_costs
@@ -39,7 +38,7 @@ from snnet_vitdet.stitching import (
     split_point_name,
 )
 from snnet_vitdet.text import listed
-from snnet_vitdet.validators import TEXT, number, one_of
+from snnet_vitdet.validators import TEXT, number, one_of, or_null
 from snnet_vitdet.weight_files import (
     EXPORT_KEY,
     check_state_dict,
@@ -83,8 +82,8 @@ class ExportInfo:
         curve: The detections over their scores, if the sweep counted them.
         point: Name of the operating point, such as ``FS-3@640/300``; empty if image size and number
             of proposals are those of the training.
-        padding: How images are padded: to the ``square``, or ``tight``, to whole patches. GFLOPs
-            with tight padding are those of ``sweep.aspect_ratio``.
+        aspect_ratio: Longer over shorter side of the image that GFLOPs are counted for, if padding
+            is tight; None if images are padded to the square.
     """
 
     stitch: Stitch | None
@@ -98,12 +97,17 @@ class ExportInfo:
     result: StitchResult | None = None
     curve: ScoreCurve | None = None
     point: str = ""
-    padding: str = "square"
+    aspect_ratio: float | None = None
 
     @property
     def name(self) -> str:
         """Name of the operating point, of the stitch if it runs as trained; or ``baseline``."""
         return self.point or (self.stitch or BASELINE).name
+
+    @property
+    def padding(self) -> str:
+        """How images are padded: to the ``square``, or ``tight``."""
+        return "square" if self.aspect_ratio is None else "tight"
 
     def resizing(self) -> list[T.Augmentation]:
         """The augmentations that resize images for the model."""
@@ -119,10 +123,10 @@ class ExportInfo:
             del content["point"]
             for key in ("image_size", "num_proposals") if self.result else ():
                 del content["result"][key]
-        if self.padding == "square":
-            del content["padding"]
+        if self.aspect_ratio is None:
+            del content["aspect_ratio"]
             if self.result:
-                del content["result"]["padding"]
+                del content["result"]["aspect_ratio"]
         if self.result:
             metrics = self.result.metrics.items()
             content["result"]["metrics"] = {k: v for k, v in metrics if not math.isnan(v)}
@@ -152,7 +156,7 @@ class ExportInfo:
                 f"its format has version {version}, this program reads {_FORMAT_VERSION}: use the "
                 "version of the program that wrote it"
             )
-        values = {"point": "", "padding": "square", **values}
+        values = {"point": "", "aspect_ratio": None, **values}
         if other := values.keys() ^ cls.__dataclass_fields__.keys():
             raise InputError(
                 f"its description has unknown or missing keys: {listed(sorted(other))}"
@@ -174,8 +178,8 @@ class ExportInfo:
         of_model = stitch == (info.stitch or BASELINE).name
         if not of_model or (operation and operation[0] != info.image_size):
             raise InputError(f"its operating point {info.name} is not that of its model")
-        if info.result and info.result.padding != info.padding:
-            raise InputError("its sweep padded images otherwise than its model does")
+        if info.result and info.result.aspect_ratio != info.aspect_ratio:
+            raise InputError("its sweep has another aspect ratio than its model")
         return info
 
 
@@ -218,9 +222,8 @@ def export_stitch(
     except InputError as error:
         raise InputError(f"the model cannot be exported: {error}") from error
     # The weights are those of the training's image size.
-    counts = dict(
-        image_size=size, num_proposals=num_proposals, aspect_ratio=cost_aspect_ratio(config)
-    )
+    aspect_ratio = cost_aspect_ratio(config)
+    counts = dict(image_size=size, num_proposals=num_proposals, aspect_ratio=aspect_ratio)
     cost = (
         stitch_costs(own_config, **counts)[stitch.id]
         if stitch
@@ -236,7 +239,7 @@ def export_stitch(
         augmentations=plan_of(mapper.augmentations),
         model=plan,
         point=OperatingPoint(stitch or BASELINE, *operation).name if operation else "",
-        padding=config.sweep.padding,
+        aspect_ratio=aspect_ratio,
     )
     info = _with_sweep(info, Path(config.train.output_dir, "sweep"))
     metadata = {"format": "pt", EXPORT_KEY: info.to_json()}
@@ -291,7 +294,8 @@ def load_exported(
 ) -> GeneralizedRCNN:
     """Loads the detector of an exported file: an ordinary detectron2 model, in evaluation mode.
 
-    It takes no more memory than its weights: the ViTs are never there as a whole.
+    It takes no more memory than its weights: the ViTs are never there as a whole. It pads images to
+    the square; with tight padding, run it inside ``operating_at(model, None, None, "tight")``.
 
     Raises:
         InputError: If the file is damaged, or its weights are not those of its model.
@@ -333,6 +337,8 @@ def _with_sweep(info: ExportInfo, folder: Path) -> ExportInfo:
     result = table[info.name].result
     if result.image_size not in (None, info.image_size) or result.padding != info.padding:
         return info  # a sweep of another size or padding, by an override
+    # The scores are those of the sweep's images; the costs are those of the file's aspect ratio.
+    result = replace(result, gflops=info.gflops, aspect_ratio=info.aspect_ratio)
     return replace(info, result=result, curve=table[info.name].curve)
 
 
@@ -399,5 +405,5 @@ _VALUES = {
     "image_size": SIDE,
     "image_format": one_of("RGB", "BGR"),
     "point": TEXT,
-    "padding": one_of(*PADDINGS),
+    "aspect_ratio": or_null(number(1, 1e6)),
 }

@@ -15,6 +15,7 @@ from torch import nn
 
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.files import replacing
+from snnet_vitdet.modeling.operating import patch_size_of
 
 __all__ = [
     "TOLERANCE",
@@ -23,7 +24,6 @@ __all__ = [
     "export_program",
     "export_torchscript",
     "largest_difference",
-    "patch_size_of",
 ]
 
 TOLERANCE = 1e-3
@@ -263,12 +263,6 @@ def _agree(found: Instances, expected: Instances) -> bool:
         torch.allclose(one.float(), other.float(), rtol=0, atol=_DETECTION_TOLERANCES[name])
         for name, (one, other) in pairs.items()
     )
-
-
-def patch_size_of(model: GeneralizedRCNN) -> int:
-    """Side in pixels of a patch of the detector's ViT."""
-    (output,) = model.backbone.net.output_shape().values()
-    return output.stride
 
 
 def _module_and_arguments(

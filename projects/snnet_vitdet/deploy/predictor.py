@@ -17,7 +17,6 @@ from torch import nn
 from snnet_vitdet.engine import Config
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import BASELINE, StitchTable
-from snnet_vitdet.evaluation.results import PADDINGS
 from snnet_vitdet.evaluation.score_curves import wanted_precision
 from snnet_vitdet.modeling import (
     find_stitched_vit,
@@ -95,7 +94,7 @@ class Predictor:
             device: ``cuda``, ``cpu``, or ``auto``: the GPU if there is one.
             precision: ``float32``, ``float16`` or ``bfloat16``; the last two by autocast.
             padding: ``square`` as in the training, or ``tight``: an image is padded to multiples of
-                the patch size only, and a batch to its largest height and width. None for
+                32 pixels only, and a batch to its largest height and width. None for
                 ``sweep.padding`` of the config, or for that of the exported file.
 
         Raises:
@@ -103,8 +102,8 @@ class Predictor:
         """
         if precision not in ("float32", "float16", "bfloat16"):
             raise InputError(f"precision must be float32, float16 or bfloat16, got {precision!r}")
-        if padding not in (None, *PADDINGS):
-            raise InputError(f"padding must be {' or '.join(PADDINGS)}, got {padding!r}")
+        if padding not in (None, "square", "tight"):
+            raise InputError(f"padding must be square or tight, got {padding!r}")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:

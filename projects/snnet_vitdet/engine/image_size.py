@@ -68,9 +68,9 @@ def _resolved(config: Config, key: str) -> object:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def cost_aspect_ratio(config: Config) -> float:
-    """Longer over shorter side of the image that the costs of a sweep are counted for."""
-    return config.sweep.aspect_ratio if config.sweep.padding == "tight" else 1
+def cost_aspect_ratio(config: Config) -> float | None:
+    """Aspect ratio that a sweep's costs are counted for; None if images are padded to squares."""
+    return config.sweep.aspect_ratio if config.sweep.padding == "tight" else None
 
 
 def vary_image_size(config: Config, data_loader: TrainLoader) -> None:

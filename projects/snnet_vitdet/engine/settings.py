@@ -142,7 +142,7 @@ class SweepSettings(Settings, key="sweep"):
         None, "numbers of proposals for the box head; `null`: the model's own"
     )
     padding: Literal["square", "tight"] = _setting(
-        "square", "pad images to the square, or only [to whole patches](points.md#tight-padding)"
+        "square", "pad images to the square, or only [what is needed](points.md#tight-padding)"
     )
     aspect_ratio: float = _setting(
         1.333, "longer over shorter side of the image that `tight` costs are counted for", lowest=1

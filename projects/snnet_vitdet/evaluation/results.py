@@ -25,7 +25,6 @@ __all__ = [
     "IDENTITY",
     "MEASURED",
     "METRICS",
-    "PADDINGS",
     "SCORES",
     "TASKS",
     "Row",
@@ -65,14 +64,11 @@ METRICS = tuple(f"{task}_{ap}" for task in TASKS for ap in AP_NAMES)
 IDENTITY = ("stitch_id", "name", "kind", "cuts", "gflops", "params_m")
 """The columns that say which point a row is of, and what it costs."""
 
-CIRCUMSTANCES = ("iteration", "num_images", "image_size", "num_proposals", "padding")
+CIRCUMSTANCES = ("iteration", "num_images", "image_size", "num_proposals", "aspect_ratio")
 """The columns that say how a row was scored; None where it is not known."""
 
 COLUMNS = (*IDENTITY, *METRICS, "on_pareto", *CIRCUMSTANCES)
 """The columns of ``stitches.csv`` and the keys of each row of ``stitches.json``, in order."""
-
-PADDINGS = ("square", "tight")
-"""How images are padded: to a square, or to whole patches only."""
 
 MEASURED = ("latency_ms", "latency_ms_p90", "memory_mb")
 """The columns that ``tools/measure_latency.py`` adds."""
@@ -102,7 +98,8 @@ class StitchResult:
         num_images: Number of images the metrics were computed on; None if not counted.
         image_size: Side in pixels of the square that images were padded to; None if not known.
         num_proposals: Largest number of proposals that reached the box head; None if not known.
-        padding: How images were padded: to the ``square``, or ``tight``, to whole patches.
+        aspect_ratio: Longer over shorter side of the image that GFLOPs are counted for, if padding
+            was tight; None if images were padded to the square.
 
     Raises:
         TypeError: If a value has the wrong type.
@@ -120,7 +117,7 @@ class StitchResult:
     num_images: int | None = None
     image_size: int | None = None
     num_proposals: int | None = None
-    padding: str = "square"
+    aspect_ratio: float | None = None
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.metrics) - set(METRICS)):
@@ -130,8 +127,6 @@ class StitchResult:
         for label in ("name", "kind"):
             if not isinstance(getattr(self, label), str):
                 raise TypeError(f"{label} must be a string, got {getattr(self, label)!r}")
-        if self.padding not in PADDINGS:
-            raise ValueError(f"padding must be square or tight, got {self.padding!r}")
         values: dict[str, Any] = {
             "cuts": tuple(operator.index(cut) for cut in self.cuts),
             "metrics": {name: _ap(name, self.metrics.get(name, math.nan)) for name in METRICS},
@@ -140,6 +135,10 @@ class StitchResult:
             values[label] = _number(label, getattr(self, label))
             if not 0 <= values[label] < math.inf:
                 raise ValueError(f"{label} must be finite and 0 or more, got {values[label]}")
+        if self.aspect_ratio is not None:
+            values["aspect_ratio"] = _number("aspect_ratio", self.aspect_ratio)
+            if not 1 <= values["aspect_ratio"] < math.inf:
+                raise ValueError(f"aspect_ratio must be 1 or more, got {self.aspect_ratio}")
         for label in ("stitch_id", "iteration", *_LATER):
             if label == "stitch_id" or getattr(self, label) is not None:
                 values[label] = operator.index(getattr(self, label))
@@ -147,6 +146,11 @@ class StitchResult:
                     raise ValueError(f"{label} must be 0 or more, got {values[label]}")
         for label, value in values.items():
             object.__setattr__(self, label, value)
+
+    @property
+    def padding(self) -> str:
+        """How images were padded: to the ``square``, or ``tight``."""
+        return "square" if self.aspect_ratio is None else "tight"
 
     @property
     def key(self) -> tuple[int, int, int]:
@@ -305,14 +309,14 @@ def results_of(rows: object) -> list[StitchResult]:
         raise ValueError("it is not a list of rows")
     results: dict[tuple[int, int, int], StitchResult] = {}
     for position, row in enumerate(rows):
-        if not isinstance(row, dict) or {*row, *_LATER, "padding"} != set(COLUMNS):
+        if not isinstance(row, dict) or {*row, *_LATER, "aspect_ratio"} != set(COLUMNS):
             raise ValueError(f"row {position} does not have the columns {', '.join(COLUMNS)}")
         result = StitchResult(
             **{name: row[name] for name in IDENTITY},
             metrics={name: math.nan if row[name] is None else row[name] for name in METRICS},
             iteration=row["iteration"],
             **{name: row.get(name) for name in _LATER},
-            padding=row.get("padding", "square"),
+            aspect_ratio=row.get("aspect_ratio"),
         )
         if result.key in results:
             raise ValueError(f"stitch {result.stitch_id} ({result.name}) has two rows")
@@ -383,7 +387,7 @@ def _summary(rows: Sequence[Row], task: str, best: Row | None) -> str:
         ap50 := [row[f"{task}_AP50"] for row in full if has_value(row, f"{task}_AP50")]
     ):
         parts.append(f"mean {label} AP50 {math.fsum(ap50) / len(ap50):.1f}")
-    if any(row.get("padding") == "tight" for row in rows):
+    if any(row.get("aspect_ratio") for row in rows):
         parts.append("tight padding")
     if missing := sum(not has_value(row, f"{task}_AP") for row in rows):
         parts.append(f"{missing} without a score")

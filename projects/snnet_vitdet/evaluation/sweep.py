@@ -81,7 +81,7 @@ def sweep(
     *,
     scorer: CocoScorer | None = None,
     subset: int = 0,
-    padding: str = "square",
+    aspect_ratio: float | None = None,
     precision: str = "float32",
     iteration: int | None = None,
     provenance: Mapping[str, object] | None = None,
@@ -99,7 +99,8 @@ def sweep(
         scorer: Scores the detections of one pass over all stitches. None, or a detector without
             stitches, evaluates each point separately.
         subset: Number of images to score on, always the same ones; 0 for all. Needs one pass.
-        padding: ``square`` or ``tight``, see :func:`.operating_at`.
+        aspect_ratio: Longer over shorter side of the image that costs are counted for; padding is
+            then tight, see :func:`.operating_at`. None for square padding.
         precision: ``float32``, or ``float16`` or ``bfloat16`` for autocast; masks are pasted in
             float32.
         iteration: Number of training iterations of the weights, if known.
@@ -117,6 +118,7 @@ def sweep(
     if subset and (scorer is None or backbone is None):
         raise InputError("sweep.subset needs sweep.mode=one_pass and a stitched detector")
     provenance = json.loads(json.dumps(provenance or {}))
+    padding = "square" if aspect_ratio is None else "tight"
     is_main = comm.is_main_process()
     table = _open_table(output_dir, provenance, resume) if is_main else StitchTable()
     all_trained, count = all(point.is_trained for point in points), 0
@@ -159,7 +161,7 @@ def sweep(
                     num_images=num_images,
                     image_size=point.image_size,
                     num_proposals=point.num_proposals,
-                    padding=padding,
+                    aspect_ratio=aspect_ratio,
                 )
                 table.put(result, curve)
                 if is_main:

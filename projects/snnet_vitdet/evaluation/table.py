@@ -391,6 +391,12 @@ class StitchTable:
             self.device = measurements.get("device")
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise _damaged(source, error) from error
+        padding = measurements.get("padding", "square")
+        if other := {entry.result.padding for entry in self} - {padding}:
+            raise InputError(
+                f"{source} was measured with {padding} padding, but {self._source} is a sweep with "
+                f"{other.pop()} padding: measure again"
+            )
         names = {entry.id: entry.name.partition("@")[0] for entry in self}
         measured_of = {(stitch_id, name): measured for stitch_id, name, measured in rows}
         for stitch_id, name in measured_of:

@@ -33,6 +33,7 @@ from snnet_vitdet.stitching import (
 from .anchor import AnchorViT, Block
 from .attention import attention_implementation
 from .joined import is_joined
+from .operating import patch_size_of, tight_shape
 from .pyramid import pyramid_from_features, pyramid_of_exit
 from .stitched_vit import StitchedViT
 
@@ -40,10 +41,10 @@ __all__ = [
     "anchor_alone",
     "baseline_cost",
     "build_on_meta",
-    "grid_of_image",
     "image_size_of",
     "point_costs",
     "stitch_costs",
+    "tokens_of_image",
 ]
 
 
@@ -82,7 +83,7 @@ def stitch_costs(
     image_size: int | None = None,
     num_detections: int = 0,
     num_proposals: int | None = None,
-    aspect_ratio: float = 1,
+    aspect_ratio: float | None = None,
 ) -> CostTable:
     """Cost of every stitch of a detector.
 
@@ -91,8 +92,8 @@ def stitch_costs(
         image_size: Longer side of the image in pixels; the config's own if None.
         num_detections: Number of detections the mask head is counted for.
         num_proposals: Number of proposals the box head is counted for; the config's own if None.
-        aspect_ratio: Longer side of the image over its shorter side. Above 1 it is padded to
-            multiples of the patch size only, as :func:`.operating_at` does with ``tight``.
+        aspect_ratio: Longer side of the image over its shorter side, which is padded as
+            :func:`.operating_at` does with ``tight``; None for a square.
 
     Returns:
         The cost of every stitch of the model's space, with merged stitching layers.
@@ -111,7 +112,7 @@ def point_costs(
     image_sizes: Sequence[int | None],
     proposals: Sequence[int | None],
     num_detections: int = 0,
-    aspect_ratio: float = 1,
+    aspect_ratio: float | None = None,
 ) -> dict[tuple[int | None, int | None], CostTable]:
     """Cost of every stitch at several image sizes, with several numbers of proposals.
 
@@ -136,7 +137,7 @@ def point_costs(
     tables = {}
     for size in image_sizes:
         side = size or image_size_of(model_config)
-        grid = grid_of_image(side, backbone.small.patch_size, aspect_ratio)
+        grid = tokens_of_image(model, side, aspect_ratio)
         embeddings = tuple(_embedding(anchor, grid) for anchor in backbone.anchors)
         blocks = tuple(_blocks(anchor, grid) for anchor in backbone.anchors)
         stitching = {key: _stitching_layer(layer, grid) for key, layer in layers.items()}
@@ -155,7 +156,7 @@ def baseline_cost(
     image_size: int | None = None,
     num_detections: int = 0,
     num_proposals: int | None = None,
-    aspect_ratio: float = 1,
+    aspect_ratio: float | None = None,
 ) -> Cost:
     """Cost of a detector on one anchor; arguments as for :func:`stitch_costs`.
 
@@ -166,7 +167,7 @@ def baseline_cost(
     anchor = model.backbone.net
     if not isinstance(anchor, AnchorViT):
         raise InputError("model.backbone.net is no AnchorViT, so the model is no baseline")
-    grid = grid_of_image(image_size, anchor.patch_size, aspect_ratio)
+    grid = tokens_of_image(model, image_size, aspect_ratio)
     counts = (num_detections, num_proposals)
     after = _after_vit(model, model.backbone, anchor.embed_dim, grid, *counts)
     parts = [_embedding(anchor, grid), *_blocks(anchor, grid), *after.values()]
@@ -213,17 +214,23 @@ def _params(module: nn.Module) -> int:
     )
 
 
-def grid_of_image(image_size: int, patch_size: int, aspect_ratio: float) -> tuple[int, int]:
-    """Height and width in tokens of a landscape image that is padded to whole patches.
+def tokens_of_image(
+    model: GeneralizedRCNN, image_size: int, aspect_ratio: float | None
+) -> tuple[int, int]:
+    """Height and width in tokens of a landscape image that a detector has padded.
 
     Args:
-        image_size: Longer side in pixels.
-        patch_size: Side of a patch in pixels.
-        aspect_ratio: Longer over shorter side.
+        model: The detector.
+        image_size: Longer side of the image in pixels.
+        aspect_ratio: Longer over shorter side; None for a square.
     """
-    # detectron2's ResizeShortestEdge rounds the shorter side in this way.
-    height = max(1, int(image_size / aspect_ratio + 0.5))
-    return -(-height // patch_size), -(-image_size // patch_size)
+    shape = (image_size, image_size)
+    if aspect_ratio is not None:
+        # detectron2's ResizeShortestEdge rounds the shorter side in this way.
+        height = max(1, int(image_size / aspect_ratio + 0.5))
+        shape = tight_shape(model, image_size, (height, image_size))
+    patch = patch_size_of(model)
+    return -(-shape[0] // patch), -(-shape[1] // patch)
 
 
 def _tokens(grid: tuple[int, int], width: int) -> torch.Tensor:

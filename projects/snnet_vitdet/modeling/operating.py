@@ -4,12 +4,15 @@ Weights do not depend on the image size, besides the relative positions of globa
 belong to the training's grid, and attention interpolates them to the grid at hand.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from detectron2.modeling import GeneralizedRCNN, SimpleFeaturePyramid
 from detectron2.modeling.proposal_generator import RPN
+from detectron2.structures import ImageList
 from torch import nn
 
 from snnet_vitdet.errors import InputError
@@ -23,9 +26,11 @@ from .stitched_vit import find_stitched_vit
 __all__ = [
     "most_proposals",
     "operating_at",
+    "patch_size_of",
     "point_of",
     "resized_positions",
     "take_position_grids",
+    "tight_shape",
     "trained_with",
 ]
 
@@ -94,8 +99,8 @@ def operating_at(
         image_size: Side in pixels of the square that images are padded to; a multiple of the
             patch size. The images must be resized to it. None changes nothing.
         num_proposals: Largest number of proposals that reach the box head. None changes nothing.
-        padding: ``square``, or ``tight``: images are padded to multiples of the patch size, and
-            those of a batch to their largest height and width. Positions are those of the square,
+        padding: ``square``, or ``tight``: images are padded as :func:`tight_shape` says, and those
+            of a batch to their largest height and width. Positions are those of the square,
             cropped, so that a square image gives the same as before.
     """
     if image_size is None and num_proposals is None and padding == "square":
@@ -112,12 +117,14 @@ def operating_at(
         if image_size is not None:
             for pyramid in pyramids:
                 pyramid._square_pad = image_size
-        if padding == "tight":
+        if padding == "tight" and (side := pyramids[0]._square_pad):
             with_positions = list(_with_positions_of_the_image(model))
             for module in with_positions:
-                module.position_side = pyramids[0]._square_pad // _patch_size(model)
+                module.position_side = side // patch_size_of(model)
             for pyramid in pyramids:
                 pyramid._square_pad = 0
+            # In place of the class's own method.
+            model.preprocess_image = partial(_preprocessed, model, side)
         if num_proposals is not None:
             for rpn in rpns:
                 rpn.post_nms_topk = {**rpn.post_nms_topk, False: num_proposals}
@@ -129,6 +136,33 @@ def operating_at(
             rpn.post_nms_topk = count
         for module in with_positions:
             module.position_side = 0
+        model.__dict__.pop("preprocess_image", None)
+
+
+def _preprocessed(
+    model: GeneralizedRCNN, image_size: int, batch: Sequence[dict[str, torch.Tensor]]
+) -> ImageList:
+    images = type(model).preprocess_image(model, batch)
+    height, width = images.tensor.shape[-2:]
+    rows, columns = tight_shape(model, image_size, (height, width))
+    images.tensor = F.pad(images.tensor, (0, columns - width, 0, rows - height))
+    return images
+
+
+def tight_shape(model: GeneralizedRCNN, image_size: int, shape: tuple[int, int]) -> tuple[int, int]:
+    """Height and width that tight padding gives an image.
+
+    Sides become multiples of the stride of the pyramid's coarsest level, so that it sees the whole
+    image, but not longer than those of the square.
+
+    Args:
+        model: The detector.
+        image_size: Side of the square in pixels.
+        shape: Height and width of the image in pixels.
+    """
+    stride = model.backbone.padding_constraints["size_divisiblity"]  # detectron2's spelling
+    height, width = (max(side, min(-(-side // stride) * stride, image_size)) for side in shape)
+    return height, width
 
 
 def _with_positions_of_the_image(model: nn.Module) -> Iterator[AnchorViT | Attention]:
@@ -140,8 +174,10 @@ def _with_positions_of_the_image(model: nn.Module) -> Iterator[AnchorViT | Atten
             yield module.attn
 
 
-def _patch_size(model: nn.Module) -> int:
-    return next(m.patch_size for m in model.modules() if isinstance(m, AnchorViT))
+def patch_size_of(model: GeneralizedRCNN) -> int:
+    """Side in pixels of a patch of a detector's ViT."""
+    (output,) = model.backbone.net.output_shape().values()
+    return output.stride
 
 
 def take_position_grids(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:

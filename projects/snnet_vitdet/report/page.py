@@ -228,8 +228,8 @@ def _facts(rows: Sequence[Row], columns: Sequence[Column], what: str) -> list[tu
         count = iterations.pop()
         trained = counted(count, "iteration", "iterations") if count else "not at all: the fit"
         facts.append(("Trained for", trained))
-    if any(row.get("padding") == "tight" for row in rows):
-        facts.append(("Padding", "sweep.padding=tight"))
+    for ratio in sorted({row.get("aspect_ratio") for row in rows} - {None}):
+        facts.append(("Padding", f"tight, GFLOPs at an aspect ratio of {ratio:g}"))
     for task, word in TASKS.items():
         if best := best_row(rows, f"{task}_AP"):
             facts.append((f"Best {word} AP", f"{best[f'{task}_AP']:.1f} ({best['name']})"))
