@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 from in_process import run_program
@@ -14,13 +15,14 @@ from snnet_vitdet.evaluation import StitchResult, StitchTable
 def sweep(tmp_path):
     """Writes the results of a sweep into a training's folder of the test."""
 
-    def write(folder, points, num_images=50, annotations="test.json", kind="FS"):
+    def write(folder, points, num_images=50, annotations="test.json", kind="FS", ratio=None):
         table = StitchTable()
         for i, (cost, box, mask) in enumerate(points):
             name = "baseline" if kind == "baseline" else f"{kind}-{i + 1}"
             scores = {"bbox_AP": box, "segm_AP": mask}
             cuts = () if kind == "baseline" else (i + 1,)
-            table.put(StitchResult(i, name, kind, cuts, cost, 1.0 + i, scores, 9, num_images))
+            result = StitchResult(i, name, kind, cuts, cost, 1.0 + i, scores, 9, num_images)
+            table.put(replace(result, aspect_ratio=ratio))
         table.write(tmp_path / folder / "sweep")
         facts = {"test_json": f"/data/{annotations}", "test_json_bytes": 7}
         (tmp_path / folder / "sweep" / "sweep.json").write_text(json.dumps(facts))
@@ -94,6 +96,13 @@ def test_what_was_scored_on_other_images_is_noted(sweep, compare):
     assert "one: 50 images, test.json" in compare(f"one={one}", f"fewer={fewer}")
     assert "other: 50 images, val.json" in compare(f"one={one}", f"other={other}")
     assert "Note" not in compare(f"one={one}", f"again={one}")
+
+
+def test_what_was_padded_in_another_way_is_noted(sweep, compare):
+    square, tight = sweep("square", [(1, 10, 5)]), sweep("tight", [(1, 10, 5)], ratio=1.5)
+    note = "The sweeps have different padding or aspect ratios"
+    assert note in compare(square, tight) and note in compare(f"a={square}", f"a={tight}")
+    assert note not in compare(tight, f"again={tight}")
 
 
 def test_what_cannot_be_compared_is_said_in_a_sentence(sweep, compare, tmp_path):
