@@ -14,7 +14,7 @@ from snnet_vitdet.evaluation import mask_rle
 from snnet_vitdet.evaluation.mask_rle import encode_masks
 
 # What changes in the module. The way of a GPU runs on a CPU, too.
-GPU = {"_on_cpu": lambda _: False}
+GPU = {"_is_on_cpu": lambda _: False}
 WAYS = {
     "boxes": {},
     "parts of boxes": {"_PIXELS_AT_ONCE_CPU": 5},

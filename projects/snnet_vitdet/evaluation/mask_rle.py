@@ -48,27 +48,30 @@ def encode_masks(
     probabilities, boxes = probabilities.float(), boxes.float()
     x0, y0, x1, y1 = boxes.split(1, dim=1)
     xs, ys = _positions(width, x0, x1), _positions(height, y0, y1)
-    windows = _box_windows if _on_cpu(boxes) else _image_windows
+    on_cpu = _is_on_cpu(boxes)
+    windows = _box_windows if on_cpu else _image_windows
     starts = []
     for first, last, left, top, right, bottom in windows(boxes, height, width):
-        # RLE goes down the columns, so a column is contiguous here.
-        size = (last - first, right - left, bottom - top)
-        x = xs[first:last, left:right, None].expand(size)
-        y = ys[first:last, None, top:bottom].expand(size)
-        grid = torch.stack([x, y], dim=-1)
+        # Columns first, because RLE counts down the columns. Out: (N, columns, rows, 2)
+        x, y = xs[first:last, left:right, None], ys[first:last, None, top:bottom]
+        grid = torch.view_as_real(torch.complex(x, y))  # broadcasts; faster than torch.stack
         values = F.grid_sample(probabilities[first:last], grid, align_corners=False)[:, 0]
-        # Whole columns of the image; a column before the window, and one after it in the image.
+        # Whole columns of the image: one before the window, and one after it if there is one.
         num_columns = min(right + 1, width) - left
         inside = values.new_zeros((last - first, 1 + num_columns, height), dtype=torch.bool)
+        if on_cpu:  # numpy does the rest in a third of the time
+            values, inside = values.numpy(), inside.numpy()
         inside[:, 1 : 1 + right - left, top:bottom] = values >= _THRESHOLD
-        flat = inside.flatten(1)
-        found = _nonzero(flat[:, height:] ^ flat[:, height - 1 : -1])
-        mask, pixel = np.divmod(found, num_columns * height)
-        starts.append(((first + mask) * width + left) * height + pixel)
+        flat = inside.reshape(last - first, -1)
+        changes = (flat[:, height:] ^ flat[:, height - 1 : -1]).reshape(-1)
+        found = np.flatnonzero(changes) if on_cpu else changes.nonzero()[:, 0].cpu().numpy()
+        # A window has one mask, or whole images.
+        starts.append((first * width + left) * height + found)
     return _encode(np.concatenate(starts), len(boxes), height, width)
 
 
-def _on_cpu(tensor: torch.Tensor) -> bool:
+def _is_on_cpu(tensor: torch.Tensor) -> bool:
+    """Apart from the rest so that tests run on a CPU what a GPU runs."""
     return tensor.device.type == "cpu"
 
 
@@ -94,14 +97,6 @@ def _image_windows(boxes: torch.Tensor, height: int, width: int) -> Iterator[_Wi
     step = max(1, _PIXELS_AT_ONCE_GPU // (height * width))
     for first in range(0, len(boxes), step):
         yield first, min(first + step, len(boxes)), 0, 0, width, height
-
-
-def _nonzero(flags: torch.Tensor) -> np.ndarray:
-    """Flat indexes of the true values, on the host."""
-    flags = flags.flatten()
-    if _on_cpu(flags):
-        return np.flatnonzero(flags.numpy())  # 4 to 8 times as fast as torch's
-    return flags.nonzero()[:, 0].cpu().numpy()
 
 
 def _encode(starts: np.ndarray, num_masks: int, height: int, width: int) -> list[dict]:
