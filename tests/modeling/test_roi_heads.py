@@ -7,6 +7,7 @@ from detectron2.config import instantiate
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import BitMasks
 from detectron2.utils.events import EventStorage
+from pycocotools import mask as mask_util
 
 from snnet_vitdet import Predictor
 from snnet_vitdet.evaluation.one_pass import detect
@@ -124,6 +125,8 @@ def separately(model):
 def in_one_pass(model):
     net = model.backbone.net
     ((_, (found,)),) = detect(model, inputs(), PrefixTree([net.stitch]))
+    masks = mask_util.decode(found.rles).astype(bool)  # (H, W, N)
+    found.pred_masks = torch.from_numpy(masks).permute(2, 0, 1)
     return found
 
 

@@ -36,6 +36,7 @@ from snnet_vitdet.modeling import (
 from snnet_vitdet.stitching import OperatingPoint, PrefixTree, Stitch
 
 from .detections import DetectionStore
+from .mask_rle import encode_masks
 from .score_curves import ScoreCurve
 from .scoring import CocoScorer
 
@@ -44,6 +45,7 @@ __all__ = [
     "detect",
     "evaluate_in_one_pass",
     "fixed_subset",
+    "records_of",
     "supports_one_pass",
 ]
 
@@ -151,8 +153,7 @@ def _detect_all(
     for batch in batches:
         for stitch, found in detect(model, batch, tree, counts):
             for sample, instances in zip(batch, found, strict=True):
-                instances = instances.to("cpu")
-                detections = instances_to_coco_json(instances, sample["image_id"])
+                detections = records_of(instances, sample["image_id"])
                 for index, point in enumerate(of_stitch[stitch.id]):
                     rows = rows_with_count(instances, index).tolist()
                     store.add(point.name, [detections[row] for row in rows])
@@ -187,8 +188,9 @@ def detect(
         counts: Numbers of proposals by stitch id, at most that of the RPN; None for the RPN's own.
 
     Yields:
-        A stitch, and for each image what the model with this stitch detects. The rows of
-        :func:`.rows_with_count` are what it detects with one number of proposals alone.
+        A stitch, and for each image what the model with this stitch detects, on the CPU. Masks are
+        in ``rles`` as COCO's RLE, not in ``pred_masks``. The rows of :func:`.rows_with_count` are
+        what the model detects with one number of proposals alone.
 
     Raises:
         InputError: If the model is not one that can be taken apart.
@@ -208,8 +210,34 @@ def detect(
         numbers = counts[stitch.id] if counts else [rpn.post_nms_topk[False]]
         proposals, _ = rpn(images, levels, None)
         results = detect_with_counts(heads, images, levels, proposals, numbers)
-        outputs = GeneralizedRCNN._postprocess(results, batch, images.image_sizes)
-        yield stitch, [output["instances"] for output in outputs]
+        yield stitch, list(_in_image_pixels(results, batch, images.image_sizes))
+
+
+def _in_image_pixels(
+    results: Sequence[Instances], batch: Sequence[dict], image_sizes: Sequence[tuple[int, int]]
+) -> Iterator[Instances]:
+    """Detections from the pixels of the model to those of the images, as :func:`detect` yields."""
+    for found in results:
+        if found.has("pred_masks"):
+            # Under another name, detectron2 does not paste them.
+            found.mask_probabilities = found.pred_masks
+            found.remove("pred_masks")
+    for output in GeneralizedRCNN._postprocess(results, batch, image_sizes):
+        found = output["instances"]
+        if found.has("mask_probabilities"):
+            boxes = found.pred_boxes.tensor
+            found.rles = encode_masks(found.mask_probabilities, boxes, found.image_size)
+            found.remove("mask_probabilities")
+        yield found.to("cpu")
+
+
+def records_of(found: Instances, image_id: int) -> list[dict]:
+    """The detections of :func:`detect` in an image, as ``instances_to_coco_json`` makes them."""
+    records = instances_to_coco_json(found, image_id)
+    if found.has("rles"):
+        for record, rle in zip(records, found.rles, strict=True):
+            record["segmentation"] = rle
+    return records
 
 
 def batches_from(
