@@ -270,6 +270,12 @@ def test_absolute_positions_of_a_square_are_cropped_to_an_image(abs_pos):
     torch.testing.assert_close(anchor.embed(square), expected, atol=0, rtol=0)
 
 
+def test_tokens_are_contiguous_from_the_embedding_on():
+    anchor = plain_anchor(depth=1)
+    tokens = anchor.embed(torch.randn(2, 3, 64, 48))
+    assert tokens.is_contiguous() and anchor.run_block(0, tokens).is_contiguous()
+
+
 def test_an_image_that_patches_do_not_divide_is_padded_at_its_end():
     torch.manual_seed(0)
     anchor = plain_anchor()

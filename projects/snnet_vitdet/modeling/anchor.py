@@ -300,7 +300,9 @@ class AnchorViT(Backbone):
         missing = [-side % self.patch_size for side in images.shape[-2:]]
         if any(missing):
             images = F.pad(images, (0, missing[1], 0, missing[0]))
-        x = self.patch_embed(images)
+        # The convolution's output is channels-first in memory, and the blocks would pass that on:
+        # each norm would copy its input.
+        x = self.patch_embed(images).contiguous()
         if self.abs_pos:
             x = x + self._positions((x.shape[1], x.shape[2]))
         return self.norm_pre(x)
