@@ -131,6 +131,8 @@ def print_sizes(predictor, info, output):
     if os.path.getsize(source) > 1.1 * weights:
         print("        (the rest is the state of the optimizer)")
     print(f"after:  {megabytes(output)} in {output}")
+    if info.result is None:
+        print("        (without scores: the training has no sweep of this point with this padding)")
 
 
 def _described(info):
@@ -164,8 +166,11 @@ def run(args):
         )
     choices = {name: getattr(args, name) for name in ("stitch", *BUDGETS, "by")}
     predictor = Predictor(config, args.weights, device="cpu", **choices)
+    patch_size = patch_size_of(predictor.model)
+    if args.size is not None and (args.size < patch_size or args.size % patch_size):
+        raise InputError(f"--size must be a multiple of {patch_size} pixels, got {args.size}")
     # FS-3@640/300 is not the name of a file.
-    name = predictor.name.replace("/", "-")
+    name = predictor.name.replace("/", "-") + ("-tight" if padding == "tight" else "")
     output = Path(args.output or Path(config.train.output_dir, "export", f"{name}.safetensors"))
     if output.suffix != ".safetensors":
         raise InputError(f"--output {output} must end in .safetensors")
@@ -178,9 +183,7 @@ def run(args):
         return
     # The graphs are made from the exported file.
     prepare, model = predictor.prepare, load_exported(output)
-    side, patch_size = info.image_size if args.size is None else args.size, patch_size_of(model)
-    if side < patch_size or side % patch_size:
-        raise InputError(f"--size must be a multiple of {patch_size} pixels, got {side}")
+    side = args.size or info.image_size
     tokens = tokens_of_image(model, side, info.aspect_ratio)
     shape = tuple(patch_size * length for length in tokens)
     metadata = {

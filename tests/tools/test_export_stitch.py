@@ -138,6 +138,6 @@ def test_wrong_choices_are_refused(export, tmp_path):
     (tmp_path / "file").touch()
     error = export("--stitch", "S", "--output", str(tmp_path / "file/a.safetensors"), fails=True)
     assert "cannot write" in error
-    assert "multiple of 32" in export("--stitch", "S", "--torch-export", "--size=40", fails=True)
+    assert "multiple of 16" in export("--stitch", "S", "--torch-export", "--size=40", fails=True)
     done = run_program("tools/export_stitch.py", "--stitch", "S")
     assert done.code and "no config file is given" in done.error

@@ -186,7 +186,8 @@ class StitchTable:
                     f"{self._source} is a sweep with {entry.result.padding} padding, and its costs "
                     f"and scores are not those of {padding} padding: give "
                     f"sweep.padding={entry.result.padding}, or in Python "
-                    f'padding="{entry.result.padding}"'
+                    f'padding="{entry.result.padding}"; or take the folder of a sweep with '
+                    f"{padding} padding"
                 )
             swept = (entry.result.image_size, entry.result.num_proposals)
             if "@" in entry.name or None in swept or swept == (own := trained_with(entry.id)):

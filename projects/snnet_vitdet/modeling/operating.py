@@ -152,8 +152,8 @@ def _preprocessed(
 def tight_shape(model: GeneralizedRCNN, image_size: int, shape: tuple[int, int]) -> tuple[int, int]:
     """Height and width that tight padding gives an image.
 
-    Sides become multiples of the stride of the pyramid's coarsest level, so that it sees the whole
-    image, but not longer than those of the square.
+    Sides become multiples of the stride of the pyramid's coarsest stage (32 pixels for ``p5``), so
+    that it sees the whole image, but not longer than those of the square.
 
     Args:
         model: The detector.
