@@ -194,10 +194,23 @@ def test_with_tight_padding_a_square_image_gives_the_same_and_others_are_not_squ
             trained([dict(image=picture(SIZE)[:, :70, :90])])
             # The coarsest level of the pyramid needs a cell.
             trained([dict(image=picture(SIZE)[:, :, :1])])
+        # A context inside leaves the padding as it is.
+        with operating_at(trained, None, 5):
+            detect(trained, SIZE)
+        with torch.no_grad():
+            trained([dict(image=picture(SIZE)[:, :, :1])])
     with operating_at(trained, 48, None, "tight"), torch.no_grad():
         trained([dict(image=picture(48))])
     watch.remove()
-    assert sizes == [(SIZE, SIZE), (SIZE, SIZE), (96, 96), (SIZE, 32), (48, 48)]
+    assert sizes == [
+        (SIZE, SIZE),
+        (SIZE, SIZE),
+        (96, 96),
+        (SIZE, 32),
+        (SIZE, SIZE),
+        (SIZE, 32),
+        (48, 48),
+    ]
     assert_same(detect(trained, SIZE), own)
 
 

@@ -1,12 +1,7 @@
 """From a swept model to a detector in use: choose, predict, export."""
 
 from .export_file import ExportInfo, export_stitch, exported_table, load_exported, read_export
-from .export_graphs import (
-    PixelsToPyramid,
-    export_onnx,
-    export_program,
-    export_torchscript,
-)
+from .export_graphs import PixelsToPyramid, export_onnx, export_program, export_torchscript
 from .instances import ClassNames, CocoPredictions, Detections, PastedMasks
 from .latency import measure_points
 from .loading import LoadedDetector, resizing

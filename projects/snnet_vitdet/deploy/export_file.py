@@ -23,6 +23,7 @@ from torch import nn
 from snnet_vitdet.engine import Config, at_image_size, cost_aspect_ratio
 from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.evaluation import BASELINE, ScoreCurve, StitchResult, StitchTable
+from snnet_vitdet.evaluation.results import padding_of
 from snnet_vitdet.evaluation.score_curves import NUM_SCORES
 from snnet_vitdet.files import replacing
 from snnet_vitdet.modeling import JoinedRCNN, baseline_cost, extracted_state, stitch_costs
@@ -107,7 +108,7 @@ class ExportInfo:
     @property
     def padding(self) -> str:
         """How images are padded: to the ``square``, or ``tight``."""
-        return "square" if self.aspect_ratio is None else "tight"
+        return padding_of(self.aspect_ratio)
 
     def resizing(self) -> list[T.Augmentation]:
         """The augmentations that resize images for the model."""

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from detectron2.modeling import GeneralizedRCNN
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import nn
 
@@ -21,6 +20,7 @@ from snnet_vitdet.evaluation.score_curves import wanted_precision
 from snnet_vitdet.modeling import (
     find_stitched_vit,
     operating_at,
+    postprocessed,
     running_in,
     trained_with,
 )
@@ -34,7 +34,6 @@ from .points_by_name import ChosenPoint, PointsByName
 
 __all__ = ["Predictor"]
 
-_PROBABILITIES = "mask_probabilities"
 # The image size that an input is prepared for; None for the training's.
 _SIZE = "prepared_for"
 
@@ -469,15 +468,11 @@ class Predictor:
 
     def _in_image(self, found: Instances, given: Mapping[str, object]) -> Detections:
         """The model's detections in pixels of the image before resizing."""
-        has_masks = found.has("pred_masks")
-        if has_masks:
-            # detectron2 does not paste masks of another name.
-            found.set(_PROBABILITIES, found.pred_masks[:, 0])
-            found.remove("pred_masks")
-        found = detector_postprocess(found, given["height"], given["width"])
+        found = postprocessed(found, given["height"], given["width"])
         fields = found.get_fields()
-        if has_masks:
+        if found.has("mask_probabilities"):
+            probabilities = fields.pop("mask_probabilities")[:, 0]
             boxes = found.pred_boxes.tensor
-            fields["pred_masks"] = PastedMasks(fields.pop(_PROBABILITIES), boxes, found.image_size)
+            fields["pred_masks"] = PastedMasks(probabilities, boxes, found.image_size)
         fields["class_names"] = ClassNames(self.class_names[i] for i in found.pred_classes.tolist())
         return Detections(found.image_size, **fields)

@@ -29,6 +29,7 @@ from snnet_vitdet.modeling import (
     find_stitched_vit,
     operating_at,
     point_of,
+    postprocessed,
     pyramid_from_features,
     pyramid_of_exit,
     rows_with_count,
@@ -217,13 +218,8 @@ def _in_image_pixels(
     results: Sequence[Instances], batch: Sequence[dict], image_sizes: Sequence[tuple[int, int]]
 ) -> Iterator[Instances]:
     """Detections from the pixels of the model to those of the images, as :func:`detect` yields."""
-    for found in results:
-        if found.has("pred_masks"):
-            # Under another name, detectron2 does not paste them.
-            found.mask_probabilities = found.pred_masks
-            found.remove("pred_masks")
-    for output in GeneralizedRCNN._postprocess(results, batch, image_sizes):
-        found = output["instances"]
+    for found, sample, (height, width) in zip(results, batch, image_sizes, strict=True):
+        found = postprocessed(found, sample.get("height", height), sample.get("width", width))
         if found.has("mask_probabilities"):
             boxes = found.pred_boxes.tensor
             found.rles = encode_masks(found.mask_probabilities, boxes, found.image_size)

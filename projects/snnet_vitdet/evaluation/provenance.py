@@ -61,10 +61,11 @@ def provenance_of(
         for key, value in leaves(name, _plain(node))
         if not (isinstance(value, str) and value in paths)
     }
-    tight = config.sweep.aspect_ratio if config.sweep.padding == "tight" else None
+    is_tight = config.sweep.padding == "tight"
+    padding = {key: config.sweep[key] for key in ("padding", "aspect_ratio")} if is_tight else {}
     return {
         "precision": config.sweep.precision,
-        **({} if tight is None else {"padding": "tight", "aspect_ratio": tight}),
+        **padding,
         # Only for a checkpoint that has both.
         **({} if averaged is None else {"averaged": averaged}),
         **{name: os.path.abspath(path) for name, path in files.items()},

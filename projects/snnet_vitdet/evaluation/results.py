@@ -37,6 +37,7 @@ __all__ = [
     "has_value",
     "num_images",
     "on_frontier",
+    "padding_of",
     "pareto_front",
     "results_of",
     "stitches_alone",
@@ -150,7 +151,7 @@ class StitchResult:
     @property
     def padding(self) -> str:
         """How images were padded: to the ``square``, or ``tight``."""
-        return "square" if self.aspect_ratio is None else "tight"
+        return padding_of(self.aspect_ratio)
 
     @property
     def key(self) -> tuple[int, int, int]:
@@ -161,6 +162,11 @@ class StitchResult:
         if "@" not in self.name:
             return (self.stitch_id, 0, 0)
         return (self.stitch_id, self.image_size or 0, self.num_proposals or 0)
+
+
+def padding_of(aspect_ratio: float | None) -> str:
+    """Padding of a detector whose costs are counted for an aspect ratio; None for a square."""
+    return "square" if aspect_ratio is None else "tight"
 
 
 def _ap(label: str, value: Any) -> float:

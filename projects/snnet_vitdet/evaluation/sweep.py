@@ -28,7 +28,7 @@ from snnet_vitdet.modeling import find_stitched_vit, operating_at, running_in
 from snnet_vitdet.stitching import Cost, OperatingPoint, Stitch, merged
 
 from .one_pass import evaluate_in_one_pass, fixed_subset
-from .results import METRICS, SCORES, TASKS, StitchResult, counted_points, on_frontier
+from .results import METRICS, SCORES, TASKS, StitchResult, counted_points, on_frontier, padding_of
 from .score_curves import CURVES_FILE, ScoreCurve
 from .scoring import CocoScorer, restore_ids
 from .table import MEASURED_CSV, StitchTable
@@ -118,7 +118,7 @@ def sweep(
     if subset and (scorer is None or backbone is None):
         raise InputError("sweep.subset needs sweep.mode=one_pass and a stitched detector")
     provenance = json.loads(json.dumps(provenance or {}))
-    padding = "square" if aspect_ratio is None else "tight"
+    padding = padding_of(aspect_ratio)
     is_main = comm.is_main_process()
     table = _open_table(output_dir, provenance, resume) if is_main else StitchTable()
     all_trained, count = all(point.is_trained for point in points), 0

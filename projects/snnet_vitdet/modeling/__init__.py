@@ -15,7 +15,13 @@ from .operating import (
     trained_with,
 )
 from .pyramid import PyramidPerExit, pyramid_from_features, pyramid_of_exit
-from .roi_heads import detect_with_counts, rows_with_count, running_in, train_on_given_masks
+from .roi_heads import (
+    detect_with_counts,
+    postprocessed,
+    rows_with_count,
+    running_in,
+    train_on_given_masks,
+)
 from .stitched_vit import StitchedViT, find_stitched_vit
 from .weights import load_anchor_weights
 
@@ -42,6 +48,7 @@ __all__ = [
     "plain_vit_names",
     "point_costs",
     "point_of",
+    "postprocessed",
     "pyramid_from_features",
     "pyramid_of_exit",
     "resized_positions",

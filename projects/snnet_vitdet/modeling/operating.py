@@ -136,7 +136,8 @@ def operating_at(
             rpn.post_nms_topk = count
         for module in with_positions:
             module.position_side = 0
-        model.__dict__.pop("preprocess_image", None)
+        if with_positions:
+            del model.preprocess_image
 
 
 def _preprocessed(

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.roi_heads import (
     CascadeROIHeads,
     FastRCNNOutputLayers,
@@ -15,7 +16,13 @@ from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
-__all__ = ["detect_with_counts", "rows_with_count", "running_in", "train_on_given_masks"]
+__all__ = [
+    "detect_with_counts",
+    "postprocessed",
+    "rows_with_count",
+    "running_in",
+    "train_on_given_masks",
+]
 
 # Which class of which proposal a detection is.
 _KEY = "proposal_and_class"
@@ -157,8 +164,30 @@ def rows_with_count(found: Instances, index: int) -> torch.Tensor:
     return order[places[order] >= 0]
 
 
+def postprocessed(found: Instances, height: int, width: int) -> Instances:
+    """detectron2's ``detector_postprocess``, without pasting masks into the image.
+
+    Args:
+        found: Detections in pixels of the model's image; they are changed.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+
+    Returns:
+        The detections in pixels of the image, with ``mask_probabilities`` in their boxes,
+        (N, 1, M, M), in place of ``pred_masks``.
+    """
+    if found.has("pred_masks"):
+        # detectron2 does not paste masks of another name.
+        found.mask_probabilities = found.pred_masks
+        found.remove("pred_masks")
+    return detector_postprocess(found, height, width)
+
+
 def _united(found: Sequence[Instances]) -> Instances:
     """The detections in an image with any number of proposals; those of the same key are one."""
+    if len(found) == 1:
+        found[0].places = torch.arange(len(found[0]), device=found[0].scores.device)[:, None]
+        return found[0]
     every = Instances.cat(list(found))
     device = every.scores.device
     place = torch.cat([torch.arange(len(each), device=device) for each in found])
