@@ -167,7 +167,7 @@ def test_detections_are_bitwise_those_of_the_model_with_the_stitch_alone(make_co
                 fields, expected = one.get_fields(), other.get_fields()
                 assert fields.pop("places").tolist() == [[row] for row in range(len(one))]
                 assert torch.equal(fields.pop("pred_boxes").tensor, expected["pred_boxes"].tensor)
-                assert len(fields.pop("rles")) == len(expected["pred_masks"])
+                assert len(fields.pop("mask_runs")) == len(expected["pred_masks"])
                 assert fields.keys() == {"scores", "pred_classes"}
                 for name, value in fields.items():
                     assert torch.equal(value, expected[name]), name
