@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -116,9 +117,7 @@ def watch(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "overrides", [[], ["sweep.batch_size=3"]], ids=["one image", "batches"]
-)
+@pytest.mark.parametrize("overrides", [[], ["sweep.batch_size=3"]], ids=["one image", "batches"])
 def test_rows_are_those_of_separate_evaluations(
     overrides, make_config, trained_tiny, tmp_path, small_files
 ):
@@ -133,6 +132,13 @@ def test_rows_are_those_of_separate_evaluations(
         os.listdir(tmp_path / "sweep")
     )
     assert not list(tmp_path.rglob("detections"))
+
+
+@pytest.mark.slow
+def test_the_log_says_how_far_it_is_and_what_bounds_it(uninterrupted):
+    log = (uninterrupted / "sweep" / "log.txt").read_text()
+    parts = r"the detector \d+ %(, (reading images|writing detections) \d+ %){2}"
+    assert re.search(rf"8 of 8 images, [\d.]+ s an image for all, ETA 0:00:00; {parts}\n", log)
 
 
 def load(config):
