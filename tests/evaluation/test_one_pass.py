@@ -61,8 +61,8 @@ def assert_worth_comparing(rows):
 
 @pytest.fixture
 def make_config(trained_tiny, tmp_path, restored_logging):
-    """The config of a sweep into the test's folder."""
-    return functools.partial(trained_tiny, tmp_path)
+    """The config of a sweep into the test's folder, scored in the process that `watch` sees."""
+    return functools.partial(trained_tiny, tmp_path, "sweep.scoring_workers=1")
 
 
 @pytest.fixture(scope="module")
