@@ -21,8 +21,8 @@ __all__ = ["available_workers", "score_points"]
 
 Scores = tuple[dict[str, float], ScoreCurve]
 
-# 134 stitches on COCO's 5,000 images are then scored within a minute. More processes would save
-# seconds, and each takes 1 GB.
+# 134 stitches on COCO's 5,000 images then take about a minute. More processes would save seconds,
+# and each takes up to 1 GB.
 _MOST_WORKERS = 8
 
 
@@ -64,6 +64,7 @@ def score_points(
         for point in points:
             yield _score(scorer, store, image_ids, point)
         return
+    # They start in 0.1 s, which small sweeps do not notice.
     context = multiprocessing.get_context(method)
     with ProcessPoolExecutor(workers, context, _start, (scorer, store, image_ids)) as pool:
         try:
