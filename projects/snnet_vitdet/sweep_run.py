@@ -89,6 +89,7 @@ def run_sweep(config: Config, resume: bool) -> StitchTable:
             aspect_ratio=cost_aspect_ratio(config),
             precision=config.sweep.precision,
             iteration=iteration,
+            scoring_workers=config.sweep.scoring_workers,
             provenance=provenance,
             resume=resume,
         )

@@ -37,6 +37,9 @@ from snnet_vitdet.data.survey import DatasetSurvey
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import CocoScorer, evaluators_of
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from detection_arrays import as_arrays
+
 WIDTH, HEIGHT = 40, 30
 SECONDS = 20  # of one seed, a hundred times what it takes
 VALUES = [
@@ -162,8 +165,7 @@ def score(path, folder):
         evaluator.process([record], [{"instances": instances}])
     # Masks have an evaluator of their own where some objects have none.
     first = getattr(evaluator, "_evaluators", [evaluator])[0]
-    # It writes into them.
-    found = copy.deepcopy([d for p in first._predictions for d in p["instances"]])
+    found = as_arrays([d for p in first._predictions for d in p["instances"]])
     theirs = evaluator.evaluate()
     ours = CocoScorer(name).score(found)
     for task in ("bbox", "segm"):

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from detection_arrays import as_arrays
 from detectron2.data import MetadataCatalog
 from in_process import run_main
 from pycocotools import mask as mask_util
@@ -192,5 +193,5 @@ def test_what_the_evaluator_writes_has_the_ids_of_the_file(base, scores, expecte
     for each in results:
         each["image_id"] = metadata.image_ids.index(each["image_id"]) + 1
         each["category_id"] = metadata.category_ids.index(each["category_id"])
-    found = CocoScorer(name).score(results)
+    found = CocoScorer(name).score(as_arrays(results))
     assert found == pytest.approx(expected["FS-1"], rel=0, abs=1e-9, nan_ok=True)

@@ -62,8 +62,8 @@ def assert_worth_comparing(rows):
 
 @pytest.fixture
 def make_config(trained_tiny, tmp_path, restored_logging):
-    """The config of a sweep into the test's folder."""
-    return functools.partial(trained_tiny, tmp_path)
+    """The config of a sweep into the test's folder, scored in the process that `watch` sees."""
+    return functools.partial(trained_tiny, tmp_path, "sweep.scoring_workers=1")
 
 
 @pytest.fixture(scope="module")
@@ -196,12 +196,12 @@ def test_models_that_cannot_be_taken_apart_are_refused(make_config):
 
 @pytest.mark.slow
 def test_two_processes_give_the_table_of_one(make_config, trained_tiny, tmp_path, monkeypatch):
-    """A subset first, which two processes share unevenly."""
+    """A subset first, which two processes share unevenly; each scores in two of its own."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     changes = ("sweep.subset=5", "sweep.stitch_ids='anchors,FS,SF-2'")
     run(trained_tiny(tmp_path / "one", *changes))
     args = default_argument_parser().parse_args(["--eval-only", "--num-gpus", "2"])
-    config = trained_tiny(tmp_path / "two", *changes)
+    config = trained_tiny(tmp_path / "two", *changes, "sweep.scoring_workers=2")
     launch_here(run_one_of_two, 2, args, config)
     rows = rows_of(tmp_path / "one")
     assert {row["num_images"] for row in rows} == {5, NUM_IMAGES}

@@ -1,4 +1,4 @@
-"""AP of faster-coco-eval against pycocotools, as detectron2's COCOEvaluator runs it."""
+"""AP of hotcoco against pycocotools, as detectron2's COCOEvaluator runs it."""
 
 import contextlib
 import copy
@@ -11,6 +11,7 @@ from collections import OrderedDict
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+from detection_arrays import as_arrays
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 
@@ -156,10 +157,8 @@ class Case:
         return {name: results.get(name[:4], {}).get(name[5:], math.nan) for name in METRICS}
 
     def assert_equal(self, detections, image_ids=None):
-        before = copy.deepcopy(detections)
         expected = self.reference(detections, image_ids)
-        found = self.scorer.score(detections, image_ids)
-        assert detections == before
+        found = self.scorer.score(as_arrays(detections), image_ids)
         assert tuple(found) == METRICS
         assert found == pytest.approx(expected, nan_ok=True, **TOLERANCE)
         return found
@@ -256,6 +255,14 @@ def test_some_images_alone(make_case):
     # As in a sweep over a subset, where there are no others.
     of_chosen = [d for d in detections if d["image_id"] in chosen]
     assert case.assert_equal(of_chosen, chosen)["segm_AP"] != whole["segm_AP"]
+    # The score curve counts them, too.
+    others = [image_id for image_id in IMAGE_IDS if image_id not in chosen]
+    one, rest, both = (
+        case.scorer.score_curve("S", as_arrays(detections), images)
+        for images in (chosen, others, None)
+    )
+    assert one.num_objects + rest.num_objects == both.num_objects > rest.num_objects > 0
+    assert tuple(map(sum, zip(one.matched, rest.matched, strict=True))) == both.matched
 
 
 # What becomes of an id, from 1 on.
@@ -280,8 +287,8 @@ def test_ids_of_any_kind_score_as_small_numbers_do(of, kind, make_case):
     truth = make_truth(rng)
     detections = make_detections(rng, truth)
     case = make_case(truth)
-    expected = case.scorer.score(detections)
-    curve = case.scorer.score_curve("S", detections)
+    expected = case.scorer.score(as_arrays(detections))
+    curve = case.scorer.score_curve("S", as_arrays(detections))
     new = KINDS_OF_IDS[kind]
     # In the order of the old ones: classes keep their index, and equal scores their order.
     old_ids = sorted({entry["id"] for entry in truth[of]})
@@ -296,9 +303,9 @@ def test_ids_of_any_kind_score_as_small_numbers_do(of, kind, make_case):
             annotation[key] = new_ids[annotation[key]]
     if of == "images":
         detections = [d | {"image_id": new_ids[d["image_id"]]} for d in detections]
-    found = make_case(changed)
-    assert found.scorer.score(detections) == pytest.approx(expected, nan_ok=True, **TOLERANCE)
-    assert found.scorer.score_curve("S", detections) == curve
+    scorer, arrays = make_case(changed).scorer, as_arrays(detections)
+    assert scorer.score(arrays) == pytest.approx(expected, nan_ok=True, **TOLERANCE)
+    assert scorer.score_curve("S", arrays) == curve
 
 
 def test_an_image_that_the_annotations_do_not_have_is_named(make_case):
@@ -307,4 +314,4 @@ def test_an_image_that_the_annotations_do_not_have_is_named(make_case):
     case = make_case(truth)
     detections = [d | {"image_id": 7} for d in make_detections(rng, truth)]
     with pytest.raises(InputError, match="are of an image of id 7, which"):
-        case.scorer.score(detections)
+        case.scorer.score(as_arrays(detections))

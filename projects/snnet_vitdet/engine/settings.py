@@ -159,6 +159,11 @@ class SweepSettings(Settings, key="sweep"):
     precision: Literal["float32", "float16", "bfloat16"] = _setting(
         "float32", "below float32, autocast on a GPU: faster, with slightly other APs"
     )
+    scoring_workers: int | None = _setting(
+        None,
+        "processes that score the points, about 1 GB each; `null`: by cores, at most 8",
+        lowest=1,
+    )
     averaged: bool = _setting(True, "take the moving average of the weights, where there is one")
     overwrite: bool = _setting(False, "replace the results of an earlier sweep, else refused")
     at_initialisation: bool = _setting(False, "sweep what `init` gives, without a checkpoint")

@@ -154,15 +154,23 @@ class DetectionStore:
         self._pending.clear()
         self._pending_images.clear()
 
-    def detections_of(self, point: str) -> list[dict]:
-        """All detections of a point, of all processes, as ``instances_to_coco_json`` makes them."""
-        detections = []
+    def arrays_of(self, point: str) -> dict[str, np.ndarray]:
+        """All detections of a point, of all processes, as arrays.
+
+        Returns:
+            Of N detections, ``image_ids`` (N,), ``classes`` from 0 (N,), ``boxes`` as x, y, width
+            and height (N, 4), ``scores`` (N,); of M masks, N or 0, as COCO's RLE ``sizes`` (M, 2),
+            ``lengths`` of the texts (M,), and all texts as bytes, ``rles``.
+        """
+        parts = []
         for path in self._files():
             with np.load(path) as arrays:
-                if f"{point}/scores" in arrays:
-                    packed = {name: arrays[f"{point}/{name}"] for name in _FIELDS}
-                    detections.extend(unpacked(packed))
-        return detections
+                parts.append({name: arrays[f"{point}/{name}"] for name in _FIELDS})
+        return {name: np.concatenate([part[name] for part in parts]) for name in _FIELDS}
+
+    def detections_of(self, point: str) -> list[dict]:
+        """All detections of a point, of all processes, as ``instances_to_coco_json`` makes them."""
+        return list(unpacked(self.arrays_of(point)))
 
     def image_ids(self, rank: int | None = None) -> list[int]:
         """The ids of the images in the files of a process, or of all processes."""

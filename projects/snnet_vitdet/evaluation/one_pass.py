@@ -8,6 +8,7 @@ import logging
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 
 import torch
 from detectron2.data.samplers import InferenceSampler
@@ -37,6 +38,7 @@ from .mask_rle import find_runs
 from .progress import Progress
 from .score_curves import ScoreCurve
 from .scoring import CocoScorer
+from .scoring_pool import score_points
 from .writer import DetectionWriter
 
 __all__ = [
@@ -63,6 +65,7 @@ def evaluate_in_one_pass(
     images: Sequence[int] | None = None,
     resume: bool = False,
     padding: str = "square",
+    scoring_workers: int = 1,
 ) -> Iterator[tuple[OperatingPoint, dict[str, float], ScoreCurve]]:
     """Scores many operating points of one image size in one pass over the images.
 
@@ -81,12 +84,13 @@ def evaluate_in_one_pass(
         images: Indexes of the images to take from the loader's data set; None for all.
         resume: Whether to use detections that are already in the folder.
         padding: ``square`` or ``tight``, see :func:`.operating_at`.
+        scoring_workers: Number of processes to score in, see :func:`.score_points`.
 
     Yields:
         A point, its AP on 0–100 by the names in ``METRICS``, and its score curve.
 
     Raises:
-        InputError: If the processes do not see each other's detections.
+        InputError: If the processes do not see each other's detections, or one was killed.
     """
     store = DetectionStore(folder, comm.get_rank())
     if comm.is_main_process() and not (resume and points):
@@ -113,19 +117,14 @@ def evaluate_in_one_pass(
             "machines have to share this folder; put train.output_dir on a file system they share"
         )
     world = comm.get_world_size()
-    for first in range(0, len(points), world):
-        group = points[first : first + world]
-        scores = None
-        if comm.get_rank() < len(group):
-            point = group[comm.get_rank()]
-            detections = store.detections_of(point.name)
-            of_images = None if images is None else image_ids
-            scores = (
-                scorer.score(detections, of_images),
-                scorer.score_curve(point.name, detections, of_images),
-            )
-        for point, (metrics, curve) in zip(group, comm.all_gather(scores), strict=False):
-            yield point, metrics, curve
+    own = [point.name for point in points[comm.get_rank() :: world]]
+    of_images = None if images is None else image_ids
+    with closing(score_points(scorer, store, own, of_images, scoring_workers)) as scores:
+        for first in range(0, len(points), world):
+            group = points[first : first + world]
+            gathered = comm.all_gather(next(scores, None))
+            for point, (metrics, curve) in zip(group, gathered, strict=False):
+                yield point, metrics, curve
     comm.synchronize()
     if comm.is_main_process():
         store.delete()

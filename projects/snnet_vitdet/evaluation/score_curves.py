@@ -7,13 +7,11 @@ be right, and six of ten of the other. So each stitch gets a threshold from its 
 import json
 import math
 import os
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as mask_util
 
 from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.files import read_json, write_atomically
@@ -21,6 +19,7 @@ from snnet_vitdet.files import read_json, write_atomically
 __all__ = [
     "CURVES_FILE",
     "NUM_SCORES",
+    "Boxes",
     "ScoreCurve",
     "count_matches",
     "read_curves",
@@ -133,11 +132,26 @@ def read_curves(folder: str | os.PathLike[str]) -> dict[tuple[int, ...], ScoreCu
     return curves
 
 
+@dataclass(frozen=True)
+class Boxes:
+    """Boxes in many images.
+
+    Attributes:
+        images: The number of each box's image, (N,).
+        categories: The number of each box's category, (N,).
+        boxes: x, y, width and height, (N, 4) in float64.
+    """
+
+    images: np.ndarray
+    categories: np.ndarray
+    boxes: np.ndarray
+
+    def __getitem__(self, index: np.ndarray) -> "Boxes":
+        return Boxes(self.images[index], self.categories[index], self.boxes[index])
+
+
 def count_matches(
-    name: str,
-    objects: Mapping[tuple[int, int], Sequence[Mapping[str, object]]],
-    detections: Sequence[Mapping[str, object]],
-    image_ids: Collection[int] | None = None,
+    name: str, objects: Boxes, crowds: np.ndarray, detections: Boxes, scores: np.ndarray
 ) -> ScoreCurve:
     """Matches detections to objects as COCO's evaluation does at an IoU of 0.5, boxes only.
 
@@ -146,66 +160,70 @@ def count_matches(
 
     Args:
         name: Name of the operating point.
-        objects: Annotations (``bbox`` as x, y, width, height, ``iscrowd``) by image and category.
-        detections: As detectron2's ``instances_to_coco_json`` makes them, with the categories of
-            ``objects``.
-        image_ids: The images to count; None for all.
+        objects: The annotated objects.
+        crowds: Whether each object is a crowd, (N,).
+        detections: The detections; of equal scores, the first one comes first.
+        scores: Their scores, (M,).
     """
-    wanted = None if image_ids is None else set(image_ids)
-    found = defaultdict(list)
-    for detection in detections:
-        if wanted is None or detection["image_id"] in wanted:
-            found[detection["image_id"], detection["category_id"]].append(detection)
-    scores: list[float] = []
-    hits: list[bool] = []
-    for key, group in found.items():
-        group.sort(key=lambda detection: -detection["score"])
-        for detection, hit in zip(group, _match(group, objects.get(key, ())), strict=True):
-            if hit is not None:
-                scores.append(detection["score"])
-                hits.append(hit)
-    steps = np.arange(NUM_SCORES) / _STEPS
-    ascending = np.argsort(scores) if scores else np.zeros(0, dtype=int)
-    ordered = np.asarray(scores, dtype=np.float64)[ascending]
+    hits, in_crowds = _match(objects, crowds, detections, scores)
+    counted = hits | ~in_crowds
+    ascending = np.argsort(scores[counted])
+    ordered = scores[counted][ascending].astype(np.float64)
     # Scores are single precision, where 0.9 is slightly less than 0.9.
-    first = np.searchsorted(ordered, steps - 1e-6)
-    up_to = np.concatenate([[0], np.cumsum(np.asarray(hits, dtype=int)[ascending])])
+    first = np.searchsorted(ordered, np.arange(NUM_SCORES) / _STEPS - 1e-6)
+    up_to = np.concatenate([[0], np.cumsum(hits[counted][ascending])])
     return ScoreCurve(
         name,
-        sum(
-            not annotation.get("iscrowd")
-            for (image_id, _), group in objects.items()
-            if wanted is None or image_id in wanted
-            for annotation in group
-        ),
-        tuple((len(scores) - first).tolist()),
+        int((~crowds).sum()),
+        tuple((len(ordered) - first).tolist()),
         tuple((up_to[-1] - up_to[first]).tolist()),
     )
 
 
 def _match(
-    group: Sequence[Mapping[str, object]], objects: Sequence[Mapping[str, object]]
-) -> list[bool | None]:
-    """Whether each detection matches an object; None for a detection in a crowd."""
-    if not objects:
-        return [False] * len(group)
-    crowd = [bool(annotation.get("iscrowd")) for annotation in objects]
-    overlaps = mask_util.iou(
-        [detection["bbox"] for detection in group],
-        [annotation["bbox"] for annotation in objects],
-        crowd,
-    )
-    taken = np.array(crowd)
-    hits: list[bool | None] = []
-    for row in overlaps:
-        free = np.where(taken, 0.0, row)
-        best = int(free.argmax())
-        if free[best] >= _IOU:
-            taken[best] = True
-            hits.append(True)
-        else:
-            hits.append(None if (row[crowd] >= _IOU).any() else False)
-    return hits
+    objects: Boxes, crowds: np.ndarray, detections: Boxes, scores: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each detection matches an object, and whether it is in a crowd."""
+    rows, columns = _pairs(detections, objects)
+    overlaps = _overlaps(detections.boxes[rows], objects.boxes[columns], crowds[columns])
+    near = overlaps >= _IOU
+    rows, columns, overlaps = rows[near], columns[near], overlaps[near]
+    in_crowds = np.zeros(len(scores), dtype=bool)
+    in_crowds[rows[crowds[columns]]] = True
+    hits, taken = np.zeros_like(in_crowds), crowds.copy()
+    # By score, and for each detection by overlap; the first one of equal ones.
+    order = np.lexsort([columns, -overlaps, rows, -scores[rows]])
+    for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
+        if not hits[row] and not taken[column]:
+            hits[row] = taken[column] = True
+    return hits, in_crowds
+
+
+def _pairs(detections: Boxes, objects: Boxes) -> tuple[np.ndarray, np.ndarray]:
+    """Indexes of all detections and objects that share image and category."""
+    each = (detections, objects)
+    step = 1 + max(int(boxes.categories.max(initial=0)) for boxes in each)
+    wanted, keys = (boxes.images * step + boxes.categories for boxes in each)
+    order = np.argsort(keys, kind="stable")
+    start, end = (np.searchsorted(keys[order], wanted, side) for side in ("left", "right"))
+    counts = end - start
+    rows = np.repeat(np.arange(len(wanted)), counts)
+    places = np.arange(len(rows)) + np.repeat(end - np.cumsum(counts), counts)
+    return rows, order[places]
+
+
+def _overlaps(detections: np.ndarray, objects: np.ndarray, crowds: np.ndarray) -> np.ndarray:
+    """IoU of pairs of boxes to the last bit as ``pycocotools.mask.iou`` computes it.
+
+    For a crowd, it is the share of the detection that is inside.
+    """
+    sides = np.minimum(
+        detections[:, :2] + detections[:, 2:], objects[:, :2] + objects[:, 2:]
+    ) - np.maximum(detections[:, :2], objects[:, :2])
+    inside = np.where((sides > 0).all(axis=1), sides[:, 0] * sides[:, 1], 0.0)
+    area, other = detections[:, 2] * detections[:, 3], objects[:, 2] * objects[:, 3]
+    union = np.where(crowds, area, area + other - inside)
+    return np.divide(inside, union, out=np.zeros_like(inside), where=inside > 0)
 
 
 def wanted_precision(criterion: str) -> float | None:

@@ -1,26 +1,24 @@
-"""COCO's average precision: a fast scorer for lists of detections, and detectron2's evaluators.
+"""COCO's average precision: a fast scorer for arrays of detections, and detectron2's evaluators.
 
-:class:`CocoScorer` uses faster-coco-eval, whose numbers are those of pycocotools (a test compares
-them), with matching and accumulation in C++. Images, annotations and categories get numbers of our
-own, so any ids work.
+:class:`CocoScorer` uses hotcoco, whose numbers are those of pycocotools (a test compares them).
+Images, annotations and categories get numbers of our own, so any ids work.
 """
 
 import contextlib
 import copy
+import gc
 import io
 import json
 import math
-from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.utils.file_io import PathManager
-from faster_coco_eval import COCO
-from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 
 from snnet_vitdet.building import located
 from snnet_vitdet.data.coco_json import read_coco_json
@@ -29,17 +27,22 @@ from snnet_vitdet.errors import InputError
 from snnet_vitdet.files import write_atomically
 
 from .results import AP_NAMES, METRICS, TASKS
-from .score_curves import ScoreCurve, count_matches
+from .score_curves import Boxes, ScoreCurve, count_matches
+
+if TYPE_CHECKING:
+    from hotcoco import COCO
 
 __all__ = ["CocoScorer", "evaluators_of", "restore_ids"]
 
-# The key of a detection that each task scores.
-_KEYS = {"bbox": "bbox", "segm": "segmentation"}
 _RESULTS = "coco_instances_results.json"
 
 
 class CocoScorer:
-    """Scores detections on one annotation file, which it reads once."""
+    """Scores detections on one annotation file, which it reads once.
+
+    hotcoco is imported by the methods that need it, and not before: its threads do not survive a
+    fork, see :func:`.score_points`.
+    """
 
     def __init__(self, dataset_name: str) -> None:
         """
@@ -57,19 +60,20 @@ class CocoScorer:
         classes = metadata.thing_dataset_id_to_contiguous_id
         indexes = [classes[category_id] for category_id in truth.category_ids]
         self._category_numbers = {index: n for n, index in enumerate(indexes, start=1)}
-        # Only what is needed is copied: the scorer writes into the annotations.
-        self._objects = defaultdict(list)
-        for annotation in truth.content["annotations"]:
-            image_id = truth.image_ids[annotation["image_id"] - 1]
-            box = {key: annotation[key] for key in ("bbox", "iscrowd")}
-            self._objects[image_id, indexes[annotation["category_id"] - 1]].append(box)
         self._content = truth.content
+        objects = truth.content["annotations"]
+        self._objects = Boxes(
+            np.array([each["image_id"] for each in objects], dtype=np.int64),
+            np.array([each["category_id"] for each in objects], dtype=np.int64),
+            np.array([each["bbox"] for each in objects], dtype=np.float64).reshape(-1, 4),
+        )
+        self._crowds = np.array([each["iscrowd"] for each in objects], dtype=bool)
         self._truths: dict[str, COCO] = {}
 
     def score_curve(
         self,
         name: str,
-        detections: Sequence[Mapping[str, object]],
+        detections: Mapping[str, np.ndarray],
         image_ids: Collection[int | str] | None = None,
     ) -> ScoreCurve:
         """Counts the detections and the correct ones above each score.
@@ -79,68 +83,87 @@ class CocoScorer:
             detections: Detections, see :meth:`score`.
             image_ids: The images to count, see :meth:`score`.
         """
-        return count_matches(name, self._objects, detections, image_ids)
+        objects, crowds = self._objects, self._crowds
+        found, scores = self._boxes_of(detections), detections["scores"]
+        if image_ids is not None:
+            numbers = list(map(self._number_of, image_ids))
+            counted = np.isin(objects.images, numbers)
+            objects, crowds = objects[counted], crowds[counted]
+            counted = np.isin(found.images, numbers)
+            found, scores = found[counted], scores[counted]
+        return count_matches(name, objects, crowds, found, scores)
 
     def score(
         self,
-        detections: Sequence[Mapping[str, object]],
+        detections: Mapping[str, np.ndarray],
         image_ids: Collection[int | str] | None = None,
     ) -> dict[str, float]:
         """Box AP, and mask AP where the detections have masks.
 
         Args:
-            detections: As detectron2's ``instances_to_coco_json`` makes them, categories counted
-                from 0.
+            detections: As :meth:`.DetectionStore.arrays_of` returns them.
             image_ids: The images to score; None for all images of the annotation file.
 
         Returns:
             AP on 0–100 by the names in ``METRICS``; NaN where there is nothing to score.
         """
         metrics = dict.fromkeys(METRICS, math.nan)
-        for task, key in _KEYS.items():
-            if detections and key in detections[0]:
-                metrics |= self._score_task(task, detections, image_ids)
+        if not len(detections["scores"]):
+            return metrics
+        from hotcoco import mask
+
+        found = self._boxes_of(detections)
+        columns = [found.images, found.boxes, detections["scores"], found.categories]
+        with _without_garbage_collection():
+            rles = _rles_of(detections)
+            results = self._truth_of("bbox").load_res(
+                np.column_stack(columns).astype(np.float64), segmentation=rles or None
+            )
+        metrics |= self._score_task("bbox", results, image_ids)
+        if rles:
+            # Until here, these are the areas of the boxes. Masks are small, medium or large by
+            # their own areas.
+            results.update_anns(
+                ids=np.arange(1, len(rles) + 1), area=mask.area(rles).astype(np.float64)
+            )
+            metrics |= self._score_task("segm", results, image_ids)
         return metrics
 
     def _score_task(
-        self,
-        task: str,
-        detections: Sequence[Mapping[str, object]],
-        image_ids: Collection[int | str] | None,
+        self, task: str, results: "COCO", image_ids: Collection[int | str] | None
     ) -> dict[str, float]:
-        # Copied, as the scorer writes into its input. Without the box, it takes small, medium and
-        # large from the area of the mask when it scores masks.
-        key = _KEYS[task]
-        results = [
-            {
-                "image_id": self._number_of(detection["image_id"]),
-                "category_id": self._category_numbers[detection["category_id"]],
-                "score": detection["score"],
-                key: detection[key],
-            }
-            for detection in detections
-        ]
-        truth = self._truth_of(task)
+        from hotcoco import COCOeval
+
+        evaluation = COCOeval(self._truth_of(task), results, task)
+        if image_ids is not None:
+            evaluation.params.imgIds = sorted(map(self._number_of, image_ids))
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval_faster(truth, truth.loadRes(results), task)
-            if image_ids is not None:
-                evaluation.params.imgIds = sorted(map(self._number_of, image_ids))
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
+            evaluation.run()
         return {
             f"{task}_{name}": 100 * float(value) if value >= 0 else math.nan
             for name, value in zip(AP_NAMES, evaluation.stats[:6], strict=True)
         }
 
-    def _truth_of(self, task: str) -> COCO:
+    def _truth_of(self, task: str) -> "COCO":
         """The annotations for a task; both tasks share them if every object has a mask."""
+        from hotcoco import COCO
+
         content = mask_truth(self._content) if task == "segm" else self._content
         task = "bbox" if content is self._content else task
         if task not in self._truths:
-            with contextlib.redirect_stdout(io.StringIO()):
-                self._truths[task] = COCO(content)
+            self._truths[task] = COCO(content)
         return self._truths[task]
+
+    def _boxes_of(self, detections: Mapping[str, np.ndarray]) -> Boxes:
+        """The detections with the numbers of the annotations."""
+        images = list(map(self._number_of, detections["image_ids"].tolist()))
+        categories = list(map(self._category_numbers.__getitem__, detections["classes"].tolist()))
+        return Boxes(
+            np.array(images, dtype=np.int64),
+            np.array(categories, dtype=np.int64),
+            # Single precision is exact in double precision, in which COCO's scorers compute.
+            detections["boxes"].astype(np.float64),
+        )
 
     def _number_of(self, image_id: int | str) -> int:
         try:
@@ -150,6 +173,27 @@ class CocoScorer:
                 f"The detections are of an image of id {image_id!r}, which {self._json_file} does "
                 "not have: dataloader.test.dataset and dataloader.evaluator must be of one file."
             ) from error
+
+
+def _rles_of(detections: Mapping[str, np.ndarray]) -> list[dict]:
+    """The masks of detections as COCO's RLE, none for boxes alone."""
+    text = detections["rles"].tobytes()
+    ends = np.cumsum(detections["lengths"])
+    starts = ends - detections["lengths"]
+    parts = zip(detections["sizes"].tolist(), starts.tolist(), ends.tolist(), strict=True)
+    return [{"size": size, "counts": text[start:end]} for size, start, end in parts]
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Half a million new dictionaries would start it often, and none of them is garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def evaluators_of(node: Any) -> Callable[[], DatasetEvaluator]:

@@ -31,6 +31,7 @@ from .one_pass import evaluate_in_one_pass, fixed_subset
 from .results import METRICS, SCORES, TASKS, StitchResult, counted_points, on_frontier, padding_of
 from .score_curves import CURVES_FILE, ScoreCurve
 from .scoring import CocoScorer, restore_ids
+from .scoring_pool import available_workers
 from .table import MEASURED_CSV, StitchTable
 
 __all__ = ["evaluate_stitch", "frontier_candidates", "sweep", "two_stage_sweep"]
@@ -86,6 +87,7 @@ def sweep(
     iteration: int | None = None,
     provenance: Mapping[str, object] | None = None,
     resume: bool = False,
+    scoring_workers: int | None = None,
 ) -> StitchTable:
     """Scores many operating points, with LoRA updates merged. All processes must call this.
 
@@ -107,6 +109,8 @@ def sweep(
         provenance: What the results depend on besides the point (weights, data, …), as plain JSON.
         resume: Whether to keep the rows in ``output_dir`` and the detections of an interrupted
             pass.
+        scoring_workers: Number of processes to score one pass in; None for a number that suits the
+            cores.
 
     Returns:
         All rows; without scores on processes other than the main one.
@@ -143,7 +147,16 @@ def sweep(
                 output_dir, "detections" if trained else f"detections_{image_size}"
             )
             scores = evaluate_in_one_pass(
-                model, open_points, data_loader, scorer, folder, provenance, images, resume, padding
+                model,
+                open_points,
+                data_loader,
+                scorer,
+                folder,
+                provenance,
+                images,
+                resume,
+                padding,
+                scoring_workers or available_workers(),
             )
         with merged(model), running_in(model, getattr(torch, precision)):
             for point, metrics, curve in scores:
