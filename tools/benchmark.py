@@ -26,7 +26,8 @@ import torch
 from matplotlib.figure import Figure
 from torch.multiprocessing import get_context
 
-from benchmark_cases import GROUPS, Setting, rows_of_groups
+from benchmark_cases import Setting, block_groups, rows_of_groups
+from benchmark_detectors import inference_groups, sweep_groups, training_groups
 from benchmark_pipeline import pipeline_rows
 from snnet_vitdet.engine import load_config
 from snnet_vitdet.errors import InputError, exit_on_input_error, first_line
@@ -36,6 +37,12 @@ from snnet_vitdet.modeling.cost import build_on_meta
 from snnet_vitdet.report import drawing
 from snnet_vitdet.sweep_run import costs_of, points_named
 
+GROUPS = {
+    "blocks": block_groups,
+    "training": training_groups,
+    "inference": inference_groups,
+    "sweep": sweep_groups,
+}
 WHAT = (*GROUPS, "pipeline")
 COCO_CLASSES = 80
 # Without a GPU, the embedded default; its images are 256 pixels.

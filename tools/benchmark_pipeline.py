@@ -15,7 +15,8 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
 from PIL import Image
 
-from benchmark_cases import OnePass, Setting, by_size, row_of
+from benchmark_cases import Setting, row_of
+from benchmark_detectors import OnePass, by_size
 from snnet_vitdet.data import coco_dicts, dataset_name
 from snnet_vitdet.engine import at_image_size, synthetic_batch
 from snnet_vitdet.evaluation import CocoScorer

@@ -21,10 +21,20 @@ import snnet_vitdet.omp  # noqa: F401  # isort: skip
 import torch
 
 from benchmark import COCO_CLASSES, DEFAULT_CONFIG
-from device_checks import CHECKS, Setting
+from device_checks import Setting, check_masks, check_processes, check_training, check_versions
+from device_networks import check_attention, check_sweep, check_vit
 from snnet_vitdet.engine import load_config
 from snnet_vitdet.errors import exit_on_input_error, first_line
 
+CHECKS = {
+    "versions": check_versions,
+    "attention": check_attention,
+    "vit": check_vit,
+    "masks": check_masks,
+    "training": check_training,
+    "sweep": check_sweep,
+    "processes": check_processes,
+}
 STATUS = {True: "ok", False: "differs", None: "not here"}
 
 
@@ -63,7 +73,7 @@ def run(args) -> int:
     table = []
     for row in rows_of(args.checks, Setting(config, device)):
         table.append(row)
-        print(f"{time.monotonic() - start:5.0f} s  {row[0]}: {row[1]}", flush=True)
+        print(f"{time.monotonic() - start:5.0f} s  {': '.join(row)}", flush=True)
     print()
     widths = [max(len(row[column]) for row in table) for column in (0, 1)]
     for name, status, figure in table:

@@ -9,15 +9,12 @@ from detectron2.config import instantiate
 from PIL import Image
 from tools import benchmark
 
-from benchmark_cases import (
+from benchmark_cases import Setting, block_groups, row_of, rows_of_groups
+from benchmark_detectors import (
     OnePass,
-    Setting,
-    block_groups,
     detectron2_vitdet,
     inference_groups,
     optimizer_of,
-    row_of,
-    rows_of_groups,
     set_score_threshold,
     sweep_groups,
     training_groups,

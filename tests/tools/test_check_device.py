@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 import check_device
 import device_checks
-from device_checks import CHECKS, Setting, _Kernels
+from check_device import CHECKS
+from device_checks import Setting
+from device_networks import _Kernels, _worst_error
 from snnet_vitdet.modeling import anchor_alone, join_configs
 from snnet_vitdet.modeling.attention import Attention
 
@@ -169,7 +171,7 @@ def test_the_worst_gradient_counts(gradient, error):
     found = {"output": torch.ones(2)}
     if gradient:
         found["weight"] = torch.tensor(gradient)
-    assert device_checks._worst_error(found, expected) == pytest.approx(error)
+    assert _worst_error(found, expected) == pytest.approx(error)
 
 
 def test_the_kernel_that_runs_is_noted():
