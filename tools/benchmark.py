@@ -13,7 +13,6 @@ explains the rows.
 
 import argparse
 import json
-import platform
 import sys
 import time
 import traceback
@@ -187,9 +186,8 @@ def run_part(what, args, take_row):
 def write_results(rows, ends, args):
     """Writes benchmark.csv and benchmark.json."""
     folder = Path(args.output)
-    on_gpu = torch.device(args.device).type == "cuda"
     facts = {
-        "device": torch.cuda.get_device_name(args.device) if on_gpu else platform.machine(),
+        "device": rows[0]["device"],  # asking for it here would take memory of the GPU
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "compile": args.compile,

@@ -1,5 +1,6 @@
 """What tools/benchmark.py measures and how: cases and their rows, and the blocks of the ViTs."""
 
+import platform
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -231,7 +232,9 @@ def row_of(setting, what, network, size, seconds, **values):
         seconds: Duration of each repetition.
         **values: Other columns.
     """
+    on_gpu = setting.device.type == "cuda"
     row = {
+        "device": torch.cuda.get_device_name(setting.device) if on_gpu else platform.machine(),
         "what": what,
         "network": network,
         "precision": str(setting.precision).removeprefix("torch."),

@@ -114,6 +114,13 @@ def optimizer_of(config, model, anchor=None):
     return optimizer
 
 
+def scaler_of(device, precision):
+    """The loss scale of a training in float16, which does nothing in other precisions."""
+    # With the usual 2**16, the first iterations would be skipped: their gradients are too large.
+    enabled = precision == torch.float16
+    return torch.amp.GradScaler(device.type, init_scale=2.0**10, enabled=enabled)
+
+
 def typical_draws(config, count):
     """Stitch ids at evenly spaced quantiles of the sampler's draws, ordered by their cost."""
     costs = stitch_costs(config.model)
@@ -128,6 +135,7 @@ class TrainingStep:
 
     def __init__(self, model, optimizer, setting):
         self.model, self.optimizer, self.setting = model, optimizer, setting
+        self.scaler = scaler_of(setting.device, setting.precision)
 
     def case(self, network, size, stitch=None):
         """The case of a network in this model, at an image size."""
@@ -158,8 +166,9 @@ class TrainingStep:
     def run(self, batch, size, stitch):
         """Forward and backward pass, and a step."""
         self.optimizer.zero_grad()
-        self.forward(batch, size, stitch).backward()
-        self.optimizer.step()
+        self.scaler.scale(self.forward(batch, size, stitch)).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
 
 def inference_groups(setting: Setting) -> Groups:
@@ -247,13 +256,20 @@ def by_size(points):
 class OnePass:
     """All points of an image size in one pass, as a sweep runs them (there, LoRA is merged)."""
 
-    def __init__(self, model, points, setting):
-        self.model, self.setting = model.eval(), setting
-        self.size = points[0].image_size
+    def __init__(self, model, points, precision, padding="square"):
+        """
+        Args:
+            model: The detector; set to evaluation mode.
+            points: The points.
+            precision: Type of autocast; float32 for none.
+            padding: ``square`` or ``tight``.
+        """
+        self.model, self.precision = model.eval(), precision
         self.of_stitch = defaultdict(list)
         for point in points:
             self.of_stitch[point.stitch.id].append(point)
-        self.most = max(point.num_proposals for point in points)
+        most = max(point.num_proposals for point in points)
+        self.operation = points[0].image_size, most, padding
 
     def __call__(self, images, stitches=None):
         """Yields a stitch and the instances that it detects in each image."""
@@ -261,8 +277,8 @@ class OnePass:
         space = find_stitched_vit(self.model).space
         tree = PrefixTree(space[stitch] for stitch in stitches)
         counts = {i: [p.num_proposals for p in self.of_stitch[i]] for i in stitches}
-        at_point = operating_at(self.model, self.size, self.most)
-        with running_in(self.model, self.setting.precision), at_point:
+        at_point = operating_at(self.model, *self.operation)
+        with running_in(self.model, self.precision), at_point:
             yield from detect(self.model, images, tree, counts)
 
     def choose_threshold(self, images):
@@ -279,7 +295,7 @@ class OnePass:
 def _sweep_cases(setting, size, points):
     model = setting.build(setting.config.model)
     images = setting.images(size)
-    one_pass = OnePass(model, points, setting)
+    one_pass = OnePass(model, points, setting.precision, setting.config.sweep.padding)
     one_pass.choose_threshold(images)
 
     def in_one_pass():

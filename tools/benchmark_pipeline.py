@@ -93,7 +93,7 @@ def pipeline_rows(setting: Setting) -> Iterator[dict]:
 
 def _rows_of_size(setting, size, points, folder):
     model = setting.build(setting.config.model)
-    one_pass = OnePass(model, points, setting)
+    one_pass = OnePass(model, points, setting.precision, setting.config.sweep.padding)
     num_batches = setting.warmup + setting.repeats
     json_file = write_photographs(
         folder, num_batches * setting.num_images, setting.config.model.roi_heads.num_classes

@@ -5,7 +5,6 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -178,7 +177,7 @@ def check_sweep(setting: Setting) -> Iterator[Row]:
         records = coco_dicts(scenes.test_json, scenes.test_images, filter_empty=False)
         mapper = instantiate(config.dataloader.test.mapper)
         batch = [mapper(record) for record in records]
-        reference = OnePass(copy.deepcopy(model), points, _Precision(torch.float32))
+        reference = OnePass(copy.deepcopy(model), points, torch.float32)
         with attention_implementation(reference.model, "reference"):
             reference.choose_threshold(batch)
             expected = _detections(reference, batch)
@@ -189,7 +188,7 @@ def check_sweep(setting: Setting) -> Iterator[Row]:
         }
         count = sum(map(len, expected.values()))
         for name, precision in setting.precisions():
-            ours = OnePass(copy.deepcopy(model).to(setting.device), points, _Precision(precision))
+            ours = OnePass(copy.deepcopy(model).to(setting.device), points, precision)
             ours.model.roi_heads.box_predictor.test_score_thresh = threshold
             found = _detections(ours, batch)
             scores = [scorers[stitch].score(each) for stitch, each in found.items()]
@@ -199,13 +198,6 @@ def check_sweep(setting: Setting) -> Iterator[Row]:
                 f"CPU's {count} detections as truth"
             )
             yield f"sweep, {name}", count > 0 and min(box, mask) >= LOWEST_AP[name], figure
-
-
-@dataclass(frozen=True)
-class _Precision:
-    """What OnePass asks of its setting."""
-
-    precision: torch.dtype
 
 
 def _detections(one_pass, batch):

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import sys
 from collections import Counter
@@ -162,6 +163,17 @@ def test_detectors_that_are_joined_have_nothing_to_learn(make, tiny_config):
         ours()
 
 
+def test_a_step_in_float16_changes_no_weight(make):
+    setting = dataclasses.replace(make("S"), precision=torch.float16)
+    case = cases_of(training_groups(setting))["stitch S"]
+    step = case.run.func.__self__
+    before = [p.detach().clone() for p in step.model.parameters()]
+    for _ in range(3):
+        case.run()
+    assert step.scaler.is_enabled() and step.optimizer.state
+    assert all(map(torch.equal, before, step.model.parameters()))
+
+
 def test_as_many_objects_are_found_as_the_model_returns_at_most(make):
     cases = cases_of(inference_groups(make("L,S@96/20")))
     assert [case.image_size for case in cases.values()] == [64, 64, 64, 96]
@@ -194,7 +206,7 @@ def test_a_stage_has_the_work_that_it_is_named_after(make, monkeypatch):
     """Each of its modules and functions runs while the clock stands on the stage."""
     setting = make("S")
     model = instantiate(setting.config.model)
-    one_pass, clock = OnePass(model, setting.swept, setting), StageClock(CPU)
+    one_pass, clock = OnePass(model, setting.swept, torch.float32), StageClock(CPU)
     images = setting.images(64)
     set_score_threshold(model, 0.0)
     stages = {}
