@@ -204,41 +204,56 @@ def check_training(setting: Setting) -> Iterator[Row]:
         model = instantiate(config.model).train()
     optimizer = instantiate_optimizer(config, model)
     precision = training_precision(config)
-    scaler = scaler_of(setting.device, precision)
-    stitch = "baseline"
-    if backbone := find_stitched_vit(model):
-        costs, joined = stitch_costs(config.model), is_joined(config.model)
-        # In a joined detector, the stitches of a single ViT have nothing to train.
-        trained = [each for each in backbone.space if each.cuts or not joined]
-        stitch = backbone.set_stitch(max(trained, key=lambda s: costs[s.id].flops).id).name
+    stitch = _set_most_expensive(config, model)
     processes = max(1, torch.cuda.device_count()) if setting.on_gpu else 1
     parts = processes * config.train.accumulation.steps
-    num_images = max(1, config.dataloader.train.total_batch_size // parts)
+    count = max(1, config.dataloader.train.total_batch_size // parts)
+    images = f"{count} image{'s' if count > 1 else ''}"
     for size in sorted({own, max(config.train.image_sizes or [own])}):
-        batch = synthetic_batch(num_images, size, model.roi_heads.num_classes)
+        name = f"training step, {stitch} at {size}, {str(precision).removeprefix('torch.')}"
+        batch = synthetic_batch(count, size, model.roi_heads.num_classes)
         if setting.on_gpu:
             torch.cuda.reset_peak_memory_stats(setting.device)
-        for _ in range(2):  # the first one also makes what is kept
-            start = time.perf_counter()
-            at_size = operating_at(model, size if size != own else None, None)
-            with at_size, EventStorage(), autocast(setting.device, precision):
-                loss = sum(model(batch).values())
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            gradients = [p.grad for p in model.parameters() if p.grad is not None]
-            finite = bool(loss.isfinite()) and all(bool(g.isfinite().all()) for g in gradients)
-            scaler.step(optimizer)
-            scaler.update()
-            if setting.on_gpu:
-                torch.cuda.synchronize(setting.device)
-            seconds = time.perf_counter() - start
+        try:
+            with operating_at(model, size if size != own else None, None):
+                loss, finite, seconds = _two_steps(setting, model, optimizer, batch, precision)
+        except torch.OutOfMemoryError:
+            remedies = "more GPUs, train.accumulation.steps, activation_checkpointing of the ViTs"
+            yield name, False, f"{images} do not fit into the memory; try {remedies}"
+            return
         used, there = _memory(setting, memory_to_come(model, optimizer))
-        figure = (
-            f"peak {used:.1f} of {there:.1f} GiB, {seconds:.2f} s, "
-            f"{num_images} image{'s' if num_images > 1 else ''}, loss {loss.item():.2f}"
-        )
-        name = f"training step, {stitch} at {size}, {str(precision).removeprefix('torch.')}"
+        figure = f"peak {used:.1f} of {there:.1f} GiB, {seconds:.2f} s, {images}, loss {loss:.2f}"
         yield name, finite and used < there, figure
+
+
+def _set_most_expensive(config, model):
+    """Selects the most expensive stitch; returns its name."""
+    backbone = find_stitched_vit(model)
+    if backbone is None:
+        return "baseline"
+    costs, joined = stitch_costs(config.model), is_joined(config.model)
+    # In a joined detector, the stitches of a single ViT have nothing to train.
+    trained = [stitch for stitch in backbone.space if stitch.cuts or not joined]
+    return backbone.set_stitch(max(trained, key=lambda s: costs[s.id].flops).id).name
+
+
+def _two_steps(setting, model, optimizer, batch, precision):
+    """Loss of the second step, whether it and its gradients are finite, and its time in seconds."""
+    scaler = scaler_of(setting.device, precision)
+    for _ in range(2):  # the first one also makes what is kept
+        start = time.perf_counter()
+        with EventStorage(), autocast(setting.device, precision):
+            loss = sum(model(batch).values())
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        numbers = [loss, *(p.grad for p in model.parameters() if p.grad is not None)]
+        finite = all(bool(each.isfinite().all()) for each in numbers)
+        scaler.step(optimizer)
+        scaler.update()
+        if setting.on_gpu:
+            torch.cuda.synchronize(setting.device)
+        seconds = time.perf_counter() - start
+    return loss.item(), finite, seconds
 
 
 def instantiate_optimizer(config, model):

@@ -123,6 +123,16 @@ def test_a_loss_that_is_not_finite_differs(monkeypatch, setting):
     assert set(statuses(setting, "training").values()) == {"differs"}
 
 
+def test_a_training_that_does_not_fit_differs(monkeypatch, setting):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(device_checks, "autocast", full)
+    ((name, status, figure),) = check_device.rows_of(["training"], setting)
+    assert (name, status) == ("training step, L at 64, float32", "differs")
+    assert figure.startswith("2 images do not fit into the memory; try ")
+
+
 def test_the_largest_image_size_of_the_training_takes_a_step_too(tiny_config):
     config = tiny_config("train.image_sizes=[64,96,32]")
     assert list(statuses(Setting(config, CPU), "training")) == [
