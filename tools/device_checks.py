@@ -42,7 +42,7 @@ from snnet_vitdet.modeling import (
 )
 
 NANO = Path(__file__).parent.parent / "configs/shapes/mask_rcnn_snnet_nano.py"
-# Largest error of outputs and gradients over their norm. Rounding alone gives a tenth of it.
+# Largest error of outputs and gradients over their norm. Rounding alone gives a quarter or less.
 TOLERANCES = {"float32": 1e-4, "TF32": 2e-2, "float16": 2e-2, "bfloat16": 1e-1}
 _SECONDS_FOR_PROCESSES = 60
 
@@ -247,7 +247,7 @@ def _two_steps(setting, model, optimizer, batch, precision):
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         numbers = [loss, *(p.grad for p in model.parameters() if p.grad is not None)]
-        finite = all(bool(each.isfinite().all()) for each in numbers)
+        finite = bool(torch.stack([each.isfinite().all() for each in numbers]).all())
         scaler.step(optimizer)
         scaler.update()
         if setting.on_gpu:
