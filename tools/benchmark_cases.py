@@ -22,6 +22,9 @@ from snnet_vitdet.stitching import OperatingPoint
 ANCHORS = ("large", "small")  # the large one first: its rows are the baseline of the others
 
 
+PHOTOGRAPH = (480, 640)  # height and width of most images of COCO
+
+
 @dataclass(frozen=True)
 class Case:
     """One thing to measure.
@@ -90,8 +93,10 @@ class Setting:
         return synthetic_batch(self.num_images, size, num_classes)
 
     def images(self, size: int) -> list[dict]:
-        """The same images without annotations."""
-        return [{"image": sample["image"]} for sample in self.batch(size)]
+        """Photographs as large as COCO's, resized to a size, without annotations."""
+        height = size * PHOTOGRAPH[0] // PHOTOGRAPH[1]
+        own = dict(zip(("height", "width"), PHOTOGRAPH, strict=True))
+        return [{"image": sample["image"][:, :height], **own} for sample in self.batch(size)]
 
     def build(self, model_config: object) -> nn.Module:
         """Builds a model on the device: the memory of the host need not hold it."""

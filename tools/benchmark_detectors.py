@@ -303,16 +303,14 @@ def _sweep_cases(setting, size, points):
             return statistics.fmean(len(each) for _, found in one_pass(images) for each in found)
 
     def separately():
+        counts = []
         with merged(model):
-            found = [
-                each
-                for point in points
-                for each in infer(model, images, setting, partial(using_point, model, point))
-            ]
-            # As detectron2's evaluator: masks are encoded by pycocotools.
-            for each in found:
-                instances_to_coco_json(each.to("cpu"), 0)
-        return statistics.fmean(map(len, found))
+            for point in points:
+                for found in infer(model, images, setting, partial(using_point, model, point)):
+                    # As detectron2's evaluator: masks are encoded by pycocotools.
+                    instances_to_coco_json(found.to("cpu"), 0)
+                    counts.append(len(found))
+        return statistics.fmean(counts)
 
     kind = "stitches" if all(point.is_trained for point in points) else f"points at {size}"
     names = [f"{len(points)} {kind} {how}" for how in ("in one pass", "separately")]

@@ -15,7 +15,7 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
 from PIL import Image
 
-from benchmark_cases import Setting, row_of
+from benchmark_cases import PHOTOGRAPH, Setting, row_of
 from benchmark_detectors import OnePass, by_size
 from snnet_vitdet.data import coco_dicts, dataset_name
 from snnet_vitdet.engine import at_image_size, synthetic_batch
@@ -33,8 +33,6 @@ STAGES = (
     *(READING, TRANSFER, BACKBONES, PYRAMID, PROPOSALS, BOXES, MASKS),
     *(ENCODING, PACKING, WRITING, SCORING),
 )
-# Those of a photograph in COCO.
-_HEIGHT, _WIDTH = 480, 640
 
 
 class StageClock:
@@ -157,16 +155,16 @@ def write_photographs(folder: Path, num_images: int, num_classes: int) -> str:
     Returns:
         Path of the annotation file.
     """
-    rng = np.random.default_rng(0)
+    rng, (height, width) = np.random.default_rng(0), PHOTOGRAPH
     images, annotations = [], []
-    samples = synthetic_batch(num_images, _HEIGHT, num_classes)
+    samples = synthetic_batch(num_images, height, num_classes)
     for number, sample in enumerate(samples, start=1):
         # Smooth, so that it takes as long to decode as a photograph.
-        pixels = rng.integers(0, 256, (_HEIGHT // 16, _WIDTH // 16, 3), dtype=np.uint8)
-        image = Image.fromarray(pixels).resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
+        pixels = rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+        image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
         name = f"{number}.jpg"
         image.save(folder / name, quality=90)
-        images.append({"id": number, "file_name": name, "height": _HEIGHT, "width": _WIDTH})
+        images.append({"id": number, "file_name": name, "height": height, "width": width})
         instances = sample["instances"]
         for box, label in zip(instances.gt_boxes, instances.gt_classes.tolist(), strict=True):
             x0, y0, x1, y1 = box.tolist()

@@ -177,7 +177,8 @@ def test_a_step_in_float16_changes_no_weight(make):
 def test_as_many_objects_are_found_as_the_model_returns_at_most(make):
     cases = cases_of(inference_groups(make("L,S@96/20")))
     assert [case.image_size for case in cases.values()] == [64, 64, 64, 96]
-    assert {case.run() for case in cases.values()} == {100.0}
+    # Some boxes are empty once they are cut at the edge of the image.
+    assert all(95 <= case.run() <= 100 for case in cases.values())
 
 
 def test_a_sweep_finds_objects_with_masks(make):
