@@ -14,6 +14,7 @@ explains the rows.
 import argparse
 import json
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -30,7 +31,7 @@ from benchmark_detectors import inference_groups, sweep_groups, training_groups
 from benchmark_pipeline import pipeline_rows
 from snnet_vitdet.engine import load_config
 from snnet_vitdet.errors import InputError, exit_on_input_error, first_line
-from snnet_vitdet.files import write_csv
+from snnet_vitdet.files import temporary_folder, write_csv
 from snnet_vitdet.modeling.anchor import Block
 from snnet_vitdet.modeling.cost import build_on_meta
 from snnet_vitdet.report import drawing
@@ -129,8 +130,9 @@ def compile_blocks():
     Block.__init__ = compiled
 
 
-def measure_part(what, args, connection):
+def measure_part(what, args, folder, connection):
     """What the process of a part does: it sends rows, then how it ended."""
+    tempfile.tempdir = folder  # which is removed even if this process is killed
     try:
         if args.compile:
             compile_blocks()
@@ -161,8 +163,9 @@ def run_part(what, args, take_row):
     """
     context = get_context("spawn")
     reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=measure_part, args=(what, args, writer))
     end = time.monotonic() + (args.limit or 0)
+    folder = temporary_folder("benchmark_")
+    process = context.Process(target=measure_part, args=(what, args, folder.name, writer))
     process.start()
     writer.close()
     try:
@@ -178,6 +181,7 @@ def run_part(what, args, take_row):
     finally:
         process.kill()
         process.join()
+        folder.cleanup()
 
 
 # ---------------------------------------------------------------------------------------- results

@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import json
 import sys
+import tempfile
 from collections import Counter
 
 import pytest
@@ -288,11 +289,14 @@ def test_a_part_that_fails_leaves_the_others(monkeypatch, tiny_overrides, tmp_pa
 def test_a_part_ends_after_its_limit(monkeypatch, tiny_overrides, tmp_path, capsys, root):
     monkeypatch.chdir(root)
     options = ["--what", "sweep", "--limit", "0.1", *tiny_overrides]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(sys, "argv", arguments(tmp_path, *options))
     with pytest.raises(SystemExit) as exit_:
         benchmark.main()
     assert exit_.value.code == 1
     assert "sweep      ended after its limit of 0.1 s" in capsys.readouterr().out
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_a_row_is_written_before_its_part_ends(monkeypatch, tiny_overrides, tmp_path, root):
