@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from detectron2.config import instantiate
 from detectron2.engine import default_argument_parser
 
+import benchmark
+import check_device
 from snnet_vitdet.engine import load_config
 from snnet_vitdet.modeling import anchor_alone, baseline_cost, stitch_costs
 from snnet_vitdet.stitching import StitchSpace
@@ -21,6 +24,7 @@ DOCUMENTS = sorted(
     if path.name != "CHANGELOG.md"
 )
 REPRODUCE = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+PERFORMANCE = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
 SL = "configs/COCO/mask_rcnn_snnet_deit3_s_l_100ep.py"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -90,6 +94,16 @@ def test_a_command_to_reproduce_is_accepted(words):
         assert program == "tools/list_stitches.py"
     args = default_argument_parser().parse_args(arguments)
     load_config(str(ROOT / args.config_file), args.opts)
+
+
+@pytest.mark.parametrize("words", commands(PERFORMANCE), ids=" ".join)
+def test_a_command_to_measure_is_accepted(words, monkeypatch):
+    _, program, *arguments = words
+    programs = {"tools/benchmark.py": benchmark, "tools/check_device.py": check_device}
+    monkeypatch.setattr(sys, "argv", [program, *arguments])
+    args = programs[program].arguments()
+    assert args.opts == []
+    assert args.config_file is None or (ROOT / args.config_file).is_file()
 
 
 def test_overrides_to_reproduce_are_accepted():

@@ -28,7 +28,7 @@ from snnet_vitdet.evaluation import LATENCY_FILE, MEASURED_CSV, StitchTable
 from snnet_vitdet.evaluation.results import MEASURED, counted_points
 from snnet_vitdet.files import read_json, write_atomically
 from snnet_vitdet.modeling import point_of
-from snnet_vitdet.sweep_run import costs_of, points_of
+from snnet_vitdet.sweep_run import costs_of, points_named
 
 
 def arguments():
@@ -78,12 +78,7 @@ def images_for(args, config):
 def chosen_points(selection, config, predictor, swept):
     """The operating points to measure."""
     if selection != "frontier":
-        parts = [part.strip() for part in selection.split(",")]
-        points = [point_of(predictor.model, part) for part in parts if "@" in part]
-        if stitches := [part for part in parts if "@" not in part]:
-            config.sweep.stitch_ids = stitches
-            points = [*points_of(config, predictor.model), *points]
-        return points
+        return points_named(config, predictor.model, selection)
     if swept is None:
         raise InputError("--stitches frontier needs a sweep: run train_net.py --eval-only first")
     names = [row["name"] for row in swept if row["on_pareto"]]

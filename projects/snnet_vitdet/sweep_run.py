@@ -4,6 +4,7 @@ This module stands above the folders: it joins the engine's model and checkpoint
 sweep, and the report of deploy.
 """
 
+import copy
 import logging
 import os
 from collections.abc import Iterable
@@ -44,12 +45,13 @@ from snnet_vitdet.modeling import (
     find_stitched_vit,
     most_proposals,
     point_costs,
+    point_of,
     trained_with,
 )
 from snnet_vitdet.report import drawing, plot_pareto
 from snnet_vitdet.stitching import Cost, OperatingPoint, operating_points, select_stitches
 
-__all__ = ["costs_of", "load_for_sweep", "points_of", "report_sweep", "run_sweep"]
+__all__ = ["costs_of", "load_for_sweep", "points_named", "points_of", "report_sweep", "run_sweep"]
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +139,33 @@ def points_of(config: Config, model: nn.Module) -> list[OperatingPoint]:
                 f"{stitch.name}"
             )
     return list(operating_points(stitches, sizes, proposals, partial(trained_with, model)))
+
+
+def points_named(config: Config, model: nn.Module, selection: str) -> list[OperatingPoint]:
+    """The points of a selection, such as ``"anchors,FS-3@640/300"``.
+
+    Args:
+        config: The whole config; not changed.
+        model: The model of the config, or the same on the meta device.
+        selection: Names of points, and stitches as in ``sweep.stitch_ids``, separated by commas.
+            The stitches run at ``sweep.image_sizes`` with ``sweep.proposals``.
+
+    Raises:
+        InputError: If the model has no such stitch, point or image size.
+    """
+    parts = [part.strip() for part in selection.split(",")]
+    points = []
+    if stitches := [part for part in parts if "@" not in part]:
+        config = copy.deepcopy(config)
+        config.sweep.stitch_ids = stitches
+        points = points_of(config, model)
+    try:
+        named = [point_of(model, part) for part in parts if "@" in part]
+    except (KeyError, ValueError) as error:
+        raise InputError(error.args[0]) from error
+    for point in named:
+        check_image_size(config, point.image_size)
+    return points + named
 
 
 def costs_of(config: Config, points: Iterable[OperatingPoint]) -> dict[str, Cost]:
