@@ -13,6 +13,7 @@ import torch
 from detectron2.config import instantiate
 from detectron2.utils import comm
 from torch import nn
+from torch.utils.data import DataLoader
 
 from snnet_vitdet.data import category_names
 from snnet_vitdet.deploy import LoadedDetector, Predictor, resizing, write_sweep_report
@@ -70,7 +71,7 @@ def run_sweep(config: Config, resume: bool) -> StitchTable:
     scorer = None
     if find_stitched_vit(model) is not None and config.sweep.mode == "one_pass":
         scorer = CocoScorer(instantiate(config.dataloader.evaluator.dataset_name))
-    loader_of = cache(lambda size: instantiate(at_image_size(config, size).dataloader.test))
+    loader_of = cache(partial(_loader_of, config))
     costs = costs_of(config, points)
     make_evaluator = evaluators_of(config.dataloader.evaluator)
     provenance = provenance_of(config, checkpoint, averaged)
@@ -107,6 +108,12 @@ def run_sweep(config: Config, resume: bool) -> StitchTable:
             logger.warning("There is no picture: %s", error)
         report_sweep(config, model)
     return table
+
+
+def _loader_of(config: Config, image_size: int) -> DataLoader:
+    node = at_image_size(config, image_size).dataloader.test
+    size = config.sweep.batch_size
+    return instantiate({**node, "batch_size": size} if size > 1 else node)
 
 
 def points_of(config: Config, model: nn.Module) -> list[OperatingPoint]:

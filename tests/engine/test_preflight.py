@@ -369,6 +369,23 @@ def test_two_stages_need_one_pass_over_several_stitches(check, tiny_config, tmp_
     preflight(config, evaluation=True, resume=False, num_processes=1)
 
 
+def one_image_loader(dataset, mapper, num_workers=0):
+    """A loader of a user's own, without batches."""
+    return []
+
+
+def test_batches_of_a_sweep_need_square_padding_and_a_loader_that_makes_them(check):
+    check("sweep.batch_size=2", evaluation=True)
+    tight, own = "sweep.padding=tight", f"dataloader.test._target_={__name__}.one_image_loader"
+    for other in (tight, own):
+        check(other, evaluation=True)
+    with pytest.raises(InputError, match="sweep.batch_size=2 is for sweep.padding=square"):
+        check("sweep.batch_size=2", tight, evaluation=True)
+    with pytest.raises(InputError, match="dataloader.test cannot be built.*'batch_size'"):
+        check("sweep.batch_size=2", own, evaluation=True)
+    check("sweep.batch_size=2", tight)  # a training does not sweep
+
+
 def test_freezing_for_the_whole_training_is_refused(check):
     message = "train.freeze_anchors=4 of train.max_iter=4 iterations would never train the anchors"
     with pytest.raises(InputError, match=message):

@@ -76,6 +76,7 @@ def test_setting_that_cannot_be_is_refused_by_its_name(override, expected, tiny_
         *("train.distillation.rpn_weight=nan", "train.distillation.every=0", "init.num_images=0"),
         *("train.amp.precision=half", "train.stitch_scope=rank", "train.accumulation.stitch=all"),
         *("init.stitching_layers=zero", "sweep.mode=both", "sweep.subset=-1", "sweep.subset=0.1"),
+        "sweep.batch_size=0",
         *("dataloader.train.total_batch_size=0", "dataloader.train.num_workers=-1"),
         *("dataloader.test.num_workers=-1", "dataloader.test.batch_size=0", "data.masks=some"),
         *("optimizer.lr=0", "optimizer.lr=nan", "train.reference_batch_size=0"),

@@ -7,14 +7,15 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Boxes, Instances
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation.detections import DetectionStore
+from snnet_vitdet.evaluation.detections import Detections, DetectionStore
+from snnet_vitdet.evaluation.mask_rle import MaskRuns
 
 HEIGHT, WIDTH = 90, 120
 PLAN = {"checkpoint": "a.pth", "mtime": 1700000000.123, "images": None}
 
 
 def found_in(image_id, count, masks=True, seed=0):
-    """What detectron2 makes of random instances: 0 … count objects, as from a model."""
+    """Random instances, as from a model."""
     generator = torch.Generator().manual_seed(1000 * seed + image_id)
     corners = torch.rand(count, 2, 2, generator=generator) * torch.tensor([WIDTH, HEIGHT])
     boxes = torch.cat([corners.amin(1), corners.amax(1) + 0.37], dim=1)
@@ -29,7 +30,28 @@ def found_in(image_id, count, masks=True, seed=0):
             grid[None, 1] < boxes[:, 2, None, None]
         )
         instances.pred_masks = inside & (noise > 0.1)
-    return instances_to_coco_json(instances, image_id)
+    return instances
+
+
+def runs_of(masks):
+    """The runs of masks, (N, H, W)."""
+    flat = masks.transpose(1, 2).flatten(1).numpy()
+    starts = np.flatnonzero(np.diff(flat, axis=1, prepend=False))
+    return MaskRuns(starts, *masks.shape)
+
+
+def arrays_of(instances, image_id, *points):
+    """The instances as they reach the store, the same for all points."""
+    count = len(instances)
+    return Detections(
+        image_id,
+        points,
+        instances.pred_boxes.tensor.numpy(),
+        instances.scores.numpy(),
+        instances.pred_classes.numpy(),
+        np.tile(np.arange(count)[:, None], (1, len(points))),
+        runs_of(instances.pred_masks) if instances.has("pred_masks") else None,
+    )
 
 
 def fill(store, image_ids, stitch_ids=(0, 3, 7), batch_size=1, masks=True):
@@ -37,18 +59,24 @@ def fill(store, image_ids, stitch_ids=(0, 3, 7), batch_size=1, masks=True):
     image_ids = list(image_ids)
     for start in range(0, len(image_ids), batch_size):
         batch = image_ids[start : start + batch_size]
-        for stitch_id in stitch_ids:
-            for image_id in batch:
-                store.add(str(stitch_id), expected_of(stitch_id, [image_id], masks))
-        store.end_batch(batch)
+        store.add(
+            arrays_of(instances_of(stitch_id, image_id, masks), image_id, str(stitch_id))
+            for stitch_id in stitch_ids
+            for image_id in batch
+        )
     store.flush()
 
 
+def instances_of(stitch_id, image_id, masks=True):
+    return found_in(image_id, (image_id + stitch_id) % 4, masks, seed=stitch_id)
+
+
 def expected_of(stitch_id, image_ids, masks=True):
+    """What detectron2 makes of them."""
     return [
         detection
         for image_id in image_ids
-        for detection in found_in(image_id, (image_id + stitch_id) % 4, masks, seed=stitch_id)
+        for detection in instances_to_coco_json(instances_of(stitch_id, image_id, masks), image_id)
     ]
 
 
@@ -85,6 +113,20 @@ def test_what_comes_out_is_what_went_in_to_the_bit(masks, images_per_file, make)
     assert store.image_ids() == image_ids
 
 
+def test_each_point_has_its_own_detections_in_their_order(store):
+    """Points that differ in the number of proposals share most detections, and their masks."""
+    instances = found_in(5, 6)
+    arrays = arrays_of(instances, 5, "0", "3", "7")
+    arrays.places[:] = np.array(
+        [[0, 1, -1], [1, -1, -1], [-1, 3, -1], [2, 2, -1], [3, 0, -1], [-1, 4, -1]]
+    )
+    store.add([arrays])
+    store.flush()
+    for point, rows in (("0", [0, 1, 3, 4]), ("3", [4, 0, 3, 2, 5]), ("7", [])):
+        expected = instances_to_coco_json(instances[torch.tensor(rows, dtype=torch.long)], 5)
+        assert store.detections_of(point) == expected
+
+
 def test_several_processes_share_a_folder(store, make):
     second = make(rank=1, images_per_file=2)
     fill(store, [1, 2, 3])
@@ -119,8 +161,7 @@ def test_what_is_pending_is_bounded_by_the_images_of_a_file(make):
     store = make(images_per_file=3)
     store.open(PLAN, ["0"])
     for image_id in range(1, 9):
-        store.add("0", found_in(image_id, 2))
-        store.end_batch([image_id])
+        store.add([arrays_of(found_in(image_id, 2), image_id, "0")])
         assert store.num_images_done() == image_id // 3 * 3
         assert sum(map(len, store._pending.values())) == image_id % 3
     store.flush()

@@ -13,7 +13,7 @@ from pycocotools import mask as mask_util
 from torch.nn import functional as F
 
 from snnet_vitdet.evaluation import mask_rle
-from snnet_vitdet.evaluation.mask_rle import encode_masks
+from snnet_vitdet.evaluation.mask_rle import find_runs
 
 # Changes of the module, and the device.
 LIKE_A_GPU = {"_is_on_cpu": lambda _: False}
@@ -28,9 +28,8 @@ WAYS = [
 
 
 def encoded(masks):
-    """What pycocotools encodes, with text for bytes."""
-    rles = [mask_util.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
-    return [{**rle, "counts": rle["counts"].decode()} for rle in rles]
+    """What pycocotools encodes."""
+    return [mask_util.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
 
 
 @pytest.fixture(scope="module", params=WAYS)
@@ -41,7 +40,7 @@ def assert_as_pasted(request):
     def compare(probabilities, boxes, size):
         probabilities, boxes = probabilities.to(device), boxes.to(device)
         pasted = paste_masks_in_image(probabilities[:, 0], boxes, size).cpu()
-        assert encode_masks(probabilities, boxes, size) == encoded(pasted.numpy())
+        assert find_runs(probabilities, boxes, size).encoded() == encoded(pasted.numpy())
         return pasted
 
     with pytest.MonkeyPatch.context() as patch:
@@ -130,8 +129,9 @@ def test_half_precision_is_pasted_in_float32():
     torch.manual_seed(0)
     masks, boxes = torch.rand(3, 1, 28, 28).bfloat16(), torch.tensor([[2.0, 3, 90, 70]] * 3)
     pasted = paste_masks_in_image(masks[:, 0].float(), boxes, (80, 100))
-    assert encode_masks(masks, boxes, (80, 100)) == encoded(pasted.numpy())
+    assert find_runs(masks, boxes, (80, 100)).encoded() == encoded(pasted.numpy())
 
 
 def test_no_masks():
-    assert encode_masks(torch.empty(0, 1, 28, 28), torch.empty(0, 4), (480, 640)) == []
+    runs = find_runs(torch.empty(0, 1, 28, 28), torch.empty(0, 4), (480, 640))
+    assert (len(runs), runs.encoded()) == (0, [])

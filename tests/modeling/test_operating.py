@@ -144,7 +144,7 @@ def test_several_numbers_of_proposals_detect_what_each_detects_alone(make):
         together = detect_with_counts(model.roi_heads, images, features, proposals, counts)
         lengths = []
         for index, count in enumerate(counts):
-            results = [found[rows_with_count(found, index)] for found in together]
+            results = [found[rows_with_count(found.places, index)] for found in together]
             lengths.append(sum(map(len, results)))
             with operating_at(model, None, count):
                 fewer, _ = model.proposal_generator(images, features, None)
@@ -179,7 +179,7 @@ def test_a_box_head_of_another_kind_runs_once_for_each_number(trained):
         (found,) = detect_with_counts(model.roi_heads, images, features, proposals, [10, 20])
         (alone,) = model.roi_heads(images, features, [proposals[0][:10]], None)[0]
     assert calls == [10, 20, 10]
-    assert torch.equal(found[rows_with_count(found, 0)].scores, alone.scores)
+    assert torch.equal(found[rows_with_count(found.places, 0)].scores, alone.scores)
 
 
 def test_with_tight_padding_a_square_image_gives_the_same_and_others_are_not_squared(trained):

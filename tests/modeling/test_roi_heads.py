@@ -125,7 +125,7 @@ def separately(model):
 def in_one_pass(model):
     net = model.backbone.net
     ((_, (found,)),) = detect(model, inputs(), PrefixTree([net.stitch]))
-    masks = mask_util.decode(found.rles).astype(bool)  # (H, W, N)
+    masks = mask_util.decode(found.mask_runs.encoded()).astype(bool)  # (H, W, N)
     found.pred_masks = torch.from_numpy(masks).permute(2, 0, 1)
     return found
 

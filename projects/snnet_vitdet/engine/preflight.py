@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from snnet_vitdet.building import build, located
+from snnet_vitdet.building import build, check_call, located
 from snnet_vitdet.data import build_train_loader
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation.one_pass import supports_one_pass
@@ -262,6 +262,13 @@ def _check_stitches(config: Config, model: nn.Module, training: bool) -> None:
 
 
 def _check_sweep(config: Config, model: nn.Module) -> None:
+    if (size := config.sweep.batch_size) > 1:
+        if config.sweep.padding == "tight":
+            raise InputError(
+                f"sweep.batch_size={size} is for sweep.padding=square: the images of a batch would "
+                "be padded to the largest of them, which changes what is detected; leave it out"
+            )
+        check_call("dataloader.test", {**config.dataloader.test, "batch_size": size})
     if find_stitched_vit(model) is None or config.sweep.mode == "separate":
         if config.sweep.subset:
             raise InputError(

@@ -150,6 +150,9 @@ class SweepSettings(Settings, key="sweep"):
     mode: Literal["one_pass", "separate"] = _setting(
         "one_pass", "each image through all stitches in turn, or one stitch after another"
     )
+    batch_size: int = _setting(
+        1, "above 1: so many images at once; APs then differ [by rounding](#speed)", lowest=1
+    )
     subset: int = _setting(
         0, "above 0: score all stitches on this many images, then the best on all images", lowest=0
     )

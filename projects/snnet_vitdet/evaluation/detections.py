@@ -8,17 +8,67 @@ detections of a few images while it detects, and those of one stitch while it sc
 import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from snnet_vitdet.files import read_json, replacing
+from snnet_vitdet.modeling import rows_with_count
 
-__all__ = ["DetectionStore"]
+from .mask_rle import MaskRuns
+
+__all__ = ["DetectionStore", "Detections", "unpacked"]
 
 _MANIFEST = "manifest.json"
 _FIELDS = ("image_ids", "classes", "boxes", "scores", "sizes", "lengths", "rles")
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a stitch detects in an image, as arrays, which another process gets in little time.
+
+    Attributes:
+        image_id: The image.
+        points: Names of the operating points: the stitch with several numbers of proposals.
+        boxes: x0, y0, x1, y1 in pixels of the image, (N, 4) in float32.
+        scores: (N,) in float32.
+        classes: Numbers of the classes, (N,).
+        places: The place of each detection in the results of each point, (N, points); see
+            :func:`.rows_with_count`.
+        mask_runs: The masks; None for boxes alone.
+    """
+
+    image_id: int
+    points: Sequence[str]
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    places: np.ndarray
+    mask_runs: MaskRuns | None = None
+
+    def packed(self) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        """Yields each point and the arrays that a file has of it."""
+        rles = self.mask_runs.encoded() if self.mask_runs else []
+        # As COCO's results: x, y, width and height.
+        boxes = self.boxes.copy()
+        boxes[:, 2:] -= boxes[:, :2]
+        for index, point in enumerate(self.points):
+            rows = rows_with_count(self.places, index)
+            own = [rles[row] for row in rows.tolist()] if rles else []
+            counts = [rle["counts"] for rle in own]
+            arrays = {
+                "image_ids": np.full(len(rows), self.image_id, dtype=np.int64),
+                "classes": self.classes[rows].astype(np.int32),
+                "boxes": boxes[rows],
+                "scores": self.scores[rows],
+                "sizes": np.array([rle["size"] for rle in own], dtype=np.int32).reshape(-1, 2),
+                "lengths": np.array([len(each) for each in counts], dtype=np.int64),
+                "rles": np.frombuffer(b"".join(counts), dtype=np.uint8),
+            }
+            yield point, arrays
 
 
 class DetectionStore:
@@ -41,7 +91,7 @@ class DetectionStore:
         self.folder = Path(folder)
         self.rank = rank
         self.images_per_file = images_per_file
-        self._pending: dict[str, list[dict[str, np.ndarray]]] = {}
+        self._pending: dict[str, list[dict[str, np.ndarray]]] = defaultdict(list)
         self._pending_images: list[int] = []
 
     def open(self, plan: Mapping[str, object], points: Iterable[str]) -> list[str]:
@@ -72,21 +122,19 @@ class DetectionStore:
         """Number of images of this process in the files."""
         return len(self.image_ids(self.rank))
 
-    def add(self, point: str, detections: Sequence[Mapping[str, object]]) -> None:
-        """Adds the detections of a point in an image of the current batch.
-
-        Args:
-            point: Name of the operating point.
-            detections: As detectron2's ``instances_to_coco_json`` makes them: all with a
-                segmentation (RLE), or none.
-        """
-        self._pending.setdefault(point, []).append(_pack(detections))
-
-    def end_batch(self, image_ids: Iterable[int]) -> None:
-        """Ends a batch: the detections of all points in these images have been added.
+    def add(self, batch: Iterable[Detections]) -> None:
+        """Adds the detections of all points in the images of a batch.
 
         A file never has part of a batch, because a resumed pass would detect in that part again.
+
+        Args:
+            batch: The detections of each stitch, in the same order of the images.
         """
+        image_ids = {}
+        for detections in batch:
+            image_ids[detections.image_id] = None
+            for point, arrays in detections.packed():
+                self._pending[point].append(arrays)
         self._pending_images.extend(image_ids)
         if len(self._pending_images) >= self.images_per_file:
             self.flush()
@@ -103,7 +151,8 @@ class DetectionStore:
         path = self.folder / f"{self.rank:04d}-{number:06d}.npz"
         with replacing(path) as temporary:
             np.savez(temporary, **arrays)
-        self._pending, self._pending_images = {}, []
+        self._pending.clear()
+        self._pending_images.clear()
 
     def arrays_of(self, point: str) -> dict[str, np.ndarray]:
         """All detections of a point, of all processes, as arrays.
@@ -120,8 +169,8 @@ class DetectionStore:
         return {name: np.concatenate([part[name] for part in parts]) for name in _FIELDS}
 
     def detections_of(self, point: str) -> list[dict]:
-        """All detections of a point, of all processes, as they were given to :meth:`add`."""
-        return list(_unpack(self.arrays_of(point)))
+        """All detections of a point, of all processes, as ``instances_to_coco_json`` makes them."""
+        return list(unpacked(self.arrays_of(point)))
 
     def image_ids(self, rank: int | None = None) -> list[int]:
         """The ids of the images in the files of a process, or of all processes."""
@@ -139,22 +188,8 @@ class DetectionStore:
         return sorted(self.folder.glob("[0-9]*.npz" if rank is None else f"{rank:04d}-*.npz"))
 
 
-def _pack(detections: Sequence[Mapping[str, object]]) -> dict[str, np.ndarray]:
-    rles = [d["segmentation"] for d in detections if "segmentation" in d]
-    counts = [rle["counts"].encode("ascii") for rle in rles]
-    return {
-        "image_ids": np.array([d["image_id"] for d in detections], dtype=np.int64),
-        "classes": np.array([d["category_id"] for d in detections], dtype=np.int32),
-        # detectron2 computes them in single precision, so no digit is lost.
-        "boxes": np.array([d["bbox"] for d in detections], dtype=np.float32).reshape(-1, 4),
-        "scores": np.array([d["score"] for d in detections], dtype=np.float32),
-        "sizes": np.array([rle["size"] for rle in rles], dtype=np.int32).reshape(-1, 2),
-        "lengths": np.array([len(c) for c in counts], dtype=np.int64),
-        "rles": np.frombuffer(b"".join(counts), dtype=np.uint8),
-    }
-
-
-def _unpack(packed: Mapping[str, np.ndarray]) -> Iterator[dict]:
+def unpacked(packed: Mapping[str, np.ndarray]) -> Iterator[dict]:
+    """The detections in a file's arrays of a point, as ``instances_to_coco_json`` makes them."""
     text = packed["rles"].tobytes().decode("ascii")
     ends = np.cumsum(packed["lengths"]).tolist()
     sizes = packed["sizes"].tolist()

@@ -4,18 +4,16 @@ An image is read and resized once, and one walk along a tree of all stitches com
 features; only pyramid and heads run per stitch. The detections equal those of the stitch alone.
 """
 
-import datetime
 import logging
 import random
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 
 import torch
 from detectron2.data.samplers import InferenceSampler
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.logger import log_every_n_seconds
@@ -30,18 +28,18 @@ from snnet_vitdet.modeling import (
     find_stitched_vit,
     operating_at,
     point_of,
-    postprocessed,
     pyramid_from_features,
     pyramid_of_exit,
-    rows_with_count,
 )
 from snnet_vitdet.stitching import OperatingPoint, PrefixTree, Stitch
 
-from .detections import DetectionStore
-from .mask_rle import encode_masks
+from .detections import Detections, DetectionStore, unpacked
+from .mask_rle import find_runs
+from .progress import Progress
 from .score_curves import ScoreCurve
 from .scoring import CocoScorer
 from .scoring_pool import score_points
+from .writer import DetectionWriter
 
 __all__ = [
     "batches_from",
@@ -149,21 +147,24 @@ def _detect_all(
     total = done + sum(map(len, batches.batch_sampler))
     if done:
         logger.info("The detections of %d of %d images are there already.", done, total)
-    start, count = time.monotonic(), 0
-    for batch in batches:
-        for stitch, found in detect(model, batch, tree, counts):
-            for sample, instances in zip(batch, found, strict=True):
-                detections = records_of(instances, sample["image_id"])
-                for index, point in enumerate(of_stitch[stitch.id]):
-                    rows = rows_with_count(instances, index).tolist()
-                    store.add(point.name, [detections[row] for row in rows])
-        store.end_batch(sample["image_id"] for sample in batch)
-        count += len(batch)
-        seconds = (time.monotonic() - start) / count
-        eta = datetime.timedelta(seconds=round(seconds * (total - done - count)))
-        progress = f"{done + count} of {total} images, {seconds:.2f} s an image for all"
-        log_every_n_seconds(logging.INFO, f"{progress}, ETA {eta}", _LOG_SECONDS, name=__name__)
-    store.flush()
+    progress = Progress(total, done)
+    with DetectionWriter(store) as writer:
+        for batch in batches:
+            progress.lap("reading images")
+            found = [
+                _arrays_of(instances, sample["image_id"], [p.name for p in of_stitch[stitch.id]])
+                for stitch, results in detect(model, batch, tree, counts)
+                for sample, instances in zip(batch, results, strict=True)
+            ]
+            progress.lap("the detector")
+            writer.add(found)
+            progress.lap("writing detections")
+            progress.count += len(batch)
+            log_every_n_seconds(logging.INFO, str(progress), _LOG_SECONDS, name=__name__)
+        writer.flush()
+    if progress.count:
+        progress.lap("writing detections")
+        logger.info(str(progress))
 
 
 def supports_one_pass(model: nn.Module) -> bool:
@@ -189,8 +190,8 @@ def detect(
 
     Yields:
         A stitch, and for each image what the model with this stitch detects, on the CPU. Masks are
-        in ``rles`` as COCO's RLE, not in ``pred_masks``. The rows of :func:`.rows_with_count` are
-        what the model detects with one number of proposals alone.
+        in ``mask_runs``, a :class:`.MaskRuns`, not in ``pred_masks``. The rows of
+        :func:`.rows_with_count` are what the model detects with one number of proposals alone.
 
     Raises:
         InputError: If the model is not one that can be taken apart.
@@ -218,21 +219,42 @@ def _in_image_pixels(
 ) -> Iterator[Instances]:
     """Detections from the pixels of the model to those of the images, as :func:`detect` yields."""
     for found, sample, (height, width) in zip(results, batch, image_sizes, strict=True):
-        found = postprocessed(found, sample.get("height", height), sample.get("width", width))
-        if found.has("mask_probabilities"):
-            boxes = found.pred_boxes.tensor
-            found.rles = encode_masks(found.mask_probabilities, boxes, found.image_size)
-            found.remove("mask_probabilities")
-        yield found.to("cpu")
+        masks = found.get_fields().pop("pred_masks", None)
+        # All but the masks is small. On a GPU, 25 operations would take longer than their copies,
+        # and six of them wait for it.
+        found = found.to("cpu")
+        found.row = torch.arange(len(found))
+        found = detector_postprocess(
+            found, sample.get("height", height), sample.get("width", width)
+        )
+        if masks is not None:
+            rows, boxes = found.row.to(masks.device), found.pred_boxes.tensor.to(masks.device)
+            found.mask_runs = find_runs(masks[rows], boxes, found.image_size)
+        found.remove("row")
+        yield found
+
+
+def _arrays_of(found: Instances, image_id: int, points: Sequence[str]) -> Detections:
+    return Detections(
+        image_id,
+        points,
+        boxes=found.pred_boxes.tensor.numpy(),
+        scores=found.scores.numpy(),
+        classes=found.pred_classes.numpy(),
+        places=found.places.numpy(),
+        mask_runs=found.mask_runs if found.has("mask_runs") else None,
+    )
 
 
 def records_of(found: Instances, image_id: int) -> list[dict]:
-    """The detections of :func:`detect` in an image, as ``instances_to_coco_json`` makes them."""
-    records = instances_to_coco_json(found, image_id)
-    if found.has("rles"):
-        for record, rle in zip(records, found.rles, strict=True):
-            record["segmentation"] = rle
-    return records
+    """The detections of :func:`detect` in an image, as ``instances_to_coco_json`` makes them.
+
+    Args:
+        found: The detections; with several numbers of proposals, those with the first one count.
+        image_id: The image.
+    """
+    ((_, arrays),) = _arrays_of(found, image_id, [""]).packed()
+    return list(unpacked(arrays))
 
 
 def batches_from(

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
+import numpy as np
 import torch
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.roi_heads import (
@@ -23,6 +25,8 @@ __all__ = [
     "running_in",
     "train_on_given_masks",
 ]
+
+_Array = TypeVar("_Array", torch.Tensor, np.ndarray)
 
 # Which class of which proposal a detection is.
 _KEY = "proposal_and_class"
@@ -152,14 +156,14 @@ def detect_with_counts(
     return results
 
 
-def rows_with_count(found: Instances, index: int) -> torch.Tensor:
+def rows_with_count(places: _Array, index: int) -> _Array:
     """Rows of the detections with one number of proposals, best score first.
 
     Args:
-        found: Detections of :func:`detect_with_counts`, or some of them.
+        places: Those of the detections of :func:`detect_with_counts`, or of some of them.
         index: Index of the number in ``counts``.
     """
-    places = found.places[:, index]
+    places = places[:, index]
     order = places.argsort()
     return order[places[order] >= 0]
 
