@@ -3,19 +3,17 @@
 import multiprocessing
 import os
 import sys
-import threading
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 
 from detectron2.utils import comm
 
-from snnet_vitdet.data.loader import leave_sigterm_to_parent, worker_context
-from snnet_vitdet.errors import InputError
+from snnet_vitdet.data.loader import worker_context
 
 from .detections import DetectionStore
 from .score_curves import ScoreCurve
 from .scoring import CocoScorer
+from .worker_processes import stay_with_parent, telling_of_a_kill
 
 __all__ = ["available_workers", "score_points"]
 
@@ -66,14 +64,11 @@ def score_points(
         return
     # They start in 0.1 s, which small sweeps do not notice.
     context = multiprocessing.get_context(method)
-    with ProcessPoolExecutor(workers, context, _start, (scorer, store, image_ids)) as pool:
-        try:
-            yield from pool.map(_score_here, points)
-        except BrokenProcessPool as error:
-            raise InputError(
-                "a process that scores detections was killed, by the system if the memory of the "
-                "machine ran out: set a smaller sweep.scoring_workers, then go on with --resume"
-            ) from error
+    with (
+        telling_of_a_kill("scores detections", "set a smaller sweep.scoring_workers"),
+        ProcessPoolExecutor(workers, context, _start, (scorer, store, image_ids)) as pool,
+    ):
+        yield from pool.map(_score_here, points)
 
 
 def _score(
@@ -92,14 +87,7 @@ def _start(*job: object) -> None:
     _job = job
     # A core for each process; read when hotcoco starts its threads.
     os.environ["RAYON_NUM_THREADS"] = "1"
-    leave_sigterm_to_parent()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Without this, the process would wait for more points forever if its parent is killed."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    stay_with_parent()
 
 
 def _score_here(point: str) -> Scores:

@@ -6,24 +6,22 @@ lock from it.
 """
 
 import multiprocessing
-import os
-import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from types import TracebackType
 
-from snnet_vitdet.data.loader import leave_sigterm_to_parent, worker_context
-from snnet_vitdet.errors import InputError
+from snnet_vitdet.data.loader import worker_context
 
 from .detections import Detections, DetectionStore
+from .worker_processes import stay_with_parent, telling_of_a_kill
 
 __all__ = ["DetectionWriter"]
 
 # Bounds the memory. So many that writing a file does not stop the detection.
 _BATCHES_WAITING = 4
+
+_KILLED = ("writes the detections", "free memory")
 
 
 class DetectionWriter:
@@ -70,29 +68,18 @@ class DetectionWriter:
             InputError: As :meth:`add`.
         """
         self._call("flush")
-        with _telling_of_a_kill():
+        with telling_of_a_kill(*_KILLED):
             while self._waiting:
                 self._waiting.popleft().result()
 
     def _call(self, method: str, *args: object) -> None:
-        with _telling_of_a_kill():
+        with telling_of_a_kill(*_KILLED):
             while self._waiting and (
                 len(self._waiting) >= _BATCHES_WAITING or self._waiting[0].done()
             ):
                 self._waiting.popleft().result()
             self._waiting.append(self._pool.submit(_run, self._num_calls, method, *args))
         self._num_calls += 1
-
-
-@contextmanager
-def _telling_of_a_kill() -> Iterator[None]:
-    try:
-        yield
-    except BrokenProcessPool as error:
-        raise InputError(
-            "the process that writes the detections was killed, by the system if the memory of the "
-            "machine ran out: free memory, then go on with --resume"
-        ) from error
 
 
 # Of the other process: the store, and the number of calls that have succeeded.
@@ -103,14 +90,7 @@ _num_done = 0
 def _start(store: DetectionStore) -> None:
     global _store
     _store = store
-    leave_sigterm_to_parent()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Without this, the process would wait for more detections forever if the parent is killed."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    stay_with_parent()
 
 
 def _run(number: int, method: str, *args: object) -> None:
