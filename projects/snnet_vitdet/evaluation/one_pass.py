@@ -220,8 +220,8 @@ def _in_image_pixels(
     """Detections from the pixels of the model to those of the images, as :func:`detect` yields."""
     for found, sample, (height, width) in zip(results, batch, image_sizes, strict=True):
         masks = found.get_fields().pop("pred_masks", None)
-        # All but the masks is small. On a GPU, 25 operations would take longer than their copies,
-        # and six of them wait for it.
+        # All but the masks is small. A GPU takes less time to copy it than to start the 25
+        # operations of the postprocessing, six of which wait for the GPU.
         found = found.to("cpu")
         found.row = torch.arange(len(found))
         found = detector_postprocess(

@@ -1,6 +1,6 @@
 """Writes detections in a process of its own, while the next images are detected in.
 
-Encoding, packing and writing what 134 stitches detect in an image takes about a tenth of a second.
+Encoding, packing and writing what 134 stitches detect in an image takes up to a tenth of a second.
 The thread that launches the work of a GPU should not do it, and another thread would take Python's
 lock from it.
 """
