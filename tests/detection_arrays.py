@@ -1,6 +1,9 @@
-"""Detections as the scorer takes them, from those that COCO's programs take."""
+"""Detections as the scorer takes them and as COCO's programs take them."""
 
 import numpy as np
+
+from snnet_vitdet.evaluation.detections import unpacked
+from snnet_vitdet.evaluation.one_pass import as_detections
 
 
 def as_arrays(detections):
@@ -16,3 +19,9 @@ def as_arrays(detections):
         "lengths": np.array([len(each) for each in counts], dtype=np.int64),
         "rles": np.frombuffer(b"".join(counts), dtype=np.uint8),
     }
+
+
+def records_of(found, image_id):
+    """What ``detect`` yields of an image, as instances_to_coco_json makes it."""
+    ((_, arrays),) = as_detections(found, image_id, ["a point"]).packed()
+    return list(unpacked(arrays))

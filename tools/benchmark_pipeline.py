@@ -21,9 +21,9 @@ from snnet_vitdet.data import coco_dicts, dataset_name
 from snnet_vitdet.engine import at_image_size, synthetic_batch
 from snnet_vitdet.evaluation import CocoScorer
 from snnet_vitdet.evaluation.detections import DetectionStore
-from snnet_vitdet.evaluation.one_pass import records_of
+from snnet_vitdet.evaluation.one_pass import as_detections
 from snnet_vitdet.files import temporary_folder
-from snnet_vitdet.modeling import AnchorViT, rows_with_count
+from snnet_vitdet.modeling import AnchorViT
 from snnet_vitdet.stitching import merged
 
 READING, TRANSFER, BACKBONES, PYRAMID = "reading and resizing", "transfer", "backbones", "pyramid"
@@ -110,17 +110,16 @@ def _rows_of_size(setting, size, points, folder):
             clock.enter(READING)
             batch = [mapper(record) for record in records[first : first + setting.num_images]]
             clock.enter(TRANSFER)
+            detections = []
             for stitch, found in one_pass(batch):
                 clock.enter(PACKING)
+                names = [point.name for point in one_pass.of_stitch[stitch.id]]
                 for sample, instances in zip(batch, found, strict=True):
-                    detections = records_of(instances, sample["image_id"])
-                    for index, point in enumerate(one_pass.of_stitch[stitch.id]):
-                        rows = rows_with_count(instances, index).tolist()
-                        store.add(point.name, [detections[row] for row in rows])
-                        num_found += len(rows)
+                    detections.append(as_detections(instances, sample["image_id"], names))
+                    num_found += int((instances.places >= 0).sum())
                 clock.enter(BACKBONES)
             clock.enter(PACKING)
-            store.end_batch(sample["image_id"] for sample in batch)
+            store.add(detections)
             clock.enter(None)
             laps.append({stage: s / setting.num_images for stage, s in clock.seconds.items()})
     laps = laps[setting.warmup :]
@@ -131,7 +130,7 @@ def _rows_of_size(setting, size, points, folder):
     store.flush()
     clock.enter(SCORING)
     for point in points:
-        detections = store.detections_of(point.name)
+        detections = store.arrays_of(point.name)
         scorer.score(detections)
         scorer.score_curve(point.name, detections)
     clock.enter(None)

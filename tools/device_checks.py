@@ -33,7 +33,7 @@ from snnet_vitdet.engine import load_config, set_float32_arithmetic, synthetic_b
 from snnet_vitdet.engine.memory_probe import memory_to_come
 from snnet_vitdet.engine.precision import autocast, training_precision
 from snnet_vitdet.engine.trainer import wrap_for_processes
-from snnet_vitdet.evaluation.mask_rle import encode_masks
+from snnet_vitdet.evaluation.mask_rle import find_runs
 from snnet_vitdet.modeling import (
     find_stitched_vit,
     is_joined,
@@ -170,18 +170,17 @@ def check_masks(setting: Setting) -> Iterator[Row]:
     low, high = corners[:, 0], corners[:, 1] + 0.02
     boxes = torch.cat([low, high.clamp(max=1)], dim=1) * torch.tensor([width, height] * 2)
     here = probabilities.to(setting.device), boxes.to(setting.device)
-    on_device = encode_masks(*here, (height, width))
+    on_device = find_runs(*here, (height, width)).encoded()
     pasted = paste_masks_in_image(here[0][:, 0], here[1], (height, width)).cpu().numpy()
     expected = [mask_util.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in pasted]
     same = sum(
-        ours["counts"] == theirs["counts"].decode()
-        for ours, theirs in zip(on_device, expected, strict=True)
+        ours["counts"] == theirs["counts"] for ours, theirs in zip(on_device, expected, strict=True)
     )
     filled = int(pasted.sum())
     figure = f"{same} of {count} strings are pycocotools', {filled} pixels"
     yield "masks, encoded", same == count and filled > 0, figure
     if setting.on_gpu:
-        on_cpu = encode_masks(probabilities, boxes, (height, width))
+        on_cpu = find_runs(probabilities, boxes, (height, width)).encoded()
         same = sum(a == b for a, b in zip(on_device, on_cpu, strict=True))
         pixels = sum(
             int((mask_util.decode(a) != mask_util.decode(b)).sum())

@@ -20,7 +20,8 @@ from snnet_vitdet.data import coco_dicts, dataset_name, generate_shapes
 from snnet_vitdet.engine import load_config
 from snnet_vitdet.engine.precision import autocast
 from snnet_vitdet.evaluation import CocoScorer
-from snnet_vitdet.evaluation.one_pass import records_of
+from snnet_vitdet.evaluation.detections import DetectionStore
+from snnet_vitdet.evaluation.one_pass import as_detections
 from snnet_vitdet.modeling import (
     attention_implementation,
     find_stitched_vit,
@@ -180,8 +181,9 @@ def check_sweep(setting: Setting) -> Iterator[Row]:
         reference = OnePass(copy.deepcopy(model), points, torch.float32)
         with attention_implementation(reference.model, "reference"):
             reference.choose_threshold(batch)
-            expected = _detections(reference, batch)
+            truth = _detections(reference, batch, Path(folder, "truth"))
         threshold = reference.model.roi_heads.box_predictor.test_score_thresh
+        expected = {point.name: truth.detections_of(point.name) for point in points}
         scorers = {
             name: _scorer_of(found, scenes, Path(folder, f"{name}.json"))
             for name, found in expected.items()
@@ -190,8 +192,8 @@ def check_sweep(setting: Setting) -> Iterator[Row]:
         for name, precision in setting.precisions():
             ours = OnePass(copy.deepcopy(model).to(setting.device), points, precision)
             ours.model.roi_heads.box_predictor.test_score_thresh = threshold
-            found = _detections(ours, batch)
-            scores = [scorers[stitch].score(each) for stitch, each in found.items()]
+            found = _detections(ours, batch, Path(folder, name))
+            scores = [scorer.score(found.arrays_of(point)) for point, scorer in scorers.items()]
             box, mask = (min(s[f"{task}_AP"] for s in scores) for task in ("bbox", "segm"))
             figure = (
                 f"box AP {box:.1f}, mask AP {mask:.1f} (at least {LOWEST_AP[name]:.0f}) with the "
@@ -200,17 +202,18 @@ def check_sweep(setting: Setting) -> Iterator[Row]:
             yield f"sweep, {name}", count > 0 and min(box, mask) >= LOWEST_AP[name], figure
 
 
-def _detections(one_pass, batch):
-    """The detections of each stitch, as a sweep scores them."""
+def _detections(one_pass, batch, folder):
+    """The detections of each stitch, as a sweep keeps them."""
+    store = DetectionStore(folder)
+    store.open({}, ())
     with merged(one_pass.model):
-        return {
-            stitch.name: [
-                record
-                for sample, instances in zip(batch, found, strict=True)
-                for record in records_of(instances, sample["image_id"])
-            ]
+        store.add(
+            as_detections(instances, sample["image_id"], [stitch.name])
             for stitch, found in one_pass(batch)
-        }
+            for sample, instances in zip(batch, found, strict=True)
+        )
+    store.flush()
+    return store
 
 
 def _scorer_of(detections, scenes, path):

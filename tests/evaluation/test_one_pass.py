@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import train_net
+from detection_arrays import records_of
 from detectron2.config import instantiate
 from detectron2.engine import default_argument_parser
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -20,7 +21,7 @@ from snnet_vitdet.engine import StrictCheckpointer, launch_here
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.evaluation import CocoScorer, one_pass
 from snnet_vitdet.evaluation.detections import DetectionStore
-from snnet_vitdet.evaluation.one_pass import batches_from, detect, fixed_subset, records_of
+from snnet_vitdet.evaluation.one_pass import batches_from, detect, fixed_subset
 from snnet_vitdet.evaluation.results import METRICS
 from snnet_vitdet.modeling import anchor_alone, find_stitched_vit
 from snnet_vitdet.stitching import PrefixTree

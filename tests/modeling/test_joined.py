@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from detection_arrays import records_of
 from detectors import CONFIGS as CONFIG_FILES
 from detectors import SIZE, cascade_config, instances, nano_config, picture
 from detectron2.config import LazyConfig, instantiate
@@ -15,7 +16,7 @@ from detectron2.utils.events import EventStorage
 from snnet_vitdet.deploy import export_stitch, load_exported
 from snnet_vitdet.engine import load_detectors
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation.one_pass import detect, records_of
+from snnet_vitdet.evaluation.one_pass import detect
 from snnet_vitdet.modeling import (
     JoinedRCNN,
     anchor_alone,

@@ -106,9 +106,9 @@ def test_a_wrong_gradient_differs(monkeypatch, setting):
 
 
 def test_wrong_masks_differ(monkeypatch, setting):
-    own = device_checks.encode_masks
+    own = device_checks.find_runs
     monkeypatch.setattr(
-        device_checks, "encode_masks", lambda p, boxes, size: own(p, boxes * 0.99, size)
+        device_checks, "find_runs", lambda p, boxes, size: own(p, boxes * 0.99, size)
     )
     assert statuses(setting, "masks") == {"masks, encoded": "differs"}
 

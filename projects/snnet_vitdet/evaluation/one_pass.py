@@ -33,7 +33,7 @@ from snnet_vitdet.modeling import (
 )
 from snnet_vitdet.stitching import OperatingPoint, PrefixTree, Stitch
 
-from .detections import Detections, DetectionStore, unpacked
+from .detections import Detections, DetectionStore
 from .mask_rle import find_runs
 from .progress import Progress
 from .score_curves import ScoreCurve
@@ -42,11 +42,11 @@ from .scoring_pool import score_points
 from .writer import DetectionWriter
 
 __all__ = [
+    "as_detections",
     "batches_from",
     "detect",
     "evaluate_in_one_pass",
     "fixed_subset",
-    "records_of",
     "supports_one_pass",
 ]
 
@@ -152,7 +152,7 @@ def _detect_all(
         for batch in batches:
             progress.lap("reading images")
             found = [
-                _arrays_of(instances, sample["image_id"], [p.name for p in of_stitch[stitch.id]])
+                as_detections(instances, sample["image_id"], [p.name for p in of_stitch[stitch.id]])
                 for stitch, results in detect(model, batch, tree, counts)
                 for sample, instances in zip(batch, results, strict=True)
             ]
@@ -234,7 +234,14 @@ def _in_image_pixels(
         yield found
 
 
-def _arrays_of(found: Instances, image_id: int, points: Sequence[str]) -> Detections:
+def as_detections(found: Instances, image_id: int, points: Sequence[str]) -> Detections:
+    """What :func:`detect` yields of an image, as arrays.
+
+    Args:
+        found: The detections.
+        image_id: The image.
+        points: Name of the operating point with each of the numbers of proposals.
+    """
     return Detections(
         image_id,
         points,
@@ -244,17 +251,6 @@ def _arrays_of(found: Instances, image_id: int, points: Sequence[str]) -> Detect
         places=found.places.numpy(),
         mask_runs=found.mask_runs if found.has("mask_runs") else None,
     )
-
-
-def records_of(found: Instances, image_id: int) -> list[dict]:
-    """The detections of :func:`detect` in an image, as ``instances_to_coco_json`` makes them.
-
-    Args:
-        found: The detections; with several numbers of proposals, those with the first one count.
-        image_id: The image.
-    """
-    ((_, arrays),) = _arrays_of(found, image_id, [""]).packed()
-    return list(unpacked(arrays))
 
 
 def batches_from(
