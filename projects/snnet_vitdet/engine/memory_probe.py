@@ -205,7 +205,7 @@ def memory_to_come(
         model: The detector.
         optimizer: Optimizer of its parameters.
         accumulates: Whether all parameters may have a gradient at once.
-        num_processes: Several processes keep a second copy of all gradients for their exchange.
+        num_processes: Several processes keep room for all gradients, for their exchange.
     """
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     numbers = 2 if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) else 1

@@ -179,8 +179,17 @@ class StitchedTrainer(SimpleTrainer):
         Raises:
             InputError: If its optimizer has other settings than that of this trainer.
         """
-        check_resumed_optimizer(self.optimizer, state_dict["optimizer"])
-        super().load_state_dict({**state_dict, "hooks": {}})
+        optimizer = state_dict["optimizer"]
+        check_resumed_optimizer(self.optimizer, optimizer)
+        # Kernels depend on the device of this run, which may be another than the checkpoint's.
+        groups = [
+            {**saved, **{name: own[name] for name in ("foreach", "fused") if name in own}}
+            for own, saved in zip(
+                self.optimizer.param_groups, optimizer["param_groups"], strict=False
+            )
+        ]
+        optimizer = {**optimizer, "param_groups": groups}
+        super().load_state_dict({**state_dict, "optimizer": optimizer, "hooks": {}})
 
     def run_step(self) -> None:
         """One iteration: a forward and backward for each micro-batch, then a step.
@@ -213,14 +222,16 @@ class StitchedTrainer(SimpleTrainer):
                         # detectron2 checks its proposals, which are not finite before the losses.
                         where = self._what_was_trained(stitches, losses, batch)
                         raise FloatingPointError(f"{error}\n{where}") from error
+                    for name, loss in loss_dict.items():
+                        share = loss.detach() / self.accumulation_steps
+                        losses[name] = losses[name] + share if name in losses else share
+                    if step + 1 == self.accumulation_steps:
+                        on_host = _start_copy(losses)
                     self._backward(sum(loss_dict.values()) / self.accumulation_steps)
-                for name, loss in loss_dict.items():
-                    share = loss.detach() / self.accumulation_steps
-                    losses[name] = losses[name] + share if name in losses else share
         if image_size is not None:
             self.storage.put_scalar("image_size", image_size, smoothing_hint=False)
         self.after_backward()
-        self._write(losses, data_time, stitches, batch)
+        self._write(on_host(), data_time, stitches, batch)
         self.trained_iter = None
         self._update()
         self.trained_iter = self.iter
@@ -272,15 +283,15 @@ class StitchedTrainer(SimpleTrainer):
         stitches: list[Stitch],
         batch: Sequence,
     ) -> None:
+        """Writes the metrics; raises FloatingPointError if a loss, on the host, is not finite."""
         if stitches:
             self.storage.put_scalars(
                 stitch_id=stitches[-1].id,
                 stitch_kind=self.backbone.space.kinds.index(stitches[-1].kind),
                 smoothing_hint=False,
             )
-        # The metrics are means over the processes; this log names the process. One transfer from
-        # the device for all losses, as this runs in every iteration.
-        finite = torch.isfinite(torch.stack(list(losses.values()))).all().item()
+        # The metrics are means over the processes; this log names the process.
+        finite = all(map(torch.isfinite, losses.values()))
         if not finite:
             where = self._what_was_trained(stitches, losses, batch)
             logger.error("A loss is not finite in %s", where)
@@ -307,6 +318,24 @@ class StitchedTrainer(SimpleTrainer):
         samples = (sample for sample in batch if isinstance(sample, Mapping))
         files = [str(sample["file_name"]) for sample in samples if "file_name" in sample]
         return f"{where}{parts}; images: {', '.join(files) or 'without file names'}"
+
+
+def _start_copy(losses: Mapping[str, torch.Tensor]) -> Callable[[], dict[str, torch.Tensor]]:
+    """Starts one copy of the losses to the host; returns a function that waits for its end.
+
+    Started before the backward pass is queued, it ends when the device has computed the losses. The
+    device then works on the backward pass while the host checks them and queues the step.
+    """
+    stacked = torch.stack(list(losses.values()))
+    copied = stacked.to("cpu", non_blocking=True)
+    event = torch.cuda.current_stream().record_event() if stacked.is_cuda else None
+
+    def wait() -> dict[str, torch.Tensor]:
+        if event is not None:
+            event.synchronize()
+        return dict(zip(losses, copied, strict=True))
+
+    return wait
 
 
 def _step_seed(seed: int, iteration: int, place: int) -> int:
