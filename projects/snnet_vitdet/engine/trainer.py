@@ -10,13 +10,8 @@ from typing import Any
 
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
-from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
-    bf16_compress_hook,
-    fp16_compress_hook,
-)
 from torch.nn.parallel import DistributedDataParallel
 
 from snnet_vitdet.errors import InputError
@@ -29,15 +24,14 @@ from snnet_vitdet.modeling import (
 from snnet_vitdet.stitching import CostTable, SamplerBySize, Stitch
 
 from .checkpoint import check_resumed_optimizer
+from .ddp import wrap_for_processes
 from .precision import training_precision
 from .samplers import build_sampler, costs_by_size
 from .settings import Config
 
-__all__ = ["StitchedAMPTrainer", "StitchedTrainer", "build_trainer", "wrap_for_processes"]
+__all__ = ["StitchedAMPTrainer", "StitchedTrainer", "build_trainer"]
 
 logger = logging.getLogger(__name__)
-
-_COMPRESSION = {torch.float16: fp16_compress_hook, torch.bfloat16: bf16_compress_hook}
 
 # detectron2 logs a traceback of the error that ends a training; an InputError needs none.
 logging.getLogger("detectron2.engine.train_loop").addFilter(
@@ -87,23 +81,6 @@ def build_trainer(
     return StitchedAMPTrainer(
         model, data_loader, optimizer, precision=precision, grad_scaler=scaler, **kwargs
     )
-
-
-def wrap_for_processes(config: Config, model: nn.Module, precision: torch.dtype) -> nn.Module:
-    """Wraps a model for several processes; returns it unchanged for one process.
-
-    With ``train.ddp.fp16_compression``, gradients are exchanged in the type of mixed precision.
-    Float16 is only safe for gradients that loss scaling has brought into its range; bfloat16
-    training has no loss scaling and would get zero or infinite gradients from it.
-    """
-    ddp = dict(config.train.ddp)
-    compressed = ddp.pop("fp16_compression", False)
-    if not config.train.device.startswith("cuda"):
-        ddp["device_ids"] = None  # a CPU has no index
-    model = create_ddp_model(model, **ddp)
-    if compressed and precision in _COMPRESSION and isinstance(model, DistributedDataParallel):
-        model.register_comm_hook(None, _COMPRESSION[precision])
-    return model
 
 
 class StitchedTrainer(SimpleTrainer):
