@@ -32,10 +32,10 @@ from .pretraining import Pretraining
 
 __all__ = ["AnchorViT", "Block", "compile_blocks", "last_of_each_quarter"]
 
-# Graphs that blocks may need in a training: one for each ViT, with and without windows, with and
-# without stochastic depth, low-rank updates, and frozen weights, some of them for several image
-# sizes. Above torch's limit of 8, a block would run uncompiled.
-_MAX_GRAPHS = 64
+# Graphs that blocks may need in a training: for each ViT and image size, with and without windows,
+# stochastic depth, low-rank updates, and frozen weights. Above torch's limit of 8, a block would
+# run uncompiled.
+_MAX_GRAPHS = 256
 # The arguments that pretrained weights do not determine.
 _VALIDATORS = {
     "img_size": whole(1),
@@ -161,7 +161,8 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
     config.recompile_limit = max(config.recompile_limit, _MAX_GRAPHS)
     for module in model.modules():
         if isinstance(module, Block):
-            module.compile(backend=backend)
+            # Graphs for all sizes take minutes to make, and are slower.
+            module.compile(backend=backend, dynamic=False)
 
 
 class AnchorViT(Backbone):
