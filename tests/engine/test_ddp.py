@@ -14,7 +14,7 @@ from two_processes import run_in_two_processes
 
 from snnet_vitdet.engine import synthetic_batch
 from snnet_vitdet.engine.ddp import wrap_for_processes
-from snnet_vitdet.modeling import find_stitched_vit
+from snnet_vitdet.modeling import compile_blocks, find_stitched_vit
 
 # Some that float16 makes zero, some that it makes infinite, and some of 12 significant bits.
 GRADIENTS = torch.tensor([1e-9, -3e-8, 0.4, 1.0 + 2**-11, 7e4, 3e6])
@@ -71,13 +71,15 @@ def test_one_process_needs_no_wrapper():
     assert wrap_for_processes(config, model, torch.bfloat16) is model
 
 
-def _sent(rank, config):
+def _sent(rank, config, compiled):
     """Names of the parameters in the order in which their gradients are sent, and some facts."""
     comm.create_local_process_group(2)
     torch.manual_seed(0)
     model = instantiate(config.model)
     names = [name for name, _ in model.named_parameters()]
     find_stitched_vit(model).set_stitch("FS-1")
+    if compiled:
+        compile_blocks(model, backend="eager")
     wrapped = wrap_for_processes(config, model, torch.float32)
     name_of = {parameter: name for name, parameter in model.named_parameters()}
     sent = []
@@ -99,10 +101,11 @@ def _sent(rank, config):
 
 
 @pytest.mark.slow
-def test_gradients_are_sent_about_in_the_order_in_which_they_arise(tiny_config, tmp_path):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradients_are_sent_about_in_the_order_in_which_they_arise(compiled, tiny_config, tmp_path):
     config = tiny_config("model.roi_heads.num_classes=3", "+train.ddp.bucket_cap_mb=0.01")
     (sent, same_order, num_gradients, num_storages, unused), _ = run_in_two_processes(
-        _sent, tmp_path, config
+        _sent, tmp_path, config, compiled
     )
     parts = ("roi_heads.", "proposal_generator.", "backbone.simfp_", "backbone.net.large.blocks.7.")
     parts += ("backbone.net.large.blocks.2.", "backbone.net.small.", "backbone.net.stitching_")

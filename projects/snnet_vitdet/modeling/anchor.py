@@ -159,6 +159,8 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
     """
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, _MAX_GRAPHS)
+    # With several processes, torch would split a graph where DDP's buckets of gradients end.
+    config.optimize_ddp = False
     for module in model.modules():
         if isinstance(module, Block):
             # Graphs for all sizes take minutes to make, and are slower.
