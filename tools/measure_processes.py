@@ -64,9 +64,9 @@ def measure_processes(config, num_processes, total_batch, repeats):
         A row of processes.csv: number of processes, images of each in an iteration, median duration
         of an iteration, mean processor time of an iteration of all processes together, duration of
         the fit of the stitching layers, median duration of asking all processes whether to stop,
-        bytes that each process hands in to be summed in an iteration, mean number of them that it
-        hands in before the backward pass has made half of its gradients, largest memory of a
-        process.
+        mean number of bytes that each process hands in to be summed in an iteration, mean number of
+        them that it hands in after the backward pass has made half of its gradients, largest
+        memory of a process.
     """
     queue = get_context("spawn").SimpleQueue()
     args = (queue, config, total_batch // num_processes, repeats)
@@ -101,7 +101,7 @@ def train(queue, config, batch, repeats):
         sampler=build_sampler(config, stitch_costs(config.model)),
     )
     reduced, made = count_reduced(model)
-    seconds, early, cpu = [], [], 0.0
+    seconds, handed_in, late, cpu = [], [], [], 0.0
     with EventStorage(0) as trainer.storage:
         for trainer.iter in range(WARMUP + repeats):
             comm.synchronize()
@@ -113,7 +113,8 @@ def train(queue, config, batch, repeats):
             if trainer.iter >= WARMUP:
                 seconds.append(time.perf_counter() - start)
                 cpu += time.process_time() - cpu_start
-                early.append(sum(size for size, number in reduced if 2 * number <= len(made)))
+                handed_in.append(sum(size for size, _ in reduced))
+                late.append(sum(size for size, number in reduced if 2 * number > len(made)))
     agreeing = []
     for _ in range(50):
         start = time.perf_counter()
@@ -126,8 +127,8 @@ def train(queue, config, batch, repeats):
         "cpu_seconds": sum(comm.all_gather(cpu)) / repeats,
         "fit_seconds": fit_seconds,
         "agree_seconds": statistics.median(agreeing),
-        "reduced_bytes": sum(size for size, _ in reduced),
-        "early_bytes": statistics.mean(early),
+        "reduced_bytes": statistics.mean(handed_in),
+        "late_bytes": statistics.mean(late),
         "peak_bytes": max(comm.all_gather(peak_bytes())),
     }
     if comm.is_main_process():
@@ -188,7 +189,7 @@ def run(args):
         )
         print(
             f"    each: {row['reduced_bytes'] / 2**20:.1f} MiB reduced, of which "
-            f"{row['early_bytes'] / 2**20:.1f} early, "
+            f"{row['late_bytes'] / 2**20:.1f} late, "
             f"{1000 * row['agree_seconds']:.2f} ms to agree, "
             f"{row['peak_bytes'] / 2**20:.0f} MiB memory"
         )

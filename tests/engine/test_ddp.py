@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from two_processes import run_in_two_processes
 
-from snnet_vitdet.engine import synthetic_batch
+from snnet_vitdet.engine import TrainSettings, as_config, ddp, synthetic_batch
 from snnet_vitdet.engine.ddp import wrap_for_processes
 from snnet_vitdet.modeling import compile_blocks, find_stitched_vit
 
@@ -34,14 +34,20 @@ class Weighted(nn.Module):
         return (self.weight * GRADIENTS * share).sum()
 
 
+def config_with(stitch_scope="shared", accumulation=None, **ddp):
+    settings = TrainSettings(device="cpu", stitch_scope=stitch_scope)
+    config = OmegaConf.create({"train": as_config(settings)})
+    config.train.ddp.update(ddp)
+    config.train.accumulation.update(accumulation or {})
+    return config
+
+
 def _exchanged(rank):
     """The gradients that a process has after the exchange, by precision and compression."""
     comm.create_local_process_group(2)
     arrived = {}
     for precision, compressed in CASES:
-        ddp = {"fp16_compression": compressed}
-        config = OmegaConf.create({"train": {"device": "cpu", "ddp": ddp}})
-        model = wrap_for_processes(config, Weighted(), precision)
+        model = wrap_for_processes(config_with(fp16_compression=compressed), Weighted(), precision)
         assert isinstance(model, DistributedDataParallel)
         # The mean of both processes' gradients is GRADIENTS.
         model(0.5 + rank).backward()
@@ -66,9 +72,8 @@ def test_gradients_arrive_whatever_their_size_where_no_loss_scale_brings_them_in
 
 
 def test_one_process_needs_no_wrapper():
-    config = OmegaConf.create({"train": {"device": "cpu", "ddp": {"fp16_compression": True}}})
     model = Weighted()
-    assert wrap_for_processes(config, model, torch.bfloat16) is model
+    assert wrap_for_processes(config_with(), model, torch.bfloat16) is model
 
 
 def _sent(rank, config, compiled):
@@ -107,6 +112,9 @@ def test_gradients_are_sent_about_in_the_order_in_which_they_arise(compiled, tin
     (sent, same_order, num_gradients, num_storages, unused), _ = run_in_two_processes(
         _sent, tmp_path, config, compiled
     )
+    # Nothing is sent of a block of S, and of one of L, that did not run.
+    assert not any(name.startswith("backbone.net.small.blocks.3.mlp.") for name in sent)
+    assert not any(name.startswith("backbone.net.large.blocks.0.mlp.") for name in sent)
     parts = ("roi_heads.", "proposal_generator.", "backbone.simfp_", "backbone.net.large.blocks.7.")
     parts += ("backbone.net.large.blocks.2.", "backbone.net.small.", "backbone.net.stitching_")
     places = [[i for i, name in enumerate(sent) if name.startswith(part)] for part in parts]
@@ -121,3 +129,25 @@ def test_gradients_are_sent_about_in_the_order_in_which_they_arise(compiled, tin
     assert any(name.startswith("backbone.net.small.blocks.3.") for name in unused)
     assert any(name.startswith("backbone.net.large.blocks.0.") for name in unused)
     assert not any(name.startswith("backbone.net.small.blocks.0.") for name in unused)
+
+
+@pytest.mark.parametrize(
+    ("scope", "accumulation", "skips"),
+    [
+        ("shared", {}, True),
+        ("shared", {"steps": 2, "stitch": "same"}, True),
+        # The last micro-batch does not have all gradients of the iteration.
+        ("shared", {"steps": 2, "stitch": "own"}, False),
+        ("process", {}, False),
+    ],
+)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_gradients_are_left_out_only_if_all_run_the_same_stitch(
+    wanted, scope, accumulation, skips, monkeypatch
+):
+    given = {}
+    monkeypatch.setattr(ddp, "create_ddp_model", lambda model, **kwargs: given.update(kwargs))
+    config = config_with(scope, accumulation, skip_all_reduce_unused_params=wanted)
+    wrap_for_processes(config, Weighted(), torch.float32)
+    assert given["skip_all_reduce_unused_params"] == (wanted and skips)
+    assert given["gradient_as_bucket_view"] and given["find_unused_parameters"]

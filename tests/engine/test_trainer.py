@@ -552,7 +552,9 @@ def train_by_table(images, folder, **kwargs):
     torch.set_num_threads(1)
     backbone = make_backbone()
     model = StubDetector(backbone)
-    config = OmegaConf.create({"train": as_config(TrainSettings(device="cpu"))})
+    settings = TrainSettings(device="cpu", stitch_scope=kwargs.get("scope", "shared"))
+    config = OmegaConf.create({"train": as_config(settings)})
+    config.train.accumulation.steps = kwargs["accumulation_steps"]
     wrapped = wrap_for_processes(config, model, torch.float32)
     exchanges = []
     if wrapped is not model:

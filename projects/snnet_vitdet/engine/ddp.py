@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from inspect import signature
 
 import torch
 from detectron2.engine.defaults import create_ddp_model
@@ -28,9 +29,18 @@ def wrap_for_processes(config: Config, model: nn.Module, precision: torch.dtype)
     With ``train.ddp.fp16_compression``, gradients are exchanged in the type of mixed precision.
     Float16 is only safe for gradients that loss scaling has brought into its range; bfloat16
     training has no loss scaling and would get zero or infinite gradients from it.
+
+    With ``train.ddp.skip_all_reduce_unused_params``, buckets of gradients that no process has are
+    not exchanged. It has no effect if the stitches of an iteration differ.
     """
     ddp = dict(config.train.ddp)
     compressed = ddp.pop("fp16_compression", False)
+    skip = "skip_all_reduce_unused_params"
+    if skip not in signature(DistributedDataParallel).parameters:
+        ddp.pop(skip)  # before torch 2.8
+    elif not _one_stitch_an_iteration(config):
+        # Each process decides by its own last micro-batch: it may wait forever for another one.
+        ddp[skip] = False
     if not config.train.device.startswith("cuda"):
         ddp["device_ids"] = None  # a CPU has no index
     with _in_order_of_use(model):
@@ -38,6 +48,13 @@ def wrap_for_processes(config: Config, model: nn.Module, precision: torch.dtype)
     if compressed and precision in _COMPRESSION and isinstance(model, DistributedDataParallel):
         model.register_comm_hook(None, _COMPRESSION[precision])
     return model
+
+
+def _one_stitch_an_iteration(config: Config) -> bool:
+    """Whether all processes and micro-batches of an iteration run the same stitch."""
+    accumulation = config.train.accumulation
+    same = accumulation.steps == 1 or accumulation.stitch == "same"
+    return config.train.stitch_scope == "shared" and same
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from detectron2.config import instantiate
@@ -144,7 +145,9 @@ def train(config: Config, resume: bool) -> None:
 
     def evaluate() -> dict[str, dict[str, float]]:
         # Images of every size come, each of which would be compiled.
-        with stop.at_once(), torch.compiler.set_stance("force_eager"):
+        compiled = config.train.compile
+        as_written = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+        with stop.at_once(), as_written:
             return _evaluate(config, evaluated, test_loader, make_evaluator)
 
     freeze = FreezeAnchors(model, config.train.freeze_anchors)
