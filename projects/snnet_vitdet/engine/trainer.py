@@ -305,7 +305,9 @@ def _start_copy(losses: Mapping[str, torch.Tensor]) -> Callable[[], dict[str, to
     """
     stacked = torch.stack(list(losses.values()))
     copied = stacked.to("cpu", non_blocking=True)
-    event = torch.cuda.current_stream().record_event() if stacked.is_cuda else None
+    event = None
+    if stacked.is_cuda:
+        event = torch.cuda.current_stream(stacked.device).record_event()
 
     def wait() -> dict[str, torch.Tensor]:
         if event is not None:
