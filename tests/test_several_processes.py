@@ -21,7 +21,7 @@ from runs import (
     weights,
 )
 
-from snnet_vitdet.engine import STOPPED, launch_here, trainer
+from snnet_vitdet.engine import STOPPED, ddp, launch_here
 from snnet_vitdet.stitching import StitchSpace
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
@@ -36,7 +36,7 @@ def train_in_a_process(config, folder):
     """One of several; saves the weights and what has a gradient from the last iteration."""
     torch.set_num_threads(1)
     wrapped = []
-    create_ddp_model = trainer.create_ddp_model
+    create_ddp_model = ddp.create_ddp_model
 
     def catch(model, **kwargs):
         # Before it hands the first process's weights to all.
@@ -44,7 +44,7 @@ def train_in_a_process(config, folder):
         wrapped.append(create_ddp_model(model, **kwargs))
         return wrapped[0]
 
-    trainer.create_ddp_model = catch
+    ddp.create_ddp_model = catch
     run_main(config)
     (model,) = wrapped
     assert isinstance(model, torch.nn.parallel.DistributedDataParallel)

@@ -3,9 +3,11 @@
 
     python tools/measure_processes.py
     python tools/measure_processes.py --processes 1 2 4 8 --total-batch 8 --config-file F
+    python tools/measure_processes.py +train.ddp.bucket_cap_mb=0.05
 
 Trains on images of noise in float32, with one thread per process. An iteration has the same number
-of images for any number of processes. Writes processes.csv.
+of images for any number of processes. Writes processes.csv. The gradients of a small model fit into
+one of DDP's buckets of 25 MiB; smaller buckets show the order in which they are exchanged.
 """
 
 import argparse
@@ -20,7 +22,6 @@ import snnet_vitdet.omp  # noqa: F401  # isort: skip
 import torch
 import torch.distributed as dist
 from detectron2.config import instantiate
-from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
@@ -34,6 +35,7 @@ from snnet_vitdet.engine import (
     load_config,
     synthetic_batch,
 )
+from snnet_vitdet.engine.ddp import wrap_for_processes
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.modeling import find_stitched_vit, stitch_costs
 
@@ -62,7 +64,9 @@ def measure_processes(config, num_processes, total_batch, repeats):
         A row of processes.csv: number of processes, images of each in an iteration, median duration
         of an iteration, mean processor time of an iteration of all processes together, duration of
         the fit of the stitching layers, median duration of asking all processes whether to stop,
-        bytes that each process hands in to be summed in an iteration, largest memory of a process.
+        mean number of bytes that each process hands in to be summed in an iteration, mean number of
+        them that it hands in after the backward pass has made half of its gradients, largest
+        memory of a process.
     """
     queue = get_context("spawn").SimpleQueue()
     args = (queue, config, total_batch // num_processes, repeats)
@@ -87,7 +91,8 @@ def train(queue, config, batch, repeats):
     start = time.perf_counter()
     fit_stitching_layers(model, images, images[:1])
     fit_seconds = time.perf_counter() - start
-    model = create_ddp_model(model.train(), find_unused_parameters=True, device_ids=None)
+    config.train.device = "cpu"
+    model = wrap_for_processes(config, model.train(), torch.float32)
     trainer = StitchedTrainer(
         model,
         [images] * (WARMUP + repeats),
@@ -95,18 +100,21 @@ def train(queue, config, batch, repeats):
         backbone=backbone,
         sampler=build_sampler(config, stitch_costs(config.model)),
     )
-    reduced = count_reduced(model)
-    seconds, cpu = [], 0.0
+    reduced, made = count_reduced(model)
+    seconds, handed_in, late, cpu = [], [], [], 0.0
     with EventStorage(0) as trainer.storage:
         for trainer.iter in range(WARMUP + repeats):
             comm.synchronize()
             reduced.clear()
+            made.clear()
             start, cpu_start = time.perf_counter(), time.process_time()
             trainer.run_step()
             comm.synchronize()
             if trainer.iter >= WARMUP:
                 seconds.append(time.perf_counter() - start)
                 cpu += time.process_time() - cpu_start
+                handed_in.append(sum(size for size, _ in reduced))
+                late.append(sum(size for size, number in reduced if 2 * number > len(made)))
     agreeing = []
     for _ in range(50):
         start = time.perf_counter()
@@ -119,7 +127,8 @@ def train(queue, config, batch, repeats):
         "cpu_seconds": sum(comm.all_gather(cpu)) / repeats,
         "fit_seconds": fit_seconds,
         "agree_seconds": statistics.median(agreeing),
-        "reduced_bytes": sum(reduced),
+        "reduced_bytes": statistics.mean(handed_in),
+        "late_bytes": statistics.mean(late),
         "peak_bytes": max(comm.all_gather(peak_bytes())),
     }
     if comm.is_main_process():
@@ -127,12 +136,15 @@ def train(queue, config, batch, repeats):
 
 
 def count_reduced(model):
-    """A list to which the size in bytes of each gradient bucket is added that DDP sums."""
-    sizes = []
+    """Two lists that training fills: the buckets of gradients that DDP sums, and the gradients.
+
+    A bucket is its size in bytes, and the number of gradients that were made before.
+    """
+    buckets, made = [], []
 
     def count(_state, bucket):
         buffer = bucket.buffer()
-        sizes.append(buffer.numel() * buffer.element_size())
+        buckets.append((buffer.numel() * buffer.element_size(), len(made)))
         # As DDP itself does it: divide for the mean, then sum.
         buffer.div_(comm.get_world_size())
         work = dist.all_reduce(buffer, async_op=True)
@@ -140,7 +152,10 @@ def count_reduced(model):
 
     if comm.get_world_size() > 1:
         model.register_comm_hook(None, count)
-    return sizes
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(made.append)
+    return buckets, made
 
 
 def peak_bytes():
@@ -173,7 +188,8 @@ def run(args):
             f"{row['cpu_seconds']:.3f} s of all processors, fit {row['fit_seconds']:.2f} s"
         )
         print(
-            f"    each: {row['reduced_bytes'] / 2**20:.1f} MiB reduced, "
+            f"    each: {row['reduced_bytes'] / 2**20:.1f} MiB reduced, of which "
+            f"{row['late_bytes'] / 2**20:.1f} late, "
             f"{1000 * row['agree_seconds']:.2f} ms to agree, "
             f"{row['peak_bytes'] / 2**20:.0f} MiB memory"
         )

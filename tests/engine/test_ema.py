@@ -107,9 +107,10 @@ def test_what_is_frozen_takes_no_room_twice(followed, tmp_path):
     )
 
 
-def test_a_step_that_loss_scaling_leaves_out_is_none():
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_loss_scaling_leaves_out_is_none(fused):
     model = Detector()
-    optimizer = torch.optim.AdamW(model.layer.parameters())
+    optimizer = torch.optim.AdamW(model.layer.parameters(), fused=fused)
     average = AveragedWeights(model.eval(), optimizer, DECAY)
     scaler = torch.amp.GradScaler("cpu")
     before = copy_of(average.model)

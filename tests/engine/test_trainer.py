@@ -3,21 +3,18 @@
 import copy
 import logging
 import math
-from itertools import product
 
 import pytest
 import torch
 from detectron2.engine import HookBase, SimpleTrainer
-from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from omegaconf import OmegaConf
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.nn.parallel import DistributedDataParallel
-from two_processes import run_in_two_processes
 
-from snnet_vitdet.engine import StitchedTrainer, launch_here
-from snnet_vitdet.engine.trainer import StitchedAMPTrainer, wrap_for_processes
+from snnet_vitdet.engine import StitchedTrainer, TrainSettings, as_config, launch_here
+from snnet_vitdet.engine.ddp import wrap_for_processes
+from snnet_vitdet.engine.trainer import StitchedAMPTrainer
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import AnchorViT, StitchedViT
 from snnet_vitdet.stitching import UniformSampler
@@ -191,6 +188,53 @@ def test_nan_loss_of_another_process_is_not_blamed_on_own_images(monkeypatch, ca
     with pytest.raises(FloatingPointError, match="another process's log names the images") as error:
         train_stitched()
     assert "images:" not in str(error.value) and "not finite" not in caplog.text
+
+
+class OnDevice(torch.Tensor):
+    """A stand-in for a tensor on a GPU; notes the copies to the host."""
+
+    events = []
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        name = getattr(function, "__name__", "")
+        if name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__"):
+            cls.events.append("wait")
+        elif name == "to" and "cpu" in args:
+            cls.events.append("copy" if kwargs.get("non_blocking") else "wait")
+            return result.as_subclass(torch.Tensor)
+        elif name == "backward":
+            cls.events.append("backward")
+        return result
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_losses_travel_to_the_host_once_while_the_backward_pass_runs(steps, monkeypatch):
+    """The host waits for nothing else before it launches the step."""
+    monkeypatch.setattr(OnDevice, "events", [])
+    backbone = make_backbone()
+
+    class Detector(StubDetector):
+        def forward(self, images):
+            loss = super().forward(images)["loss_features"].as_subclass(OnDevice)
+            OnDevice.events.clear()  # the stub looks at its loss
+            return {"loss_a": loss, "loss_b": 2 * loss}
+
+    trainer, record = make_trainer(
+        Detector(backbone),
+        images=Images(batch=2),
+        backbone=backbone,
+        sampler=SAMPLER,
+        accumulation_steps=steps,
+    )
+    step = trainer.optimizer.step
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: (OnDevice.events.append("step"), step()))
+    trainer.train(0, 1)
+    assert OnDevice.events == ["copy", "backward", "step"]
+    (metrics,) = record.metrics
+    assert metrics["loss_b"] == pytest.approx(2 * metrics["loss_a"])
+    assert metrics["loss_a"] == pytest.approx(sum(trainer.model.losses) / steps)
 
 
 def gradients_of(record, iteration):
@@ -451,6 +495,28 @@ def test_overflow_in_one_micro_batch_skips_the_step_and_lowers_the_scale():
     assert skipped == [0, 1, 1]
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_training_is_resumed_with_the_kernels_of_its_own_device(fused):
+    """A checkpoint has its own; with loss scaling, the wrong ones would end in an error."""
+    trainers = []
+    for own in (not fused, fused):
+        trainer, _ = train_amp(stop=0)
+        trainer.optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=1e-3, fused=own)
+        trainer._hooks.clear()
+        trainers.append(trainer)
+    first, second = trainers
+    first.train(0, 2)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    second.model.load_state_dict(first.model.state_dict())
+    second.data_loader.iteration = 2
+    second.train(2, 4)
+    assert all(group["fused"] is fused for group in second.optimizer.param_groups)
+    # Fused or not: the same training, up to rounding.
+    first.train(2, 4)
+    for name, value in first.model.state_dict().items():
+        torch.testing.assert_close(second.model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
 def test_a_training_is_resumed_in_the_other_precision():
     scaled, _ = train_amp(stop=1)
     plain, _ = train_amp(stop=1, enabled=False)
@@ -486,7 +552,10 @@ def train_by_table(images, folder, **kwargs):
     torch.set_num_threads(1)
     backbone = make_backbone()
     model = StubDetector(backbone)
-    wrapped = create_ddp_model(model, find_unused_parameters=True, device_ids=None)
+    settings = TrainSettings(device="cpu", stitch_scope=kwargs.get("scope", "shared"))
+    config = OmegaConf.create({"train": as_config(settings)})
+    config.train.accumulation.steps = kwargs["accumulation_steps"]
+    wrapped = wrap_for_processes(config, model, torch.float32)
     exchanges = []
     if wrapped is not model:
 
@@ -582,61 +651,3 @@ def test_wrong_input_ends_a_training_without_a_traceback_in_the_log(error, logge
     with pytest.raises(type(error)):
         trainer.train(0, 2)
     assert [r for r in records if r.exc_info] == ([] if not logged else [records[-1]])
-
-
-# --------------------------------------------------------------------- gradients between processes
-
-
-# Some that float16 makes zero, some that it makes infinite, and some of 12 significant bits.
-GRADIENTS = torch.tensor([1e-9, -3e-8, 0.4, 1.0 + 2**-11, 7e4, 3e6])
-
-
-CASES = list(product((torch.float32, torch.bfloat16, torch.float16), (True, False)))
-
-
-class Weighted(nn.Module):
-    """A loss whose gradient is known."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(len(GRADIENTS)))
-
-    def forward(self, share):
-        return (self.weight * GRADIENTS * share).sum()
-
-
-def _exchanged(rank):
-    """The gradients that a process has after the exchange, by precision and compression."""
-    comm.create_local_process_group(2)
-    arrived = {}
-    for precision, compressed in CASES:
-        ddp = {"fp16_compression": compressed}
-        config = OmegaConf.create({"train": {"device": "cpu", "ddp": ddp}})
-        model = wrap_for_processes(config, Weighted(), precision)
-        assert isinstance(model, DistributedDataParallel)
-        # The mean of both processes' gradients is GRADIENTS.
-        model(0.5 + rank).backward()
-        arrived[precision, compressed] = model.module.weight.grad
-    return arrived
-
-
-@pytest.mark.slow
-def test_gradients_arrive_whatever_their_size_where_no_loss_scale_brings_them_into_range(tmp_path):
-    first, second = run_in_two_processes(_exchanged, tmp_path)
-    for precision, compressed in CASES:
-        gradients = first[precision, compressed]
-        assert torch.equal(gradients, second[precision, compressed])
-        if precision != torch.float16:
-            # bfloat16 has 8 significant bits: two roundings and a sum that is rounded, too.
-            tolerance = 2**-7 if compressed and precision == torch.bfloat16 else 1e-6
-            torch.testing.assert_close(gradients, GRADIENTS, rtol=tolerance, atol=0)
-    scaled = first[torch.float16, True]
-    assert scaled[2] == pytest.approx(0.4, rel=2**-10)
-    # Which is what the others must not pass through.
-    assert scaled[0] == 0 and torch.isinf(scaled[-1])
-
-
-def test_one_process_needs_no_wrapper():
-    config = OmegaConf.create({"train": {"device": "cpu", "ddp": {"fp16_compression": True}}})
-    model = Weighted()
-    assert wrap_for_processes(config, model, torch.bfloat16) is model

@@ -21,7 +21,8 @@ class AveragedWeights:
 
     The decay of step t = 1, 2, … is min(decay, (1 + t) / (10 + t)), so that the start does not
     dominate a short training. A hook of the optimizer updates the average: a step that loss scaling
-    skips, or that an error prevents, is not counted.
+    skips, or that an error prevents, is not counted. With loss scaling and a fused optimizer, the
+    hook waits for the device once a step to know which is the case.
 
     The average lives in a model of its own, which can be evaluated while the other is trained and
     saved. Tensors that are never trained are shared by both models, in memory and in checkpoints.
@@ -52,7 +53,7 @@ class AveragedWeights:
         self._averaged = [(own, source) for own, source in pairs if own.is_floating_point()]
         # Integers, such as counters.
         self._copied = [(own, source) for own, source in pairs if not own.is_floating_point()]
-        optimizer.register_step_post_hook(lambda *_: self._update())
+        optimizer.register_step_post_hook(self._after_step)
 
     def resume(self, checkpoint: Mapping[str, object]) -> None:
         """Continues the average of a checkpoint; without one, restarts at the model's weights.
@@ -91,6 +92,13 @@ class AveragedWeights:
             )
         self.model.load_state_dict(state["weights"])
         self.num_steps = state["num_steps"]
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        # torch's GradScaler calls a fused optimizer for every step and hands it this flag, by which
+        # the optimizer skips the step itself.
+        overflowed = getattr(optimizer, "found_inf", None)
+        if overflowed is None or not overflowed.item():
+            self._update()
 
     def _update(self) -> None:
         self.num_steps += 1

@@ -102,8 +102,9 @@ def log_step_costs(config: Config, model: GeneralizedRCNN, costs: CostTable | No
     """Logs activation memory and time of a training step at each size of ``train.image_sizes``.
 
     The step is that of the most expensive stitch; with distillation, of the most expensive one that
-    is taught. Its forward pass runs twice and its backward pass once for each size. No gradient
-    stays; the selected stitch and the random generators do not change.
+    is taught. Its forward pass runs twice and its backward pass once for each size; both run once
+    more with ``train.compile``. No gradient stays; the selected stitch and the random generators do
+    not change.
 
     Args:
         config: The whole config.
@@ -120,6 +121,8 @@ def log_step_costs(config: Config, model: GeneralizedRCNN, costs: CostTable | No
             with _running(config, model, stitch, side):
                 # Also the warm-up: the first pass at a size makes what depends on the grid.
                 kept = bytes_kept_for_backward(lambda batch=batch: _loss(config, model, batch))
+                if config.train.compile:
+                    _loss(config, model, batch).backward()  # compiles, which is not to be timed
                 if on_gpu:
                     torch.cuda.synchronize(device)
                 start = time.perf_counter()
@@ -205,7 +208,7 @@ def memory_to_come(
         model: The detector.
         optimizer: Optimizer of its parameters.
         accumulates: Whether all parameters may have a gradient at once.
-        num_processes: Several processes keep a second copy of all gradients for their exchange.
+        num_processes: Several processes keep room for all gradients, for their exchange.
     """
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     numbers = 2 if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) else 1

@@ -187,6 +187,12 @@ class DdpSettings(Settings, key="train.ddp"):
     # An iteration runs one stitch; the blocks and stitching layers of others have no gradient.
     find_unused_parameters: bool = _setting(True, "needed for stitches and frozen ViTs")
     fp16_compression: bool = _setting(True, "exchange gradients in the type of mixed precision")
+    gradient_as_bucket_view: bool = _setting(
+        True, "gradients stay in the buckets of their exchange: less memory, a copy less"
+    )
+    skip_all_reduce_unused_params: bool = _setting(
+        True, "if all train the same stitch, exchange only buckets with parts that it runs"
+    )
 
 
 @dataclass
@@ -244,6 +250,9 @@ class TrainSettings(Settings, key="train"):
     log_period: int = _setting(20, "iterations between lines of the log", lowest=1)
     # torch's own default is TF32 for convolutions alone.
     tf32: bool = _setting(False, "on a GPU, multiply float32 with the 10 bits of TF32")
+    compile: bool = _setting(
+        False, "[compile the blocks](#compiled-blocks) of the ViTs by `torch.compile`"
+    )
     clip_grad_norm: float | None = _setting(None, "largest norm of the gradient, if any", above=0)
     ema_decay: float = _setting(
         0.0, "above 0: decay of [an average](#a-moving-average-of-the-weights)", lowest=0, below=1

@@ -10,13 +10,8 @@ from typing import Any
 
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
-from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
-    bf16_compress_hook,
-    fp16_compress_hook,
-)
 from torch.nn.parallel import DistributedDataParallel
 
 from snnet_vitdet.errors import InputError
@@ -29,15 +24,14 @@ from snnet_vitdet.modeling import (
 from snnet_vitdet.stitching import CostTable, SamplerBySize, Stitch
 
 from .checkpoint import check_resumed_optimizer
+from .ddp import wrap_for_processes
 from .precision import training_precision
 from .samplers import build_sampler, costs_by_size
 from .settings import Config
 
-__all__ = ["StitchedAMPTrainer", "StitchedTrainer", "build_trainer", "wrap_for_processes"]
+__all__ = ["StitchedAMPTrainer", "StitchedTrainer", "build_trainer"]
 
 logger = logging.getLogger(__name__)
-
-_COMPRESSION = {torch.float16: fp16_compress_hook, torch.bfloat16: bf16_compress_hook}
 
 # detectron2 logs a traceback of the error that ends a training; an InputError needs none.
 logging.getLogger("detectron2.engine.train_loop").addFilter(
@@ -87,23 +81,6 @@ def build_trainer(
     return StitchedAMPTrainer(
         model, data_loader, optimizer, precision=precision, grad_scaler=scaler, **kwargs
     )
-
-
-def wrap_for_processes(config: Config, model: nn.Module, precision: torch.dtype) -> nn.Module:
-    """Wraps a model for several processes; returns it unchanged for one process.
-
-    With ``train.ddp.fp16_compression``, gradients are exchanged in the type of mixed precision.
-    Float16 is only safe for gradients that loss scaling has brought into its range; bfloat16
-    training has no loss scaling and would get zero or infinite gradients from it.
-    """
-    ddp = dict(config.train.ddp)
-    compressed = ddp.pop("fp16_compression", False)
-    if not config.train.device.startswith("cuda"):
-        ddp["device_ids"] = None  # a CPU has no index
-    model = create_ddp_model(model, **ddp)
-    if compressed and precision in _COMPRESSION and isinstance(model, DistributedDataParallel):
-        model.register_comm_hook(None, _COMPRESSION[precision])
-    return model
 
 
 class StitchedTrainer(SimpleTrainer):
@@ -179,8 +156,17 @@ class StitchedTrainer(SimpleTrainer):
         Raises:
             InputError: If its optimizer has other settings than that of this trainer.
         """
-        check_resumed_optimizer(self.optimizer, state_dict["optimizer"])
-        super().load_state_dict({**state_dict, "hooks": {}})
+        optimizer = state_dict["optimizer"]
+        check_resumed_optimizer(self.optimizer, optimizer)
+        # Kernels depend on the device of this run, which may be another than the checkpoint's.
+        groups = [
+            {**saved, **{name: own[name] for name in ("foreach", "fused") if name in own}}
+            for own, saved in zip(
+                self.optimizer.param_groups, optimizer["param_groups"], strict=False
+            )
+        ]
+        optimizer = {**optimizer, "param_groups": groups}
+        super().load_state_dict({**state_dict, "optimizer": optimizer, "hooks": {}})
 
     def run_step(self) -> None:
         """One iteration: a forward and backward for each micro-batch, then a step.
@@ -213,14 +199,16 @@ class StitchedTrainer(SimpleTrainer):
                         # detectron2 checks its proposals, which are not finite before the losses.
                         where = self._what_was_trained(stitches, losses, batch)
                         raise FloatingPointError(f"{error}\n{where}") from error
+                    for name, loss in loss_dict.items():
+                        share = loss.detach() / self.accumulation_steps
+                        losses[name] = losses[name] + share if name in losses else share
+                    if step + 1 == self.accumulation_steps:
+                        on_host = _start_copy(losses)
                     self._backward(sum(loss_dict.values()) / self.accumulation_steps)
-                for name, loss in loss_dict.items():
-                    share = loss.detach() / self.accumulation_steps
-                    losses[name] = losses[name] + share if name in losses else share
         if image_size is not None:
             self.storage.put_scalar("image_size", image_size, smoothing_hint=False)
         self.after_backward()
-        self._write(losses, data_time, stitches, batch)
+        self._write(on_host(), data_time, stitches, batch)
         self.trained_iter = None
         self._update()
         self.trained_iter = self.iter
@@ -272,15 +260,15 @@ class StitchedTrainer(SimpleTrainer):
         stitches: list[Stitch],
         batch: Sequence,
     ) -> None:
+        """Writes the metrics; raises FloatingPointError if a loss, on the host, is not finite."""
         if stitches:
             self.storage.put_scalars(
                 stitch_id=stitches[-1].id,
                 stitch_kind=self.backbone.space.kinds.index(stitches[-1].kind),
                 smoothing_hint=False,
             )
-        # The metrics are means over the processes; this log names the process. One transfer from
-        # the device for all losses, as this runs in every iteration.
-        finite = torch.isfinite(torch.stack(list(losses.values()))).all().item()
+        # The metrics are means over the processes; this log names the process.
+        finite = all(map(torch.isfinite, losses.values()))
         if not finite:
             where = self._what_was_trained(stitches, losses, batch)
             logger.error("A loss is not finite in %s", where)
@@ -307,6 +295,26 @@ class StitchedTrainer(SimpleTrainer):
         samples = (sample for sample in batch if isinstance(sample, Mapping))
         files = [str(sample["file_name"]) for sample in samples if "file_name" in sample]
         return f"{where}{parts}; images: {', '.join(files) or 'without file names'}"
+
+
+def _start_copy(losses: Mapping[str, torch.Tensor]) -> Callable[[], dict[str, torch.Tensor]]:
+    """Starts one copy of the losses to the host; returns a function that waits for its end.
+
+    Started before the backward pass is queued, it ends when the device has computed the losses. The
+    device then works on the backward pass while the host checks them and queues the step.
+    """
+    stacked = torch.stack(list(losses.values()))
+    copied = stacked.to("cpu", non_blocking=True)
+    event = None
+    if stacked.is_cuda:
+        event = torch.cuda.current_stream(stacked.device).record_event()
+
+    def wait() -> dict[str, torch.Tensor]:
+        if event is not None:
+            event.synchronize()
+        return dict(zip(losses, copied, strict=True))
+
+    return wait
 
 
 def _step_seed(seed: int, iteration: int, place: int) -> int:

@@ -5,7 +5,9 @@ import logging
 import math
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 
+import torch
 from detectron2.config import instantiate
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
@@ -13,9 +15,10 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter
 from torch import nn
 
+from snnet_vitdet.building import parameters_of
 from snnet_vitdet.data import category_names
 from snnet_vitdet.evaluation import BASELINE, evaluate_stitch, evaluators_of
-from snnet_vitdet.modeling import find_stitched_vit, stitch_costs
+from snnet_vitdet.modeling import compile_blocks, find_stitched_vit, stitch_costs
 from snnet_vitdet.stitching import CostTable, EndsSampler, select_stitches
 
 from .checkpoint import checkpoint_to_resume, periodic_checkpoints
@@ -34,7 +37,7 @@ from .saved_config import save_resumed_config
 from .settings import Config
 from .trainer import StitchedTrainer, build_trainer
 
-__all__ = ["build_model", "train", "training_plan"]
+__all__ = ["build_model", "build_optimizer", "train", "training_plan"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +46,20 @@ def build_model(config: Config) -> nn.Module:
     """Builds the detector on its device, with the same random weights on every process."""
     seed_all_rng(config.train.seed)
     return instantiate(config.model).to(config.train.device)
+
+
+def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """Builds the optimizer of a config for a model; the config then holds the model.
+
+    On a GPU it runs torch's fused kernels, unless the config sets ``optimizer.fused`` or
+    ``optimizer.foreach``.
+    """
+    node = config.optimizer
+    node.params.model = model
+    is_open = node.get("fused") is None and not node.get("foreach")
+    if is_open and config.train.device.startswith("cuda") and "fused" in parameters_of(node):
+        node.fused = True
+    return instantiate(node)
 
 
 def train(config: Config, resume: bool) -> None:
@@ -64,8 +81,7 @@ def train(config: Config, resume: bool) -> None:
     resume = bool(found)
 
     model = build_model(config)
-    config.optimizer.params.model = model
-    optimizer = instantiate(config.optimizer)
+    optimizer = build_optimizer(config, model)
     data_loader = instantiate(config.dataloader.train)
     if config.train.image_sizes:
         vary_image_size(as_given, data_loader)
@@ -82,6 +98,9 @@ def train(config: Config, resume: bool) -> None:
     # Before the memory probe, for the memory the average takes; and before distillation adds hooks.
     decay = config.train.ema_decay
     average = AveragedWeights(model, optimizer, decay) if decay else None
+    if config.train.compile:
+        # After the copy for the average, which is only evaluated.
+        compile_blocks(model)
     costs = None if find_stitched_vit(model) is None else stitch_costs(config.model)
     distil(config, model, costs)
     if config.train.rehearsal and config.train.device.startswith("cuda"):
@@ -125,7 +144,10 @@ def train(config: Config, resume: bool) -> None:
     evaluated = model if average is None else average.model
 
     def evaluate() -> dict[str, dict[str, float]]:
-        with stop.at_once():
+        # Images of every size come, each of which would be compiled.
+        compiled = config.train.compile
+        as_written = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+        with stop.at_once(), as_written:
             return _evaluate(config, evaluated, test_loader, make_evaluator)
 
     freeze = FreezeAnchors(model, config.train.freeze_anchors)

@@ -1,6 +1,6 @@
 """The method inside detectron2: anchors, their weights, the stitched backbone, its cost."""
 
-from .anchor import AnchorViT
+from .anchor import AnchorViT, compile_blocks
 from .attention import attention_implementation
 from .cost import anchor_alone, baseline_cost, point_costs, stitch_costs
 from .extracted import ExtractedViT, extracted_state
@@ -37,6 +37,7 @@ __all__ = [
     "anchor_arguments",
     "attention_implementation",
     "baseline_cost",
+    "compile_blocks",
     "detect_with_counts",
     "extracted_state",
     "find_stitched_vit",

@@ -30,8 +30,12 @@ from snnet_vitdet.validators import FLAG, TEXT, check, number, whole
 from .attention import Attention
 from .pretraining import Pretraining
 
-__all__ = ["AnchorViT", "Block", "last_of_each_quarter"]
+__all__ = ["AnchorViT", "Block", "compile_blocks", "last_of_each_quarter"]
 
+# Graphs that blocks may need in a training: for each ViT and image size, with and without windows,
+# stochastic depth, low-rank updates, and frozen weights. Above torch's limit of 8, a block would
+# run uncompiled.
+_MAX_GRAPHS = 256
 # The arguments that pretrained weights do not determine.
 _VALIDATORS = {
     "img_size": whole(1),
@@ -101,14 +105,34 @@ class Block(nn.Module):
         self.ls2 = layer_scale()
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """
+    def draw_scales(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Draws stochastic depth for the two branches of each image.
+
         Args:
             x: Tokens, (B, H, W, C).
 
         Returns:
+            Factors of the first and of the second branch, (B, 1, 1, 1): 0, or above 1 for a branch
+            that is kept. None if nothing is dropped, as in evaluation.
+        """
+        if not (self.training and isinstance(self.drop_path, DropPath)):
+            return None
+        ones = x.new_ones(len(x), 1, 1, 1)
+        return self.drop_path(ones), self.drop_path(ones)
+
+    def forward(
+        self, x: torch.Tensor, scales: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """
+        Args:
+            x: Tokens, (B, H, W, C).
+            scales: The result of :meth:`draw_scales`; drawn here if it is not given.
+
+        Returns:
             Tokens, (B, H, W, C).
         """
+        if scales is None:
+            scales = self.draw_scales(x)
         y = self.norm1(x)
         if self.window_size:
             grid = y.shape[1:3]
@@ -117,8 +141,30 @@ class Block(nn.Module):
             y = window_unpartition(y, self.window_size, padded, grid)
         else:
             y = self.attn(y)
-        x = x + self.drop_path(self.ls1(y))
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        y = self.ls1(y)
+        x = x + (y if scales is None else y * scales[0])
+        y = self.ls2(self.mlp(self.norm2(x)))
+        return x + (y if scales is None else y * scales[1])
+
+
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
+    """Compiles every block inside a model with ``torch.compile``, in place.
+
+    Blocks of equal sizes share their compiled code. Names in the state dict stay, and a copy of the
+    model is not compiled.
+
+    Args:
+        model: A model with ViTs of this project.
+        backend: Backend of ``torch.compile``.
+    """
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, _MAX_GRAPHS)
+    # With several processes, torch would split a graph where DDP's buckets of gradients end.
+    config.optimize_ddp = False
+    for module in model.modules():
+        if isinstance(module, Block):
+            # Graphs for all sizes take minutes to make, and are slower.
+            module.compile(backend=backend, dynamic=False)
 
 
 class AnchorViT(Backbone):
@@ -345,18 +391,27 @@ class AnchorViT(Backbone):
         Returns:
             Tokens, (B, h, w, C).
         """
-        block: Callable[[torch.Tensor], torch.Tensor] = self.blocks[index]
+        block = run = self.blocks[index]
         if updated is not None:
             # Checkpointing runs this again in the backward pass, whatever is set by then.
-            block = partial(_run_updated, self.blocks[index], updated)
+            run = partial(_run_updated, block, updated)
+        # Drawn outside of what is compiled: as a constant in it, each block's probability would be
+        # a graph of its own, and a compiled generator draws other numbers.
+        scales = block.draw_scales(x)
         if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False)
-        return block(x)
+            # Nothing is random in a block but the scales.
+            return checkpoint(run, x, scales, use_reentrant=False, preserve_rng_state=False)
+        return run(x, scales)
 
 
-def _run_updated(block: nn.Module, updated: bool, x: torch.Tensor) -> torch.Tensor:
+def _run_updated(
+    block: Block,
+    updated: bool,
+    x: torch.Tensor,
+    scales: tuple[torch.Tensor, torch.Tensor] | None,
+) -> torch.Tensor:
     with updating(block, updated):
-        return block(x)
+        return block(x, scales)
 
 
 def _init_linear(module: nn.Module) -> None:
