@@ -29,7 +29,7 @@ from torch.multiprocessing import get_context
 from benchmark_cases import Setting, block_groups, rows_of_groups
 from benchmark_detectors import inference_groups, sweep_groups, training_groups
 from benchmark_pipeline import pipeline_rows
-from snnet_vitdet.engine import load_config
+from snnet_vitdet.engine import load_config, set_float32_arithmetic
 from snnet_vitdet.errors import InputError, exit_on_input_error, first_line
 from snnet_vitdet.files import temporary_folder, write_csv
 from snnet_vitdet.modeling.anchor import Block
@@ -137,6 +137,7 @@ def measure_part(what, args, folder, connection):
         if args.compile:
             compile_blocks()
         setting = setting_of(args)
+        set_float32_arithmetic(setting.config.train.tf32)
         if what == "pipeline":
             rows = pipeline_rows(setting)
         else:

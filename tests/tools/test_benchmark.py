@@ -318,9 +318,32 @@ def test_a_row_is_written_before_its_part_ends(monkeypatch, tiny_overrides, tmp_
     assert "sweep,first" in written[0]
 
 
+def test_points_are_named_as_everywhere(tiny_config):
+    config = tiny_config("sweep.image_sizes=[64,96]")
+    points = points_named(config, build_on_meta(config.model), "L@32/5, S,FS-2")
+    names = [point.name for point in points]
+    # Stitches run at the image sizes of the sweep.
+    assert names == ["S", "S@96/20", "FS-2", "FS-2@96/20", "L@32/5"]
+
+
+@pytest.mark.parametrize(
+    ("stitches", "problem"),
+    [
+        ("99", "ids go from 0 to 13"),
+        ("FS-9@64/20", "FS-9"),
+        ("FS-2@64", "write it as FS-3@640/300"),
+        ("FS-2@100/20", "image size 100 is not a multiple of the patch size 16"),
+    ],
+)
+def test_an_unknown_point_is_refused(tiny_config, stitches, problem):
+    config = tiny_config()
+    with pytest.raises(InputError, match=problem):
+        points_named(config, build_on_meta(config.model), stitches)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stitches", ["99", "FS-2@100/20", "FS-9@64/20"])
-def test_an_unknown_point_is_refused(monkeypatch, capsys, root, stitches):
+@pytest.mark.parametrize("stitches", ["99", "FS-2@100/20"])
+def test_an_unknown_point_ends_the_program(monkeypatch, capsys, root, stitches):
     monkeypatch.chdir(root)
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--device", "cpu", "--stitches", stitches])
     with pytest.raises(SystemExit) as exit_:
