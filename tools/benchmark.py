@@ -32,7 +32,6 @@ from benchmark_pipeline import pipeline_rows
 from snnet_vitdet.engine import load_config, set_float32_arithmetic
 from snnet_vitdet.errors import InputError, exit_on_input_error, first_line
 from snnet_vitdet.files import temporary_folder, write_csv
-from snnet_vitdet.modeling.anchor import Block
 from snnet_vitdet.modeling.cost import build_on_meta
 from snnet_vitdet.report import drawing
 from snnet_vitdet.sweep_run import costs_of, points_named
@@ -113,29 +112,17 @@ def setting_of(args) -> Setting:
         draws=args.draws,
         repeats=args.repeats,
         warmup=args.warmup,
+        compiled=args.compile,
     )
 
 
 # ------------------------------------------------------------------------------------------ parts
 
 
-def compile_blocks():
-    """Lets torch compile every block of an anchor that is built from now on."""
-    own = Block.__init__
-
-    def compiled(block, *args, **kwargs):
-        own(block, *args, **kwargs)
-        block.compile()
-
-    Block.__init__ = compiled
-
-
 def measure_part(what, args, folder, connection):
     """What the process of a part does: it sends rows, then how it ended."""
     tempfile.tempdir = folder  # which is removed even if this process is killed
     try:
-        if args.compile:
-            compile_blocks()
         setting = setting_of(args)
         set_float32_arithmetic(setting.config.train.tf32)
         if what == "pipeline":
