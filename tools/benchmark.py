@@ -100,6 +100,7 @@ def setting_of(args) -> Setting:
     config = load_config(args.config_file or DEFAULT_CONFIG[device.type], args.opts)
     if not isinstance(config.model.roi_heads.num_classes, int):
         config.model.roi_heads.num_classes = COCO_CLASSES  # it would be read from the data
+    config.train.device = str(device)
     model = build_on_meta(config.model)
     precision = args.precision or ("bfloat16" if device.type == "cuda" else "float32")
     return Setting(
@@ -112,7 +113,7 @@ def setting_of(args) -> Setting:
         draws=args.draws,
         repeats=args.repeats,
         warmup=args.warmup,
-        compiled=args.compile,
+        compile=args.compile,
     )
 
 

@@ -16,7 +16,8 @@ from snnet_vitdet.deploy.latency import measure
 from snnet_vitdet.engine import synthetic_batch
 from snnet_vitdet.engine.precision import autocast
 from snnet_vitdet.memory import bytes_kept_for_backward
-from snnet_vitdet.modeling.anchor import Block, compile_blocks
+from snnet_vitdet.modeling import compile_blocks
+from snnet_vitdet.modeling.anchor import Block
 from snnet_vitdet.stitching import OperatingPoint
 
 ANCHORS = ("large", "small")  # the large one first: its rows are the baseline of the others
@@ -66,7 +67,7 @@ class Setting:
         draws: Number of stitches that stand for the sampler's draws; 0 for no such case.
         repeats: Number of rounds that count.
         warmup: Number of rounds before these.
-        compiled: Whether to compile the blocks of the ViTs, ours alone.
+        compile: Whether the blocks of our ViTs are compiled.
     """
 
     config: object
@@ -78,7 +79,7 @@ class Setting:
     draws: int
     repeats: int
     warmup: int
-    compiled: bool = False
+    compile: bool = False
 
     @property
     def image_size(self) -> int:
@@ -103,11 +104,11 @@ class Setting:
     def build(self, model_config: object) -> nn.Module:
         """Builds a model on the device: the memory of the host need not hold it."""
         with self.device:
-            return self.prepared(instantiate(model_config))
+            return self.compiled(instantiate(model_config))
 
-    def prepared(self, model: nn.Module) -> nn.Module:
-        """Compiles the blocks of a model if that is asked for."""
-        if self.compiled:
+    def compiled(self, model: nn.Module) -> nn.Module:
+        """The model, its blocks compiled if they are to be."""
+        if self.compile:
             compile_blocks(model)
         return model
 
@@ -144,7 +145,7 @@ def _block_cases(setting, name, anchor, window, count):
         ("stitched", without, Block),
     ):
         with setting.device:
-            block = setting.prepared(make(**sizes)).train()
+            block = setting.compiled(make(**sizes).train())
             x = torch.randn(setting.num_images, grid, grid, anchor.embed_dim, requires_grad=True)
         forward = partial(block_forward, block, x, setting)
         case = Case(

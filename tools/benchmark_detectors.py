@@ -18,8 +18,12 @@ from torch import nn
 
 from benchmark_cases import ANCHORS, Case, Groups, Setting
 from snnet_vitdet.engine import build_sampler
+from snnet_vitdet.engine.training import build_optimizer
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation.one_pass import detect
+from snnet_vitdet.evaluation.detections import DetectionStore
+from snnet_vitdet.evaluation.one_pass import as_detections, detect
+from snnet_vitdet.evaluation.writer import DetectionWriter
+from snnet_vitdet.files import temporary_folder
 from snnet_vitdet.modeling import (
     JoinedRCNN,
     anchor_alone,
@@ -30,6 +34,8 @@ from snnet_vitdet.modeling import (
 )
 from snnet_vitdet.stitching import PrefixTree, merged
 
+# So many that encoding and writing run beside the detection of the next.
+_BATCHES_IN_ONE_PASS = 4
 # Number of stitches that choose the score threshold of a sweep.
 _STITCHES_FOR_THRESHOLD = 8
 
@@ -103,12 +109,11 @@ def optimizer_of(config, model, anchor=None):
         anchor: If the model has this anchor alone: its name.
     """
     config = copy.deepcopy(config)
-    config.optimizer.params.model = model
     decay = config.optimizer.params.get("lr_factor_func")
     if anchor and decay is not None and anchor in decay.get("rates", ()):
         decay.depths = {"net": decay.depths[anchor]}
         decay.rates = {"net": decay.rates[anchor]}
-    optimizer = instantiate(config.optimizer)
+    optimizer = build_optimizer(config, model)
     for group in optimizer.param_groups:
         group["initial_lr"], group["lr"] = group["lr"], 0.0
     return optimizer
@@ -281,6 +286,10 @@ class OnePass:
         with running_in(self.model, self.precision), at_point:
             yield from detect(self.model, images, tree, counts)
 
+    def names_of(self, stitch):
+        """The names of a stitch's points, in the order of their numbers of proposals."""
+        return [point.name for point in self.of_stitch[stitch.id]]
+
     def choose_threshold(self, images):
         """Sets one threshold for all stitches: the median over some of them."""
         every = list(self.of_stitch)
@@ -298,13 +307,22 @@ def _sweep_cases(setting, size, points):
     one_pass = OnePass(model, points, setting.precision, setting.config.sweep.padding)
     one_pass.choose_threshold(images)
 
-    def in_one_pass():
+    folder = temporary_folder("benchmark_")
+    store = DetectionStore(folder.name, images_per_file=_BATCHES_IN_ONE_PASS * setting.num_images)
+    writer = DetectionWriter(store)
+
+    def in_one_pass(_folder=folder):  # which is removed with this function
         with merged(model):
-            found = [each for _, results in one_pass(images) for each in results]
-            for each in found:
-                if each.has("mask_runs"):
-                    each.mask_runs.encoded()  # a sweep does it in another process
-        return statistics.fmean(map(len, found))
+            for number in range(_BATCHES_IN_ONE_PASS):
+                found = [
+                    as_detections(each, number * setting.num_images + index, one_pass.names_of(stitch))
+                    for stitch, results in one_pass(images)
+                    for index, each in enumerate(results)
+                ]
+                # Encoded and written in another process, while the next images are detected in.
+                writer.add(found)
+            writer.flush()
+        return statistics.fmean(len(each.scores) for each in found)
 
     def separately():
         counts = []
@@ -318,8 +336,7 @@ def _sweep_cases(setting, size, points):
 
     kind = "stitches" if all(point.is_trained for point in points) else f"points at {size}"
     names = [f"{len(points)} {kind} {how}" for how in ("in one pass", "separately")]
-    runs = (in_one_pass, separately)
     return [
-        Case("sweep", name, run, size, baseline=names[1])
-        for name, run in zip(names, runs, strict=True)
+        Case("sweep", names[0], in_one_pass, size, None, names[1], _BATCHES_IN_ONE_PASS),
+        Case("sweep", names[1], separately, size, None, names[1]),
     ]

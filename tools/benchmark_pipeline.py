@@ -22,16 +22,17 @@ from snnet_vitdet.engine import at_image_size, synthetic_batch
 from snnet_vitdet.evaluation import CocoScorer
 from snnet_vitdet.evaluation.detections import DetectionStore
 from snnet_vitdet.evaluation.one_pass import as_detections
+from snnet_vitdet.evaluation.scoring_pool import score_points
 from snnet_vitdet.files import temporary_folder
 from snnet_vitdet.modeling import AnchorViT
 from snnet_vitdet.stitching import merged
 
 READING, TRANSFER, BACKBONES, PYRAMID = "reading and resizing", "transfer", "backbones", "pyramid"
 PROPOSALS, BOXES, MASKS = "RPN", "box heads and NMS", "mask head"
-ENCODING, PACKING, WRITING, SCORING = "pasting and encoding", "packing", "writing", "scoring"
+PASTING, ENCODING, WRITING, SCORING = "pasting masks", "encoding and packing", "writing", "scoring"
 STAGES = (
     *(READING, TRANSFER, BACKBONES, PYRAMID, PROPOSALS, BOXES, MASKS),
-    *(ENCODING, PACKING, WRITING, SCORING),
+    *(PASTING, ENCODING, WRITING, SCORING),
 )
 
 
@@ -74,7 +75,7 @@ class StageClock:
                 hooks.append(module.register_forward_hook(entering(BOXES)))
             elif isinstance(module, StandardROIHeads) and module.mask_on:
                 hooks.append(module.mask_pooler.register_forward_pre_hook(entering(MASKS)))
-                hooks.append(module.mask_head.register_forward_hook(entering(ENCODING)))
+                hooks.append(module.mask_head.register_forward_hook(entering(PASTING)))
         try:
             yield
         finally:
@@ -110,16 +111,15 @@ def _rows_of_size(setting, size, points, folder):
             clock.enter(READING)
             batch = [mapper(record) for record in records[first : first + setting.num_images]]
             clock.enter(TRANSFER)
-            detections = []
-            for stitch, found in one_pass(batch):
-                clock.enter(PACKING)
-                names = [point.name for point in one_pass.of_stitch[stitch.id]]
-                for sample, instances in zip(batch, found, strict=True):
-                    detections.append(as_detections(instances, sample["image_id"], names))
+            found = []
+            for stitch, results in one_pass(batch):
+                names = one_pass.names_of(stitch)
+                for sample, instances in zip(batch, results, strict=True):
+                    found.append(as_detections(instances, sample["image_id"], names))
                     num_found += int((instances.places >= 0).sum())
                 clock.enter(BACKBONES)
-            clock.enter(PACKING)
-            store.add(detections)
+            clock.enter(ENCODING)
+            store.add(found)
             clock.enter(None)
             laps.append({stage: s / setting.num_images for stage, s in clock.seconds.items()})
     laps = laps[setting.warmup :]
@@ -129,10 +129,8 @@ def _rows_of_size(setting, size, points, folder):
     clock.enter(WRITING)
     store.flush()
     clock.enter(SCORING)
-    for point in points:
-        detections = store.arrays_of(point.name)
-        scorer.score(detections)
-        scorer.score_curve(point.name, detections)
+    for _ in score_points(scorer, store, [point.name for point in points], None, workers=1):
+        pass
     clock.enter(None)
     seconds |= {stage: [clock.seconds[stage] / len(records)] for stage in (WRITING, SCORING)}
     total = sum(map(np.median, seconds.values()))

@@ -30,9 +30,9 @@ from torch import nn
 
 from benchmark_detectors import optimizer_of, scaler_of
 from snnet_vitdet.engine import load_config, set_float32_arithmetic, synthetic_batch
+from snnet_vitdet.engine.ddp import wrap_for_processes
 from snnet_vitdet.engine.memory_probe import memory_to_come
 from snnet_vitdet.engine.precision import autocast, training_precision
-from snnet_vitdet.engine.trainer import wrap_for_processes
 from snnet_vitdet.evaluation.mask_rle import find_runs
 from snnet_vitdet.modeling import (
     find_stitched_vit,

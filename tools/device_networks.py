@@ -20,7 +20,7 @@ from snnet_vitdet.data import coco_dicts, dataset_name, generate_shapes
 from snnet_vitdet.engine import load_config
 from snnet_vitdet.engine.precision import autocast
 from snnet_vitdet.evaluation import CocoScorer
-from snnet_vitdet.evaluation.detections import DetectionStore
+from snnet_vitdet.evaluation.detections import unpacked
 from snnet_vitdet.evaluation.one_pass import as_detections
 from snnet_vitdet.modeling import (
     attention_implementation,
@@ -181,19 +181,18 @@ def check_sweep(setting: Setting) -> Iterator[Row]:
         reference = OnePass(copy.deepcopy(model), points, torch.float32)
         with attention_implementation(reference.model, "reference"):
             reference.choose_threshold(batch)
-            truth = _detections(reference, batch, Path(folder, "truth"))
+            expected = _detections(reference, batch)
         threshold = reference.model.roi_heads.box_predictor.test_score_thresh
-        expected = {point.name: truth.detections_of(point.name) for point in points}
         scorers = {
             name: _scorer_of(found, scenes, Path(folder, f"{name}.json"))
             for name, found in expected.items()
         }
-        count = sum(map(len, expected.values()))
+        count = sum(len(each["scores"]) for each in expected.values())
         for name, precision in setting.precisions():
             ours = OnePass(copy.deepcopy(model).to(setting.device), points, precision)
             ours.model.roi_heads.box_predictor.test_score_thresh = threshold
-            found = _detections(ours, batch, Path(folder, name))
-            scores = [scorer.score(found.arrays_of(point)) for point, scorer in scorers.items()]
+            found = _detections(ours, batch)
+            scores = [scorers[stitch].score(each) for stitch, each in found.items()]
             box, mask = (min(s[f"{task}_AP"] for s in scores) for task in ("bbox", "segm"))
             figure = (
                 f"box AP {box:.1f}, mask AP {mask:.1f} (at least {LOWEST_AP[name]:.0f}) with the "
@@ -202,18 +201,19 @@ def check_sweep(setting: Setting) -> Iterator[Row]:
             yield f"sweep, {name}", count > 0 and min(box, mask) >= LOWEST_AP[name], figure
 
 
-def _detections(one_pass, batch, folder):
-    """The detections of each stitch, as a sweep keeps them."""
-    store = DetectionStore(folder)
-    store.open({}, ())
+def _detections(one_pass, batch):
+    """The detections of each stitch, as a sweep scores them."""
     with merged(one_pass.model):
-        store.add(
-            as_detections(instances, sample["image_id"], [stitch.name])
-            for stitch, found in one_pass(batch)
-            for sample, instances in zip(batch, found, strict=True)
-        )
-    store.flush()
-    return store
+        return {stitch.name: _arrays_of(found, batch) for stitch, found in one_pass(batch)}
+
+
+def _arrays_of(found, batch):
+    """The detections in all images of a batch, as arrays."""
+    of_images = []
+    for instances, sample in zip(found, batch, strict=True):
+        ((_, arrays),) = as_detections(instances, sample["image_id"], [""]).packed()
+        of_images.append(arrays)
+    return {name: np.concatenate([each[name] for each in of_images]) for name in of_images[0]}
 
 
 def _scorer_of(detections, scenes, path):
@@ -229,7 +229,7 @@ def _scorer_of(detections, scenes, path):
             "area": float(mask_util.area(found["segmentation"])),
             "iscrowd": 0,
         }
-        for number, found in enumerate(detections, start=1)
+        for number, found in enumerate(unpacked(detections), start=1)
     ]
     path.write_text(json.dumps(content), encoding="utf-8")
     return CocoScorer(dataset_name(str(path), scenes.test_images))

@@ -22,7 +22,7 @@ from benchmark_detectors import (
     training_groups,
     typical_draws,
 )
-from benchmark_pipeline import ENCODING, MASKS, STAGES, StageClock, pipeline_rows
+from benchmark_pipeline import MASKS, PASTING, STAGES, StageClock, pipeline_rows
 from snnet_vitdet.engine import build_sampler
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.modeling import anchor_alone, baseline_cost, join_configs, stitch_costs
@@ -228,7 +228,7 @@ def test_a_stage_has_the_work_that_it_is_named_after(make, monkeypatch):
     with merged(model), clock.watching(model):
         clock.enter("transfer")
         for _ in one_pass(images):
-            stages[ENCODING] = clock._stage
+            stages[PASTING] = clock._stage
     assert stages == {name: name for name in stages} and len(stages) == 6
     assert clock.seconds[MASKS] > 0
 

@@ -9,6 +9,7 @@ a class slot that DeiT3's positions do not have.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -391,7 +392,8 @@ class AnchorViT(Backbone):
         Returns:
             Tokens, (B, h, w, C).
         """
-        block = run = self.blocks[index]
+        block = cast(Block, self.blocks[index])
+        run: Callable[..., torch.Tensor] = block
         if updated is not None:
             # Checkpointing runs this again in the backward pass, whatever is set by then.
             run = partial(_run_updated, block, updated)
