@@ -31,6 +31,7 @@ from snnet_vitdet.evaluation.results import counted_points
 from snnet_vitdet.files import write_csv
 from snnet_vitdet.modeling import anchor_alone, baseline_cost, is_joined, stitch_costs
 from snnet_vitdet.modeling.cost import build_on_meta, image_size_of
+from snnet_vitdet.modeling.operating import tight_shape
 from snnet_vitdet.stitching import EndsSampler
 from snnet_vitdet.sweep_run import costs_of, points_of
 
@@ -122,7 +123,7 @@ def run(args):
         ) from error
     print(tabulate(rows, COLUMNS, disable_numparse=[1, 2, 3]))
     many = counted_points([point.name for point in points])
-    shorter = int(size / (ratio or 1) + 0.5)
+    shorter, _ = tight_shape(model, size, (int(size / (ratio or 1) + 0.5), size))
     at = "" if config.sweep.image_sizes else f" at {size} x {shorter} pixels"
     print(
         f"\n{many}{at}. GFLOPs are multiply-accumulates / 1e9 of the whole detector,\n"

@@ -94,10 +94,11 @@ def test_what_has_changed_is_named(change, says, data, provenance):
             "settings.model.roi_heads.box_predictor.test_score_thresh: 0.05 then, 0.1 now",
         ),
         ("sweep.precision=bfloat16", "precision: float32 then, bfloat16 now"),
-        ("dataloader.evaluator.max_dets_per_image=7", "max_dets_per_image: None then, 7 now"),
+        ("dataloader.evaluator.max_dets_per_image=7", "max_dets_per_image: not set then, 7 now"),
         ("data.image_size=128", "and .* more"),
-        ("dataloader.test.dataset.json_file=x.json", r"dataset\.json_file: None then, x\.json now"),
-        ("dataloader.test.dataset.filter_empty=True", "dataset.filter_empty: None then, True now"),
+        ("dataloader.test.dataset.json_file=x.json", r"json_file: not set then, x\.json now"),
+        ("dataloader.test.dataset.filter_empty=True", "filter_empty: not set then, True now"),
+        ("sweep.padding=tight", "padding: not set then, tight now"),
     ],
 )
 def test_settings_that_have_changed_are_named(override, says, data, provenance):

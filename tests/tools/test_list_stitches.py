@@ -168,9 +168,12 @@ def test_operating_points_are_listed_with_their_costs(run, tmp_path):
 
 
 def test_costs_with_tight_padding_are_those_of_the_ratio(run):
-    tight = run("--config-file", SL, "sweep.padding=tight", "sweep.aspect_ratio=1.7777778")
+    ratio = ("sweep.padding=tight", "sweep.aspect_ratio=1.7777778")
+    tight = run("--config-file", SL, *ratio)
     square = run("--config-file", SL)
     assert "134 stitches at 1024 x 576 pixels" in tight
+    # 144 rows are padded to a multiple of 32.
+    assert "256 x 160 pixels" in run("--config-file", NANO, *ratio)
     # Counted with detectron2's analysis of an image of this shape, in docs/points.md.
     for name, expected in (("S", 308.8), ("L", 1056.0)):
         assert figure(tight, f"{name} in the supernet:") == pytest.approx(expected, abs=0.05)

@@ -12,6 +12,7 @@ from .images import ImageFolder
 
 __all__ = ["difference", "image_facts", "leaves", "sha256_of"]
 
+_NOT_SET = "not set"
 _SHOWN = 3
 _BLOCK = 1 << 20
 
@@ -67,7 +68,10 @@ def difference(before: Mapping[str, object], now: Mapping[str, object]) -> str:
         if before.get(key) != now.get(key)
         and not (f"{key}_sha256" in before and f"{key}_sha256" in now)
     ]
-    shown = ", ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys[:_SHOWN])
+    shown = ", ".join(
+        f"{key}: {before.get(key, _NOT_SET)} then, {now.get(key, _NOT_SET)} now"
+        for key in keys[:_SHOWN]
+    )
     return shown + (f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")
 
 

@@ -11,12 +11,13 @@ scaled_dot_product_attention. ``reference`` writes out q·kᵀ, softmax and ·v;
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial, wraps
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
 from detectron2.modeling.backbone.utils import add_decomposed_rel_pos
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 __all__ = [
@@ -28,6 +29,18 @@ __all__ = [
 ]
 
 ATTENTION_IMPLEMENTATIONS = ("fused", "reference")
+
+# Before cuDNN 9.15.1, its attention is wrong or fails for a number of tokens that is no multiple of
+# 128, such as the 196 of a window (https://github.com/pytorch/pytorch/issues/169849).
+if (torch.backends.cudnn.version() or 0) < 91501:
+    torch.backends.cuda.enable_cudnn_sdp(False)
+# Up to cuDNN 9.25.1, its gradients with a mask can be NaN
+# (https://github.com/pytorch/pytorch/issues/196678).
+_BACKENDS_WITH_A_MASK = [
+    SDPBackend.FLASH_ATTENTION,  # on a CPU; the one of a GPU takes no mask
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 # torch's kernels of fused attention. Only their outputs are kept for the backward pass.
 _KERNELS = [
@@ -140,7 +153,8 @@ class Attention(nn.Module):
             return F.scaled_dot_product_attention(q, k, v)
         if self.rel_pos == "table":
             bias = self._table_bias(grid).to(q.dtype)
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            with sdpa_kernel(_BACKENDS_WITH_A_MASK):
+                return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         attend = self._decomposed
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # The inputs of the kernel are wider than q, k and v, and cheap to recompute from them
@@ -163,15 +177,18 @@ class Attention(nn.Module):
         head_dim = q.shape[-1]
         queries = q.unflatten(2, grid)
         rel_pos = self._rel_pos(grid)
+        # The offset query - key falls as the key moves on. (query, C, key)
         by_rows, by_columns = (
-            t[_offsets(side, t.device)] for t, side in zip(rel_pos, grid, strict=True)
+            table.unfold(0, side, 1).flip(2) for table, side in zip(rel_pos, grid, strict=True)
         )
-        rel_h = torch.einsum("bnhwc,hkc->bnhwk", queries, by_rows)
-        rel_w = torch.einsum("bnhwc,wkc->bnhwk", queries, by_columns)
+        rel_h = torch.einsum("bnhwc,hck->bnhwk", queries, by_rows)
+        rel_w = torch.einsum("bnhwc,wck->bnhwk", queries, by_columns)
         rel = torch.cat([rel_h, rel_w], dim=-1).flatten(2, 3).to(q.dtype)
         # Flash kernels want one size for q, k and v, a multiple of 8: zeros add nothing to q·kᵀ.
         zeros = rel.new_zeros(()).expand(*rel.shape[:3], -(head_dim + height + width) % 8)
-        codes = _key_codes(height, width, zeros.shape[-1], k.dtype, k.device)
+        # A compiler traces with tensors without values, which must not be kept.
+        codes_of = _key_codes if torch.compiler.is_compiling() else _kept_key_codes
+        codes = codes_of(height, width, zeros.shape[-1], k.dtype, k.device)
         codes = codes.expand(*k.shape[:2], -1, -1)
         q = torch.cat([q * head_dim**-0.5, rel, zeros], dim=-1)
         k = torch.cat([k, codes], dim=-1)
@@ -200,10 +217,10 @@ class Attention(nn.Module):
         table = resize_rel_pos_table(table, [2 * side - 1 for side in self._stored_for(grid)])
         for dim, side in enumerate(grid, start=1):
             table = _cropped(table, dim, side)
-        rows, columns = (_offsets(side, table.device) for side in grid)
-        # (heads, query row, key row, query column, key column)
-        bias = table[:, rows][..., columns]
-        return bias.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        height, width = grid
+        # (heads, query row, query column, key row, key column)
+        bias = table.unfold(1, height, 1).unfold(2, width, 1).flip(3, 4)
+        return bias.flatten(3, 4).flatten(1, 2)
 
 
 def _cropped(table: torch.Tensor, dim: int, side: int) -> torch.Tensor:
@@ -242,27 +259,6 @@ def resize_rel_pos_table(table: torch.Tensor, sides: Sequence[int]) -> torch.Ten
     return F.interpolate(table[None], list(sides), mode="bicubic", align_corners=False)[0]
 
 
-def _kept(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Caches the tensors that a function of grid, type and device returns, some MB each."""
-    # Training cannot use tensors that were made in inference mode.
-    cached = lru_cache(maxsize=32)(torch.inference_mode(False)(make))
-
-    @wraps(make)
-    def kept(*key: object) -> torch.Tensor:
-        # A compiler traces with tensors without values, which must not be cached.
-        return make(*key) if torch.compiler.is_compiling() else cached(*key)
-
-    return kept
-
-
-@_kept
-def _offsets(side: int, device: torch.device) -> torch.Tensor:
-    """Index of the offset query - key of two places among ``side``, (side, side)."""
-    places = torch.arange(side, device=device)
-    return places[:, None] - places[None, :] + side - 1
-
-
-@_kept
 def _key_codes(
     height: int, width: int, zeros: int, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
@@ -270,6 +266,10 @@ def _key_codes(
     rows = torch.eye(height, dtype=dtype, device=device).repeat_interleave(width, dim=0)
     columns = torch.eye(width, dtype=dtype, device=device).repeat(height, 1)
     return F.pad(torch.cat([rows, columns], dim=1), (0, zeros))
+
+
+# Some MB each. Training cannot use tensors that were made in inference mode.
+_kept_key_codes = lru_cache(maxsize=32)(torch.inference_mode(False)(_key_codes))
 
 
 @contextmanager
