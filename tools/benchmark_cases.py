@@ -17,7 +17,7 @@ from snnet_vitdet.engine import synthetic_batch
 from snnet_vitdet.engine.precision import autocast
 from snnet_vitdet.memory import bytes_kept_for_backward
 from snnet_vitdet.modeling import compile_blocks
-from snnet_vitdet.modeling.anchor import Block
+from snnet_vitdet.modeling.block import Block
 from snnet_vitdet.stitching import OperatingPoint
 
 ANCHORS = ("large", "small")  # the large one first: its rows are the baseline of the others

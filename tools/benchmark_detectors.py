@@ -315,7 +315,9 @@ def _sweep_cases(setting, size, points):
         with merged(model):
             for number in range(_BATCHES_IN_ONE_PASS):
                 found = [
-                    as_detections(each, number * setting.num_images + index, one_pass.names_of(stitch))
+                    as_detections(
+                        each, number * setting.num_images + index, one_pass.names_of(stitch)
+                    )
                     for stitch, results in one_pass(images)
                     for index, each in enumerate(results)
                 ]

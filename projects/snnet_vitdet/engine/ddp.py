@@ -37,7 +37,7 @@ def wrap_for_processes(config: Config, model: nn.Module, precision: torch.dtype)
     compressed = ddp.pop("fp16_compression", False)
     skip = "skip_all_reduce_unused_params"
     if skip not in signature(DistributedDataParallel).parameters:
-        ddp.pop(skip)  # before torch 2.8
+        ddp.pop(skip)  # an older torch
     elif not _one_stitch_an_iteration(config):
         # Each process decides by its own last micro-batch: it may wait forever for another one.
         ddp[skip] = False

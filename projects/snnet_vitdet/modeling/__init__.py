@@ -1,7 +1,8 @@
 """The method inside detectron2: anchors, their weights, the stitched backbone, its cost."""
 
-from .anchor import AnchorViT, compile_blocks
+from .anchor import AnchorViT
 from .attention import attention_implementation
+from .block import compile_blocks
 from .cost import anchor_alone, baseline_cost, point_costs, stitch_costs
 from .extracted import ExtractedViT, extracted_state
 from .families import anchor_arguments, plain_vit_names

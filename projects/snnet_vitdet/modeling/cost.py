@@ -30,8 +30,9 @@ from snnet_vitdet.stitching import (
     merged,
 )
 
-from .anchor import AnchorViT, Block
+from .anchor import AnchorViT
 from .attention import attention_implementation
+from .block import Block
 from .joined import is_joined
 from .operating import patch_size_of, tight_shape
 from .pyramid import pyramid_from_features, pyramid_of_exit

@@ -18,8 +18,9 @@ from torch import nn
 from snnet_vitdet.errors import InputError
 from snnet_vitdet.stitching import OperatingPoint, Stitch, split_point_name
 
-from .anchor import AnchorViT, Block
+from .anchor import AnchorViT
 from .attention import Attention, resize_rel_pos, resize_rel_pos_table
+from .block import Block
 from .joined import PerExit
 from .stitched_vit import find_stitched_vit
 
