@@ -241,7 +241,8 @@ def resize_rel_pos(rel_pos: torch.Tensor, length: int) -> torch.Tensor:
     """
     if len(rel_pos) == length:
         return rel_pos
-    return F.interpolate(rel_pos.T[None], length, mode="linear")[0].T
+    # In the layout of a stored table, so that the products with either round alike.
+    return F.interpolate(rel_pos.T[None], length, mode="linear")[0].T.contiguous()
 
 
 def resize_rel_pos_table(table: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
