@@ -29,7 +29,8 @@ from torch.multiprocessing import get_context
 from benchmark_cases import Setting, block_groups, rows_of_groups
 from benchmark_detectors import inference_groups, sweep_groups, training_groups
 from benchmark_pipeline import pipeline_rows
-from snnet_vitdet.engine import load_config, set_float32_arithmetic
+from snnet_vitdet.deploy.loading import device_named
+from snnet_vitdet.engine import load_config, parse_with_overrides, set_float32_arithmetic
 from snnet_vitdet.errors import InputError, exit_on_input_error, first_line
 from snnet_vitdet.files import temporary_folder, write_csv
 from snnet_vitdet.modeling.cost import build_on_meta
@@ -67,7 +68,7 @@ def arguments():
     )
     parser.add_argument("--config-file", metavar="FILE")
     parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"))
     parser.add_argument(
         "--stitches",
@@ -84,7 +85,22 @@ def arguments():
     parser.add_argument("--compile", action="store_true", help="torch.compile the anchors' blocks")
     parser.add_argument("--output", default="output/benchmark", metavar="FOLDER")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
-    return parser.parse_args()
+    return parse_with_overrides(parser)
+
+
+def device_and_config(args):
+    """The device and the config of ``--device``, ``--config-file`` and the overrides.
+
+    Raises:
+        InputError: If there is no such device, or the config cannot be used.
+    """
+    device = device_named(args.device)
+    if device.type not in DEFAULT_CONFIG:
+        raise InputError(f"--device must be auto, cpu or cuda, got {args.device}")
+    config = load_config(args.config_file or DEFAULT_CONFIG[device.type], args.opts)
+    if not isinstance(config.model.roi_heads.num_classes, int):
+        config.model.roi_heads.num_classes = COCO_CLASSES  # it would be read from the data
+    return device, config
 
 
 def setting_of(args) -> Setting:
@@ -93,13 +109,12 @@ def setting_of(args) -> Setting:
     Raises:
         InputError: If the config or the selection cannot be used.
     """
-    for name in ("batch", "repeats"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name} must be 1 or more, got {getattr(args, name)}")
-    device = torch.device(args.device)
-    config = load_config(args.config_file or DEFAULT_CONFIG[device.type], args.opts)
-    if not isinstance(config.model.roi_heads.num_classes, int):
-        config.model.roi_heads.num_classes = COCO_CLASSES  # it would be read from the data
+    for name, lowest in {"batch": 1, "repeats": 1, "warmup": 0, "draws": 0}.items():
+        if getattr(args, name) < lowest:
+            raise InputError(f"--{name} must be {lowest} or more, got {getattr(args, name)}")
+    if args.limit is not None and not args.limit > 0:
+        raise InputError(f"--limit must be above 0, got {args.limit:g}")
+    device, config = device_and_config(args)
     config.train.device = str(device)
     model = build_on_meta(config.model)
     precision = args.precision or ("bfloat16" if device.type == "cuda" else "float32")
@@ -209,9 +224,11 @@ def line_of(row):
 
 def plot(rows, path):
     """Writes a PNG with a panel for each kind of measurement and a bar for each network."""
+    # Beside the time of an image, those of most stages would be too small to see.
+    rows = [row for row in rows if row["share"] != 1]
     groups = {what: [row for row in rows if row["what"] == what] for what in PANELS}
     groups = {what: group for what, group in groups.items() if group}
-    heights = [0.75 + 0.24 * len(group) for group in groups.values()]  # inches
+    heights = [0.85 + 0.24 * len(group) for group in groups.values()]  # inches
     figure = Figure((8, sum(heights) + 0.4), dpi=160, layout="constrained")
     panels = figure.subplots(len(groups), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axes, (what, group) in zip(panels, groups.items(), strict=True):
@@ -224,7 +241,7 @@ def plot(rows, path):
         ratio = "share" if what == "pipeline" else "over_detectron2"
         labels = [f"{row['network']}   ({row[ratio]:.2f})" for row in group]
         axes.barh(labels, times, xerr=errors, color=colours, ecolor="#333333", height=0.7)
-        axes.set_title(PANELS[what], fontsize=9, fontweight="bold", loc="right")
+        axes.set_title(PANELS[what], fontsize=9, fontweight="bold", loc="right", pad=12)
         axes.tick_params(labelsize=8)
         axes.invert_yaxis()
         # Without this, one stall of the machine would squeeze all bars.

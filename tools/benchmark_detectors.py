@@ -336,7 +336,10 @@ def _sweep_cases(setting, size, points):
                     counts.append(len(found))
         return statistics.fmean(counts)
 
-    kind = "stitches" if all(point.is_trained for point in points) else f"points at {size}"
+    one, many = "stitch", "stitches"
+    if not all(point.is_trained for point in points):
+        one, many = f"point at {size}", f"points at {size}"
+    kind = one if len(points) == 1 else many
     names = [f"{len(points)} {kind} {how}" for how in ("in one pass", "separately")]
     return [
         Case("sweep", names[0], in_one_pass, size, None, names[1], _BATCHES_IN_ONE_PASS),

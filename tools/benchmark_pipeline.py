@@ -134,7 +134,7 @@ def _rows_of_size(setting, size, points, folder):
     clock.enter(None)
     seconds |= {stage: [clock.seconds[stage] / len(records)] for stage in (WRITING, SCORING)}
     total = sum(map(np.median, seconds.values()))
-    name = f"{len(points)} points at {size}"
+    name = f"{len(points)} point{'s' if len(points) > 1 else ''} at {size}"
     yield row_of(
         *(setting, "pipeline", f"{name}: an image", size, [total]),
         share=1.0,

@@ -20,10 +20,10 @@ import snnet_vitdet.omp  # noqa: F401  # isort: skip
 
 import torch
 
-from benchmark import COCO_CLASSES, DEFAULT_CONFIG
+from benchmark import device_and_config
 from device_checks import Setting, check_masks, check_processes, check_training, check_versions
 from device_networks import check_attention, check_sweep, check_vit
-from snnet_vitdet.engine import load_config
+from snnet_vitdet.engine import parse_with_overrides
 from snnet_vitdet.errors import exit_on_input_error, first_line
 
 CHECKS = {
@@ -44,10 +44,10 @@ def arguments():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", metavar="FILE", help="default: one for this machine")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--checks", nargs="+", choices=CHECKS, default=list(CHECKS))
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
-    return parser.parse_args()
+    return parse_with_overrides(parser)
 
 
 def rows_of(checks, setting):
@@ -65,10 +65,7 @@ def rows_of(checks, setting):
 
 def run(args) -> int:
     """Prints the table; returns 1 if anything differs, else 0."""
-    device = torch.device(args.device)
-    config = load_config(args.config_file or DEFAULT_CONFIG[device.type], args.opts)
-    if not isinstance(config.model.roi_heads.num_classes, int):
-        config.model.roi_heads.num_classes = COCO_CLASSES  # it would be read from the data
+    device, config = device_and_config(args)
     start = time.monotonic()
     table = []
     for row in rows_of(args.checks, Setting(config, device)):

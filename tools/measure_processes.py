@@ -33,6 +33,7 @@ from snnet_vitdet.engine import (
     fit_stitching_layers,
     launch_here,
     load_config,
+    parse_with_overrides,
     synthetic_batch,
 )
 from snnet_vitdet.engine.ddp import wrap_for_processes
@@ -54,7 +55,7 @@ def arguments():
     parser.add_argument("--repeats", type=int, default=10, help="iterations that count")
     parser.add_argument("--output", default="output/benchmark", metavar="FOLDER")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="overrides of the config")
-    return parser.parse_args()
+    return parse_with_overrides(parser)
 
 
 def measure_processes(config, num_processes, total_batch, repeats):

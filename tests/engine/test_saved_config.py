@@ -222,6 +222,13 @@ def test_the_remedy_of_a_key_that_has_come_or_gone_is_an_override_that_works(fol
     check_resumed_settings(resumed("+optimizer.eps=1e-06", "optimizer.lr=0.0005"))
 
 
+@pytest.mark.parametrize("override", ["+optimizer.fused=False", "+optimizer.foreach=True"])
+def test_the_kernels_of_the_optimizer_may_change(folder, resumed, override):
+    check_resumed_settings(resumed(override))
+    save_config(resumed(override), str(folder / "config.yaml"))
+    check_resumed_settings(resumed())
+
+
 def test_what_a_config_of_the_folder_names_is_not_called(folder, resumed, tmp_path):
     with open(folder / "config.yaml", "a") as file:
         file.write(f"extra: !!python/object/apply:os.mkdir ['{tmp_path / 'sprung'}']\n")

@@ -350,3 +350,27 @@ def test_an_unknown_point_ends_the_program(monkeypatch, capsys, root, stitches):
         benchmark.main()
     assert exit_.value.code == 2
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("--device foo", "there is no device 'foo'"),
+        ("--device meta", "--device must be auto, cpu or cuda"),
+        ("--warmup -1", "--warmup must be 0 or more, got -1"),
+        ("--draws -1", "--draws must be 0 or more"),
+        ("--repeats 0", "--repeats must be 1 or more"),
+        ("--limit 0", "--limit must be above 0"),
+        # An override behind an option of several values is none of them.
+        ("--what blocks train.lr=1", "train.lr"),
+    ],
+)
+def test_wrong_arguments_end_the_program(monkeypatch, capsys, root, words, problem):
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *words.split()])
+    with pytest.raises(SystemExit) as exit_:
+        benchmark.main()
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert problem in error

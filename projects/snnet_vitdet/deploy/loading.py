@@ -29,9 +29,26 @@ from snnet_vitdet.stitching import Stitch
 
 from .pictures import ImageLike, to_rgb
 
-__all__ = ["LoadedDetector", "load_training", "resizing"]
+__all__ = ["LoadedDetector", "device_named", "load_training", "resizing"]
 
 logger = logging.getLogger(__name__)
+
+
+def device_named(name: str) -> torch.device:
+    """The device of a name; ``auto`` is the GPU if there is one, else the CPU.
+
+    Raises:
+        InputError: If there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"there is no device {name!r}: choose auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {name} is not there: choose cpu or auto")
+    return device
 
 
 @dataclass(frozen=True)

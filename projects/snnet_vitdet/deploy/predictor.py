@@ -28,7 +28,7 @@ from snnet_vitdet.stitching import OperatingPoint, Stitch, merged
 
 from .export_file import exported_table, load_exported, read_export
 from .instances import ClassNames, Detections, PastedMasks
-from .loading import LoadedDetector, load_training, resizing
+from .loading import LoadedDetector, device_named, load_training, resizing
 from .pictures import ImageLike
 from .points_by_name import ChosenPoint, PointsByName
 
@@ -103,14 +103,7 @@ class Predictor:
             raise InputError(f"precision must be float32, float16 or bfloat16, got {precision!r}")
         if padding not in (None, "square", "tight"):
             raise InputError(f"padding must be square or tight, got {padding!r}")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            self.device = torch.device(device)
-        except RuntimeError as error:
-            raise InputError(f"there is no device {device!r}: choose auto, cpu or cuda") from error
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError(f"device {device} is not there: choose cpu or auto")
+        self.device = device_named(device)
         loaded = config if isinstance(config, LoadedDetector) else load_training(config, weights)
         if not isinstance(loaded.model, GeneralizedRCNN):
             raise InputError(

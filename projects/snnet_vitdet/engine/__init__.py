@@ -2,7 +2,7 @@
 
 from .checkpoint import checkpoint_to_evaluate, checkpoint_to_resume, saved_facts
 from .checkpointer import ClassNames, StrictCheckpointer
-from .config import load_config
+from .config import load_config, parse_with_overrides
 from .hooks import STOPPED
 from .image_size import at_image_size, check_image_size, cost_aspect_ratio
 from .initialise import fit_stitching_layers, initialise_weights, load_anchors, load_detectors
@@ -66,6 +66,7 @@ __all__ = [
     "load_detectors",
     "mean_gflops",
     "preflight",
+    "parse_with_overrides",
     "prepare_run",
     "run_in_processes",
     "save_config",

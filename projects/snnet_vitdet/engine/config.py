@@ -4,11 +4,13 @@
 nothing, and nobody would notice before the end of the training. Here it is an error.
 """
 
+import argparse
 import contextlib
 import copy
 import difflib
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from glob import glob
 
@@ -30,7 +32,7 @@ from .saved_config import EARLIER_VALUES, read_yaml
 from .setting_checks import check_like, check_settings, flat
 from .settings import GROUPS, Config, add_defaults
 
-__all__ = ["load_config"]
+__all__ = ["load_config", "parse_with_overrides"]
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +98,21 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> Config:
     with contextlib.suppress(InputError):
         settle_masks(config)
     return config
+
+
+def parse_with_overrides(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parses the command line of a tool, with overrides of the config anywhere in it.
+
+    argparse would take an override for one more value of an option with several values before it.
+
+    Args:
+        parser: Its positional argument ``opts`` takes the overrides.
+    """
+    words = sys.argv[1:]
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    args = parser.parse_args([word for word in words if word not in overrides])
+    args.opts = [*args.opts, *overrides]
+    return args
 
 
 def _loaded(config_file: str) -> Config:

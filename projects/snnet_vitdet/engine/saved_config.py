@@ -39,8 +39,10 @@ _MOST_VALUES = 100_000
 # Settings that the checkpoint overrides, such as the size that its positions are stored for, and
 # the number of images in its iterations.
 _REFUSED = (*("optimizer", "data.masks", "data.image_size", "dataloader.train.total_batch_size"),)
-# Settings that do not change the training from now on.
+# Settings that do not change the training from now on, even if they are in a group of _REFUSED.
 _FREE = (
+    # Kernels of the same step.
+    *("optimizer.fused", "optimizer.foreach"),
     *("train.output_dir", "train.init_checkpoint", "train.device", "train.rehearsal", "train.ddp"),
     *("train.eval_period", "train.eval_stitches", "train.log_period", "train.checkpointer"),
     *("dataloader.test", "dataloader.evaluator", "dataloader.train.num_workers", "init", "sweep"),
@@ -173,7 +175,11 @@ def check_resumed_settings(config: Config) -> None:
     folder = config.train.output_dir
     if not last_checkpoint(folder):
         return
-    changes = [change for change in _changes(folder, config) if _is_in(change[0], _REFUSED)]
+    changes = [
+        change
+        for change in _changes(folder, config)
+        if _is_in(change[0], _REFUSED) and not _is_in(change[0], _FREE)
+    ]
     if changes:
         raise InputError(
             f"the training in {folder} has {_text(changes, 0)}, which its checkpoint goes on with, "

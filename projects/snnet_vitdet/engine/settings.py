@@ -188,7 +188,7 @@ class DdpSettings(Settings, key="train.ddp"):
     find_unused_parameters: bool = _setting(True, "needed for stitches and frozen ViTs")
     fp16_compression: bool = _setting(True, "exchange gradients in the type of mixed precision")
     gradient_as_bucket_view: bool = _setting(
-        True, "gradients stay in the buckets of their exchange: less memory, a copy less"
+        True, "gradients stay in the buckets of their exchange: this saves memory and a copy"
     )
     skip_all_reduce_unused_params: bool = _setting(
         True, "if all train the same stitch, exchange only buckets with parts that it runs"

@@ -101,6 +101,7 @@ def train(config: Config, resume: bool) -> None:
     if config.train.compile:
         # After the copy for the average, which is only evaluated.
         compile_blocks(model)
+        logger.info("The blocks of the ViTs are compiled: the first iterations take minutes")
     costs = None if find_stitched_vit(model) is None else stitch_costs(config.model)
     distil(config, model, costs)
     if config.train.rehearsal and config.train.device.startswith("cuda"):
