@@ -32,7 +32,8 @@ _HEIGHT_INCHES = 4.375
 _WIDTH_INCHES = {1: 6.25, 2: 10.0}
 # More points are drawn smaller and paler, or they would be one cloud.
 _CROWD = 1000
-_ALONE = {"linestyle": (0, (4, 2))}
+# Wide and pale, so that it is seen below the other line where both are the same.
+_ALONE = {"color": "#c4c4c4", "linewidth": 6.0, "zorder": 4.4}
 
 # Okabe and Ito's palette without its yellow, which is too pale for lines. More candidates than
 # colours repeat colour and marker.
@@ -84,7 +85,7 @@ def pareto_figure(rows: Sequence[Row], *, title: str | None = None) -> Figure:
 
     A task without any score gets no panel. In a panel, each kind of stitch is a scatter labelled
     with its kind, and the frontier by this panel's AP is a line labelled ``frontier``. With points
-    at other sizes, a dashed line ``stitches alone`` is the frontier of the stitches as trained.
+    at other sizes, a pale line ``stitches alone`` is the frontier of the stitches as trained.
     Only points scored on the most images are on a frontier; the others are pale. Points without a
     score are left out and counted in the panel's title.
 
@@ -193,10 +194,7 @@ def _draw_frontier(axes: Axes, rows: Sequence[Row], score: str, **look: object) 
         [cost for cost, _ in corners],
         [ap for _, ap in corners],
         drawstyle="steps-post",
-        color=_INK,
-        linewidth=1.4,
-        zorder=4.5,
-        **look,
+        **{"color": _INK, "linewidth": 1.4, "zorder": 4.5, **look},
     )
 
 
@@ -228,9 +226,7 @@ def _legend_handles(kinds: Mapping[str, tuple[str, str]], with_alone: bool) -> l
         markeredgewidth=1.2,
         label="frontier of all points" if with_alone else "on the frontier",
     )
-    stitches = Line2D(
-        [], [], color=_INK, label="frontier of the stitches alone, as trained", **_ALONE
-    )
+    stitches = Line2D([], [], label="frontier of the stitches alone, as trained", **_ALONE)
     return [*handles, frontier, *[stitches] * with_alone]
 
 
