@@ -7,7 +7,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Boxes, Instances
 
 from snnet_vitdet.errors import InputError
-from snnet_vitdet.evaluation.detections import Detections, DetectionStore
+from snnet_vitdet.evaluation.detections import Detections, DetectionStore, unpacked
 from snnet_vitdet.evaluation.mask_rle import MaskRuns
 
 HEIGHT, WIDTH = 90, 120
@@ -104,7 +104,7 @@ def test_what_comes_out_is_what_went_in_to_the_bit(masks, images_per_file, make)
     assert len(list(store.folder.glob("*.npz"))) == {1: 9, 4: 3, 50: 1}[images_per_file]
     for stitch_id in (0, 3, 7):
         expected = expected_of(stitch_id, image_ids, masks)
-        found = make().detections_of(str(stitch_id))
+        found = list(unpacked(make().arrays_of(str(stitch_id))))
         assert found == expected
         types = [{key: type(value) for key, value in d.items()} for d in (found[0], expected[0])]
         assert types[0] == types[1]
@@ -124,7 +124,7 @@ def test_each_point_has_its_own_detections_in_their_order(store):
     store.flush()
     for point, rows in (("0", [0, 1, 3, 4]), ("3", [4, 0, 3, 2, 5]), ("7", [])):
         expected = instances_to_coco_json(instances[torch.tensor(rows, dtype=torch.long)], 5)
-        assert store.detections_of(point) == expected
+        assert list(unpacked(store.arrays_of(point))) == expected
 
 
 def test_several_processes_share_a_folder(store, make):
@@ -134,7 +134,7 @@ def test_several_processes_share_a_folder(store, make):
     assert (store.num_images_done(), second.num_images_done()) == (3, 3)
     assert sorted(second.image_ids()) == [1, 2, 3, 4, 5, 6]
     for reader in (store, second):
-        assert reader.detections_of(str(7)) == expected_of(7, [1, 2, 3, 4, 5, 6])
+        assert list(unpacked(reader.arrays_of(str(7)))) == expected_of(7, [1, 2, 3, 4, 5, 6])
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
@@ -154,7 +154,7 @@ def test_a_file_never_ends_within_a_batch(batch_size, make):
             assert set(arrays["7/image_ids"].tolist()) <= set(images)
         done += len(images)
         assert done % batch_size == 0 or done == len(image_ids)
-    assert store.detections_of("7") == expected_of(7, image_ids)
+    assert list(unpacked(store.arrays_of("7"))) == expected_of(7, image_ids)
 
 
 def test_what_is_pending_is_bounded_by_the_images_of_a_file(make):
@@ -176,7 +176,7 @@ def test_an_opened_folder_is_continued(store, make):
     assert again.open(dict(PLAN), ["7", "0", "3"]) == ["0", "3", "7"]
     assert again.num_images_done() == 2
     fill(again, [3])
-    assert again.detections_of("3") == expected_of(3, [1, 2, 3])
+    assert list(unpacked(again.arrays_of("3"))) == expected_of(3, [1, 2, 3])
 
 
 def test_a_folder_of_more_stitches_is_kept_and_says_which(store, make):
@@ -235,7 +235,7 @@ def test_a_write_that_fails_leaves_no_part_of_a_file(step, store, make, monkeypa
     again.open(PLAN, ["0", "3", "7"])
     assert again.num_images_done() == 2
     fill(again, [3])
-    assert again.detections_of("3") == expected_of(3, [1, 2, 3])
+    assert list(unpacked(again.arrays_of("3"))) == expected_of(3, [1, 2, 3])
     assert sorted(os.listdir(store.folder)) == [
         "0000-000000.npz",
         "0000-000001.npz",

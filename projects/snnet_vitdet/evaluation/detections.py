@@ -168,10 +168,6 @@ class DetectionStore:
                 parts.append({name: arrays[f"{point}/{name}"] for name in _FIELDS})
         return {name: np.concatenate([part[name] for part in parts]) for name in _FIELDS}
 
-    def detections_of(self, point: str) -> list[dict]:
-        """All detections of a point, of all processes, as ``instances_to_coco_json`` makes them."""
-        return list(unpacked(self.arrays_of(point)))
-
     def image_ids(self, rank: int | None = None) -> list[int]:
         """The ids of the images in the files of a process, or of all processes."""
         image_ids = []
@@ -189,7 +185,7 @@ class DetectionStore:
 
 
 def unpacked(packed: Mapping[str, np.ndarray]) -> Iterator[dict]:
-    """The detections in a file's arrays of a point, as ``instances_to_coco_json`` makes them."""
+    """The detections in the arrays of a point, as ``instances_to_coco_json`` makes them."""
     text = packed["rles"].tobytes().decode("ascii")
     ends = np.cumsum(packed["lengths"]).tolist()
     sizes = packed["sizes"].tolist()
