@@ -5,11 +5,11 @@
     python -m research.proxy --seeds 3 --rows elsewhere/study.csv
     python -m research.proxy --seeds --rows research/proxy/study.csv
 
-For each seed, both ViTs are trained alone from random weights. From their backbones, each ViT is
-trained alone again, and the supernet in every variant, for the same number of iterations. Writes
-study.csv, with a row for each run as soon as it is finished, and gaps.png. Started again, it
-resumes. Seeds can be run on several machines and their rows combined; without seeds, nothing is
-trained. Run it from the repository's folder.
+For each seed, both ViTs are trained alone from random weights. From their backbones, or from those
+of --pretrained, each ViT is trained alone again, and the supernet in every variant, for the same
+number of iterations. Writes study.csv, with a row for each run as soon as it is finished, and
+gaps.png. Started again, it resumes. Seeds can be run on several machines and their rows combined;
+without seeds, nothing is trained. Run it from the repository's folder.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from snnet_vitdet.report import drawing
 
 from .gap_plot import gap_figure
 from .runs import Study
-from .table import StudyTable, scores_of
+from .table import StudyTable, scores_alone, scores_of
 from .variants import ALONE, PAPER, ROOT, VARIANTS, cost_of
 
 
@@ -39,6 +39,13 @@ def arguments():
     parser.add_argument("--variants", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--pretrain-iter", type=int, default=2000)
     parser.add_argument("--max-iter", type=int, default=2000)
+    parser.add_argument(
+        "--pretrained",
+        nargs=2,
+        default=[],
+        metavar=("SMALL", "LARGE"),
+        help="checkpoints to start all seeds from, instead of pretraining",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default 2)")
     parser.add_argument("--folder", default="output/proxy")
     parser.add_argument(
@@ -74,12 +81,9 @@ def run(args):
             values = scores_of(rows, *(alone[seed, vit] for vit in ALONE))
         else:
             (row,) = rows
-            values = {variant.vit: row["bbox_AP"]}
             if variant is ALONE[variant.vit]:
                 alone[seed, variant.vit] = row
-            else:
-                gap = row["bbox_AP"] - alone[seed, variant.vit]["bbox_AP"]
-                values[f"{variant.vit}_gap"] = gap
+            values = scores_alone(variant.vit, row, alone[seed, variant.vit])
         values["cost"] = costs[variant]
         table.add(seed, variant.name, values)
         table.write(folder / "study.csv")
@@ -88,7 +92,13 @@ def run(args):
 
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     study = Study(
-        ROOT / "train_net.py", folder, args.pretrain_iter, args.max_iter, tuple(args.opts), threads
+        ROOT / "train_net.py",
+        folder,
+        args.pretrain_iter,
+        args.max_iter,
+        tuple(args.opts),
+        threads,
+        {vit: Path(path).resolve() for vit, path in zip(ALONE, args.pretrained, strict=False)},
     )
     study.play(args.seeds, variants, args.jobs, finished)
     print(f"\n{table.summary()}")

@@ -4,9 +4,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from snnet_vitdet.errors import InputError
@@ -28,6 +28,8 @@ class Study:
         max_iter: Iterations of the other runs, times the length of the variant.
         overrides: Overrides of every run; those of the variant come after them.
         threads: Threads of each process.
+        pretrained: Checkpoints of the two ViTs, by ``small`` and ``large``, for all seeds; without
+            them, each seed has a pretraining of its own.
     """
 
     program: Path
@@ -36,6 +38,7 @@ class Study:
     max_iter: int
     overrides: tuple[str, ...] = ()
     threads: int = 1
+    pretrained: Mapping[str, Path] = field(default_factory=dict)
 
     def play(
         self,
@@ -58,10 +61,12 @@ class Study:
         """
         with ThreadPoolExecutor(jobs) as pool:
             pretrained = {
-                seed: [pool.submit(self._pretrain, vit, seed) for vit in ALONE] for seed in seeds
+                seed: [pool.submit(self._pretrain, vit, seed) for vit in ALONE]
+                for seed in seeds
+                if not self.pretrained
             }
             runs = {
-                (seed, variant): pool.submit(self._train, variant, seed, pretrained[seed])
+                (seed, variant): pool.submit(self._train, variant, seed, pretrained.get(seed, []))
                 for variant in (*ALONE.values(), *variants)
                 for seed in seeds
             }
@@ -106,8 +111,8 @@ class Study:
         starts = {"net": variant.vit} if variant.vit else {vit: vit for vit in ALONE}
         overrides = [f"train.max_iter={round(variant.length * self.max_iter)}"]
         for key, vit in starts.items():
-            weights = self._output(f"pretrained_{vit}", seed) / "model_final.pth"
-            overrides.append(f"init.weights.{key}={weights}")
+            own = self._output(f"pretrained_{vit}", seed) / "model_final.pth"
+            overrides.append(f"init.weights.{key}={self.pretrained.get(vit, own)}")
         overrides += variant.overrides
         return self.run(variant.name, variant.vit or "supernet", overrides, seed)
 

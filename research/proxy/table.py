@@ -14,7 +14,7 @@ from snnet_vitdet.files import write_atomically
 
 from .variants import ALONE, PAPER, VARIANTS
 
-__all__ = ["StudyTable", "paired", "scores_of"]
+__all__ = ["StudyTable", "paired", "scores_alone", "scores_of"]
 
 _SCORES = {
     "small": "small end",
@@ -23,9 +23,16 @@ _SCORES = {
     "large_gap": "less L alone",
     "over_line": "over the line",
 }
+# Where masks were scored.
+_MASK_SCORES = {
+    "small_mask": "small end, masks",
+    "small_mask_gap": "less S alone, masks",
+    "large_mask": "large end, masks",
+    "large_mask_gap": "less L alone, masks",
+}
 _COST = "cost"
 _KINDS = ("FS", "SF", "FSF", "SFS")
-_COLUMNS = ("seed", "run", *_SCORES, _COST, *_KINDS)
+_COLUMNS = ("seed", "run", *_SCORES, _COST, *_KINDS, *_MASK_SCORES)
 
 
 def scores_of(
@@ -40,15 +47,18 @@ def scores_of(
 
     Returns:
         Box AP of the ends (``small``, ``large``), their differences to the ViTs alone
-        (``small_gap``, ``large_gap``), the mean AP of each kind of stitch, and ``over_line``: the
-        mean height of the frontier over the straight line between the two ViTs alone, over all
-        costs between them.
+        (``small_gap``, ``large_gap``), the same of masks if they were scored (``small_mask`` and so
+        on), the mean box AP of each kind of stitch, and ``over_line``: the mean height of the
+        frontier over the straight line between the two ViTs alone, over all costs between them.
 
     Raises:
         KeyError: If S or L was not swept.
     """
-    by_name = {row["name"]: row["bbox_AP"] for row in rows}
-    small, large = by_name["S"], by_name["L"]
+    by_name = {row["name"]: row for row in rows}
+    ends = {
+        **scores_alone("small", by_name["S"], small_alone),
+        **scores_alone("large", by_name["L"], large_alone),
+    }
     kinds: dict[str, list[float]] = {}
     for row in rows:
         kinds.setdefault(row["kind"], []).append(row["bbox_AP"])
@@ -60,13 +70,30 @@ def scores_of(
     slope = (large_alone["bbox_AP"] - small_alone["bbox_AP"]) / (high - low)
     at_start = small_alone["bbox_AP"] + slope * (start - low)
     return {
-        "small": small,
-        "large": large,
-        "small_gap": small - small_alone["bbox_AP"],
-        "large_gap": large - large_alone["bbox_AP"],
+        **ends,
         "over_line": frontier.mean(start, high) - (at_start + large_alone["bbox_AP"]) / 2,
         **{kind: statistics.fmean(values) for kind, values in kinds.items()},
     }
+
+
+def scores_alone(end: str, row: Mapping, alone: Mapping) -> dict[str, float]:
+    """AP of one end, and its difference to the ViT alone of the usual length.
+
+    Args:
+        end: ``small`` or ``large``.
+        row: The row of this end, or of its ViT alone, maybe trained for longer.
+        alone: The row of its ViT, trained alone; no difference is taken with itself.
+
+    Returns:
+        The values by column.
+    """
+    values = {}
+    for metric, suffix in (("bbox_AP", ""), ("segm_AP", "_mask")):
+        if metric in row:
+            values[f"{end}{suffix}"] = row[metric]
+            if row is not alone:
+                values[f"{end}{suffix}_gap"] = row[metric] - alone[metric]
+    return values
 
 
 def paired(values: Mapping[int, float], others: Mapping[int, float]) -> tuple[float, float]:
@@ -188,11 +215,16 @@ class StudyTable:
         In brackets: differences to the paper's recipe, taken seed by seed. The cost is relative to
         the large ViT alone, in brackets relative to the paper's recipe.
         """
-        heads = ["run", "seeds", *_SCORES.values(), "cost"]
+        shown = _SCORES | {
+            key: head
+            for key, head in _MASK_SCORES.items()
+            if any(key in values for values in self._rows.values())
+        }
+        heads = ["run", "seeds", *shown.values(), "cost"]
         lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
         for run in self.runs:
             seeds = sum(name == run for _, name in self._rows)
-            cells = [f"`{run}`", str(seeds), *(self._cell(run, column) for column in _SCORES)]
+            cells = [f"`{run}`", str(seeds), *(self._cell(run, column) for column in shown)]
             cost, times = _first(self.results(run, _COST)), self.times(run)
             cells.append("" if math.isnan(cost) else f"{cost:.2f} ({times:.2f}×)")
             lines.append(f"| {' | '.join(cells)} |")
@@ -203,8 +235,8 @@ class StudyTable:
         if not own:
             return ""
         # A gap is a difference already: it has a sign, and no second difference beside it.
-        gap = column in ("small_gap", "large_gap")
-        form = "{:.2f}" if column in ("small", "large") else "{:+.2f}"
+        gap = column.endswith("_gap")
+        form = "{:+.2f}" if gap or column == "over_line" else "{:.2f}"
         text = _with_error(form, *self.mean(run, column))
         if run != PAPER.name and not gap and own.keys() & of_paper.keys():
             text += f" ({_with_error('{:+.2f}', *paired(own, of_paper))})"

@@ -1,5 +1,6 @@
 """Runs of the study in their order, with a stand-in for train_net.py."""
 
+import dataclasses
 import json
 
 import pytest
@@ -84,6 +85,21 @@ def test_what_is_finished_is_not_run_again(study, tmp_path):
     assert len(finished) == 8
     new = calls(tmp_path)[before:]
     assert len(new) == 4 and all(words[-1].endswith("/other") for words in new)
+
+
+def test_given_checkpoints_take_the_place_of_the_pretraining(study, tmp_path):
+    given = {vit: tmp_path / f"{vit}.pth" for vit in ("small", "large")}
+    for path in given.values():
+        path.touch()
+    finished = play(dataclasses.replace(study, pretrained=given), [PAPER])
+    assert [name for _, name, _ in finished[::2]] == ["small_alone", "large_alone", "paper"]
+    trainings = [words for words in calls(tmp_path) if "--eval-only" not in words]
+    starts = {word for words in trainings for word in words if word.startswith("init.")}
+    assert starts == {
+        *(f"init.weights.{vit}={path}" for vit, path in given.items()),
+        *(f"init.weights.net={path}" for path in given.values()),
+    }
+    assert len(trainings) == 6
 
 
 @pytest.mark.parametrize("jobs", [1, 3])

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from research.proxy.table import StudyTable, paired, scores_of
+from research.proxy.table import StudyTable, paired, scores_alone, scores_of
 
 from snnet_vitdet.errors import InputError
 
@@ -92,3 +92,20 @@ def test_a_difference_is_that_of_each_seed_with_its_error():
     assert mean == -2.0 and math.isnan(error)
     with pytest.raises(ValueError, match="no seed"):
         paired({0: 1.0}, {1: 1.0})
+
+
+def test_masks_are_compared_where_they_were_scored(table):
+    assert "masks" not in table.summary()
+    small, large = ({**each, "segm_AP": 30.0} for each in (SMALL_ALONE, LARGE_ALONE))
+    rows = [
+        {**row("S", "S", 1.0, 17.0), "segm_AP": 28.0},
+        {**row("L", "L", 5.0, 41.0), "segm_AP": 33.5},
+    ]
+    scores = scores_of(rows, small, large)
+    assert (scores["small_mask"], scores["small_mask_gap"]) == (28.0, -2.0)
+    assert (scores["large_mask"], scores["large_mask_gap"]) == (33.5, 3.5)
+    assert scores_alone("large", large, large) == {"large": 40.0, "large_mask": 30.0}
+    table.add(7, "with masks", scores)
+    head, *_, last = table.summary().splitlines()
+    place = [cell.strip() for cell in head.split("|")].index("less L alone, masks")
+    assert last.split("|")[place].strip() == "+3.50"

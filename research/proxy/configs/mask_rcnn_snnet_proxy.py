@@ -68,6 +68,7 @@ sampler.grouping = "round"
 # Enough of each kind to see a frontier.
 sweep.stitch_ids = "S,L,FS,SF,SFS-1-3,SFS-2-4,SFS-3-5,FSF-1-3,FSF-2-4,FSF-3-5"
 
+init.weights = dict(small=None, large=None)
 train.output_dir = "output/proxy/snnet"
 train.max_iter = 2000
 train.checkpointer.period = 500
