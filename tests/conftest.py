@@ -79,6 +79,9 @@ def tiny_overrides(tiny_scenes: ShapesPaths) -> list[str]:
         f"{net}.large.embed_dim=48",
         f"{net}.large.num_heads=3",
         f"{net}.lora_rank=4",
+        # Other widths than those of the bundled weights.
+        *(f"init.weights.{vit}=null" for vit in ("small", "large")),
+        *(f"optimizer.params.lr_factor_func.rates.{vit}=1.0" for vit in ("small", "large")),
         "model.proposal_generator.pre_nms_topk=[60,40]",
         "model.proposal_generator.post_nms_topk=[40,20]",
         f"{heads}.batch_size_per_image=16",

@@ -33,7 +33,7 @@ from snnet_vitdet.engine.checkpoint import last_checkpoint
 from snnet_vitdet.engine.run_data import BOXES_ALONE
 from snnet_vitdet.errors import InputError, exit_on_input_error
 from snnet_vitdet.modeling.cost import build_on_meta
-from snnet_vitdet.modeling.weights import names_file
+from snnet_vitdet.modeling.weights import are_local
 from snnet_vitdet.text import neutral
 
 PATHS = ("train_json", "train_images", "test_json", "test_images")
@@ -140,7 +140,7 @@ def notes_of(config, train, test):
         yield BOXES_ALONE
     if not config.train.init_checkpoint and not last_checkpoint(config.train.output_dir):
         for name, source in config.init.weights.items():
-            if source and not names_file(source):
+            if source and not are_local(source):
                 yield (
                     f"init.weights.{name}={source} names weights of timm, which a training "
                     "downloads; nothing is downloaded here, so this is not tried"

@@ -48,7 +48,7 @@ lr_multiplier = L(WarmupParamScheduler)(
     warmup_factor=0.001,
 )
 
-# The stitches cost 1 to 2 GFLOPs.
+# The stitches cost 0.2 to 0.9 GFLOPs.
 sampler = L(ResourceConstrainedSampler)(step=0.1, seed="${train.seed}", grouping="gap")
 
 init = as_config(InitSettings(weights=dict(small=None, large=None)))

@@ -17,7 +17,10 @@ from ..shapes.mask_rcnn_snnet_nano import (
 model = join_configs(
     anchor_alone(model, "small"), anchor_alone(model, "large"), max_cuts=2, kinds=None, lora_rank=8
 )
+# What is pretrained is frozen.
+optimizer.params.lr_factor_func.rates = dict(small=1.0, large=1.0)
 
+init.weights = dict(small=None, large=None)
 init.detectors = dict(
     small="output/vitdet_nano_s/model_final.pth", large="output/vitdet_nano_l/model_final.pth"
 )

@@ -32,5 +32,9 @@ data.test_images = "${data.prepare.root}/test"
 dataloader.train.mapper.augmentations[1].min_scale = 0.8
 dataloader.train.mapper.augmentations[1].max_scale = 1.25
 
+# Pretrained on other generated scenes by research/nano_vits.
+init.weights = dict(small="vit_nano_s", large="vit_nano_l")
+optimizer.params.lr_factor_func.rates = dict(small=0.7, large=0.8)
+
 train.output_dir = "output/shapes_nano"
-train.max_iter = 600
+train.max_iter = 1200

@@ -15,5 +15,5 @@ from .mask_rcnn_snnet_nano import (
 model.backbone.net = model.backbone.net.large
 optimizer.params.lr_factor_func.depths = dict(net="${model.backbone.net.depth}")
 optimizer.params.lr_factor_func.rates = dict(net=0.8)
-init.weights = dict(net=None)
+init.weights = dict(net="vit_nano_l")
 train.output_dir = "output/vitdet_nano_l"

@@ -15,5 +15,5 @@ from .mask_rcnn_snnet_nano import (
 model.backbone.net = model.backbone.net.small
 optimizer.params.lr_factor_func.depths = dict(net="${model.backbone.net.depth}")
 optimizer.params.lr_factor_func.rates = dict(net=0.7)
-init.weights = dict(net=None)
+init.weights = dict(net="vit_nano_s")
 train.output_dir = "output/vitdet_nano_s"

@@ -215,8 +215,8 @@ def test_a_missing_file_or_a_folder_is_an_error(tmp_path):
 def test_a_name_that_timm_does_not_know_is_an_error(name):
     assert_refused(
         name,
-        f"weights '{name}' are neither an existing file nor a model that timm knows; see "
-        "tools/list_anchors.py",
+        f"weights '{name}' are neither an existing file, nor bundled (vit_nano_s, vit_nano_l), "
+        "nor a model that timm knows; see tools/list_anchors.py",
     )
 
 

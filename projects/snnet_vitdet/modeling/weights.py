@@ -1,4 +1,4 @@
-"""Pretrained weights for one anchor, loaded strictly: timm's by name, a file, or a detector's.
+"""Pretrained weights for one anchor, loaded strictly: by name, from a file, or a detector's.
 
 A missing, unexpected or misshapen key is an error. detectron2's suffix matching
 (``?matching_heuristics=True``) does not work here, as both anchors share every suffix.
@@ -15,10 +15,11 @@ from snnet_vitdet.errors import InputError, first_line
 from snnet_vitdet.weight_files import check_state_dict, read_weight_file
 
 from .anchor import AnchorViT
+from .bundled_weights import BUNDLED, bundled_file, check_bundled
 from .conversion import OURS, convert_timm_state_dict, differences
 from .families import check_pretraining
 
-__all__ = ["check_weights", "load_anchor_weights", "names_file", "read_weights"]
+__all__ = ["are_local", "check_weights", "load_anchor_weights", "read_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,10 @@ def load_anchor_weights(
         anchor: The anchor.
         source: A local file (see :func:`snnet_vitdet.weight_files.read_weight_file`) with a timm
             state dict, possibly under the key ``model`` or ``state_dict``, or the checkpoint of a
-            detector that was trained with this anchor alone; or the name of a timm model with
-            pretrained weights, e.g. ``deit3_small_patch16_224.fb_in22k_ft_in1k``. None or an empty
-            string keeps the random weights.
+            detector that was trained with this anchor alone; the name of weights that come with
+            the package, e.g. ``vit_nano_s``; or the name of a timm model with pretrained weights,
+            e.g. ``deit3_small_patch16_224.fb_in22k_ft_in1k``. None or an empty string keeps the
+            random weights.
         pixel_mean: Mean of the detector's normalisation, RGB, 0 to 255; None if it is that of the
             anchor's pretraining.
         pixel_std: Its standard deviation.
@@ -51,9 +53,7 @@ def load_anchor_weights(
     """
     if not source:
         return
-    if not names_file(source):
-        _check_name(source)
-        check_pretraining(anchor, source)
+    _check_arguments(anchor, source)
     state = _converted(read_weights(source), anchor, source, pixel_mean, pixel_std)
     missing, unexpected = anchor.load_state_dict(state, strict=False)
     assert not unexpected and all(OURS.match(key) for key in missing)
@@ -71,9 +71,16 @@ def check_weights(anchor: AnchorViT, source: str) -> None:
         InputError: If a file cannot be read or does not fit, timm does not know the name, or its
             model differs from the anchor.
     """
-    if names_file(source):
-        _converted(_read_file(source), anchor, source)
-    else:
+    _check_arguments(anchor, source)
+    if are_local(source):
+        _converted(read_weights(source), anchor, source)
+
+
+def _check_arguments(anchor: AnchorViT, source: str) -> None:
+    """Checks the arguments of an anchor that weights with a name need; a file does not say."""
+    if source in BUNDLED:
+        check_bundled(anchor, source)
+    elif not _names_file(source):
         _check_name(source)
         check_pretraining(anchor, source)
 
@@ -100,16 +107,24 @@ def _converted(
 
 
 def read_weights(source: str) -> Mapping[str, torch.Tensor]:
-    """The state dict of a local file or of a timm model by name; code in files is never run.
+    """The state dict of a local file, of bundled weights or of a timm model by name.
+
+    Code in files is never run.
 
     Raises:
         InputError: If there is no such file or model, or it cannot be read or downloaded.
     """
-    return _read_file(source) if names_file(source) else _read_timm(source)
+    if source in BUNDLED:
+        return _read_file(bundled_file(source))
+    return _read_file(source) if _names_file(source) else _read_timm(source)
 
 
-def names_file(source: str) -> bool:
-    """Whether a source of weights is a file, not the name of a timm model."""
+def are_local(source: str) -> bool:
+    """Whether weights are on this machine: a file or bundled, not to be downloaded by timm."""
+    return source in BUNDLED or _names_file(source)
+
+
+def _names_file(source: str) -> bool:
     return source.endswith(_FILE_SUFFIXES) or os.path.exists(source)
 
 
@@ -117,8 +132,8 @@ def _check_name(name: str) -> None:
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         raise InputError(
-            f"weights {name!r} are neither an existing file nor a model that timm knows; see "
-            "tools/list_anchors.py"
+            f"weights {name!r} are neither an existing file, nor bundled ({', '.join(BUNDLED)}), "
+            "nor a model that timm knows; see tools/list_anchors.py"
         )
     known = timm.list_pretrained(f"{architecture}.*")
     if not known or (name != architecture and name not in known):
