@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import snnet_vitdet.omp  # noqa: F401  # isort: skip
+
 import torch
 from safetensors.torch import save_file
 

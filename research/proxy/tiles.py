@@ -12,6 +12,8 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+import snnet_vitdet.omp  # noqa: F401  # isort: skip
+
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util

@@ -151,7 +151,7 @@ def test_plus_adds_a_key_that_is_not_there():
 def test_one_load_does_not_change_the_next():
     load_config(NANO, ["train.max_iter=3", "model.backbone.net.lora_rank=1"])
     config = load_config(NANO)
-    assert (config.train.max_iter, config.model.backbone.net.lora_rank) == (600, 16)
+    assert (config.train.max_iter, config.model.backbone.net.lora_rank) == (1200, 16)
 
 
 def test_saved_config_loads_again_with_its_overrides_and_takes_new_ones(tmp_path, tiny_config):

@@ -96,7 +96,7 @@ def test_what_the_checkpoint_overrides_is_refused_by_name(resumed, override, bef
     [
         ("sampler.step=0.005", "sampler.step=0.002"),
         ("train.seed=7", "train.seed=0"),
-        ("train.max_iter=77", "train.max_iter=600"),
+        ("train.max_iter=77", "train.max_iter=1200"),
         ("train.ends.period=4", "train.ends.period=0"),
         ("lr_multiplier.warmup_length=0.2", "lr_multiplier.warmup_length=0.05"),
         ("data.train_json=other.json", "data.train_json=${data.prepare.root}/train.json"),

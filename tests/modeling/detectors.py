@@ -34,7 +34,7 @@ def cascade_config(num_classes: int = 80, image_size: int = SIZE) -> DictConfig:
     for head, predictor in zip(
         model.roi_heads.box_heads, model.roi_heads.box_predictors, strict=True
     ):
-        head.input_shape.channels = 64
+        head.input_shape.channels = model.backbone.out_channels
         head.fc_dims = [32]
         predictor.input_shape.channels = 32
     return model

@@ -22,7 +22,7 @@ from snnet_vitdet.stitching import merged
 
 ONE_OF_EACH_KIND = ["S", "L", "FS-2", "SF-1", "SFS-1-3", "FSF-2-3"]
 # 0.1 % is what DESIGN asks for; the two counts differ by the rounding of fvcore's einsum alone.
-AGREEMENT = 1e-6
+AGREEMENT = 2e-6
 
 
 @torch.no_grad()
@@ -208,7 +208,7 @@ def test_the_baseline_of_an_anchor_has_its_sizes_and_the_pyramids_input():
     config = nano_config()
     config.backbone.net.out_feature = "tokens"
     alone = anchor_alone(config, "large")
-    assert alone.backbone.net.embed_dim == 192
+    assert alone.backbone.net.embed_dim == 144
     assert config.backbone.net.large.out_feature == "last_feat"
     assert "tokens" in instantiate(alone).backbone.net.output_shape()
 

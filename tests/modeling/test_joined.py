@@ -290,7 +290,7 @@ def test_half_precision_ends_in_float32_for_both_exits():
     ("key", "value", "refused"),
     [
         ("pixel_std", [1.0, 1.0, 1.0], "differ in model.pixel_std cannot be joined"),
-        ("backbone.out_channels", 32, "differ in model.backbone.out_channels cannot be joined"),
+        ("backbone.out_channels", 16, "differ in model.backbone.out_channels cannot be joined"),
     ],
 )
 def test_detectors_that_cannot_be_joined_are_refused(key, value, refused):

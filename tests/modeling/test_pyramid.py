@@ -140,7 +140,7 @@ def test_pyramids_by_exit():
     pyramid = detector(OWN).backbone
     assert pyramid.exit_pyramid(LARGE) is pyramid is pyramid_of_exit(pyramid, LARGE)
     small = pyramid_of_exit(pyramid, SMALL)
-    assert small.net.output_shape()["last_feat"].channels == 96
+    assert small.net.output_shape()["last_feat"].channels == 32
     shared = instantiate(nano_config()).backbone
     assert pyramid_of_exit(shared, SMALL) is pyramid_of_exit(shared, LARGE) is shared
 
@@ -151,8 +151,8 @@ def test_a_pyramid_on_the_features_of_its_vit_gives_its_own_levels(top):
     config = anchor_alone(nano_config(), "small").backbone
     config.top_block = None
     if top:
-        channels = dict(p5=64, last_feat=96)[top]
-        config.top_block = LazyCall(LastLevelP6P7)(in_channels=channels, out_channels=64)
+        # The small ViT is as wide as the pyramid's levels.
+        config.top_block = LazyCall(LastLevelP6P7)(in_channels=32, out_channels=32)
         config.top_block.in_feature = top
     pyramid, x = instantiate(config).eval(), images()
     expected = pyramid(x)

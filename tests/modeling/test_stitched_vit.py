@@ -273,6 +273,6 @@ def test_a_detector_infers_and_each_stitch_gives_its_own_features(detector):
         image = detector.preprocess_image([dict(image=picture())])
         pyramid = detector.backbone(image.tensor)
         shapes = {name: tuple(value.shape) for name, value in pyramid.items()}
-        assert shapes == {f"p{i}": (1, 64, 128 >> i, 128 >> i) for i in range(2, 7)}
+        assert shapes == {f"p{i}": (1, 32, 128 >> i, 128 >> i) for i in range(2, 7)}
         features.append(pyramid["p4"])
     assert not torch.allclose(*features)
