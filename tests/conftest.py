@@ -127,7 +127,7 @@ def trained_tiny(
     config = tiny_config(
         *on_training_images,
         f"train.output_dir={output}",
-        "train.max_iter=200",
+        "train.max_iter=400",
         "train.eval_stitches=[0]",
         "optimizer.lr=1e-3",
         "dataloader.train.total_batch_size=4",

@@ -18,6 +18,10 @@ data.prepare.num_train = 12
 # More than the 50 images of a file of detections, so that an interrupted sweep can be resumed.
 data.prepare.num_test = 52
 
+# Other widths than those of the bundled weights.
+init.weights = dict(small=None, large=None)
+optimizer.params.lr_factor_func.rates = dict(small=1.0, large=1.0)
+
 model.backbone.net.lora_rank = 4
 model.backbone.net.small.embed_dim = 32
 model.backbone.net.small.num_heads = 2
