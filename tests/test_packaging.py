@@ -87,6 +87,8 @@ names = [m.name for m in pkgutil.walk_packages(snnet_vitdet.__path__, "snnet_vit
 for name in names:
     if not name.endswith("__main__"):
         importlib.import_module(name)
+from snnet_vitdet.modeling.weights import BUNDLED, read_weights
+assert all(map(read_weights, BUNDLED))
 predictor = snnet_vitdet.Predictor.from_file({str(exported)!r}, device="cpu")
 found = predictor(numpy.zeros((64, 64, 3), numpy.uint8))
 print(snnet_vitdet.__file__, len(names), isinstance(found, Instances))
