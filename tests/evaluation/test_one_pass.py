@@ -128,7 +128,7 @@ def test_rows_are_those_of_separate_evaluations(
     assert_same_rows(rows, rows_of(tmp_path / "separate"))
     assert_worth_comparing(rows)
     assert [row["stitch_id"] for row in rows] == list(range(NUM_STITCHES))
-    assert {(row["iteration"], row["num_images"]) for row in rows} == {(200, NUM_IMAGES)}
+    assert {(row["iteration"], row["num_images"]) for row in rows} == {(400, NUM_IMAGES)}
     assert {"pareto.png", "stitches.csv", "stitches.json", "sweep.json"} <= set(
         os.listdir(tmp_path / "sweep")
     )
