@@ -40,6 +40,7 @@ model.backbone.net.large = L(AnchorViT)(
     out_feature="last_feat",
 )
 
+# Light heads; otherwise they would take most of the time.
 model.backbone.out_channels = 32
 
 model.proposal_generator.head.in_channels = 32

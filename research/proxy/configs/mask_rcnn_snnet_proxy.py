@@ -38,18 +38,8 @@ model.backbone.net.large.global_block_indexes = [2, 5, 8, 11]
 # Relative to the width, as the paper's rank 16 is to 384.
 model.backbone.net.lora_rank = 4
 model.proposal_generator.anchor_generator.sizes = [[8], [16], [32], [64], [128]]
-# Light heads; otherwise they would take most of the time.
-model.backbone.out_channels = 32
-model.proposal_generator.head.in_channels = 32
-model.proposal_generator.batch_size_per_image = 64
 model.proposal_generator.pre_nms_topk = [200, 100]
 model.proposal_generator.post_nms_topk = [60, 40]
-model.roi_heads.batch_size_per_image = 32
-model.roi_heads.box_head.input_shape.channels = 32
-model.roi_heads.box_head.conv_dims = [32]
-model.roi_heads.box_head.fc_dims = [128]
-model.roi_heads.box_predictor.input_shape.channels = 128
-model.roi_heads.mask_head.input_shape.channels = 32
 model.roi_heads.mask_head.conv_dims = [32]
 
 dataloader.train.total_batch_size = 4
@@ -58,8 +48,6 @@ dataloader.test.num_workers = 1
 
 # There are many small parameters.
 optimizer.fused = True
-# The layer-wise decay of ViTDet's baselines for 12 and 24 blocks.
-optimizer.params.lr_factor_func.rates = dict(small=0.7, large=0.8)
 
 # Fifteen groups; S and L are alone in two of them. The figures in README.md are with rounding.
 sampler.step = 0.002
